@@ -1,0 +1,111 @@
+"""The command line. Heavy imports wait inside the commands, so that --help is quick.
+
+Exit status 0: done, and what was asked holds. 1: done, and it does not hold. 2: bad input, or the work could not go
+on, with one line that says what and how to mend it. 130: interrupted. Diverged runs are results, not errors.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from exmy.version import __version__
+
+INTERRUPTED = 130
+
+
+class Refused(click.ClickException):
+    """One line on what is wrong and how to mend it; exit status 2."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """To standard error, without a traceback."""
+        click.echo(f"exmy: {self.message}", file=file, err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="exmy")
+def main() -> None:
+    """Is this number format safe to train a language model in? Ask, with evidence."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("torch", "matplotlib", "h5py"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+
+
+@main.command()
+@click.argument("study_file", metavar="[STUDY.toml]", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Study directory; runs/NAME by default.")
+@click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change the study: training.steps=500, seed=4, ..."
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
+)
+def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str) -> None:
+    r"""Train every run of a study, and say which diverged.
+
+    Without STUDY.toml: a first look, a few minutes long, chosen for this machine. Started again on the same directory,
+    it trains only the runs that are missing.
+
+    \b
+    Example: exmy sweep mine.toml --out runs/mine --set seed=16
+    """
+    from exmy.sweep import default_study, run_sweep
+    from train import StudyError, read_study
+
+    try:
+        study = read_study(study_file or default_study(device), list(overrides))
+        run_sweep(study, out or Path("runs") / study.name, device)
+    except StudyError as error:
+        raise Refused(str(error)) from None
+    except KeyboardInterrupt:
+        again = " ".join(["exmy", *sys.argv[1:]])
+        click.echo(f"\nexmy: stopped; the packs that were finished are kept. To go on: {again}", err=True)
+        sys.exit(INTERRUPTED)
+
+
+@main.group()
+def formats() -> None:
+    """Look number formats up."""
+
+
+@formats.command("list")
+@click.option("--all", "every", is_flag=True, help="Every legal name, one a line.")
+def list_command(every: bool) -> None:
+    r"""The well-known formats with their limits; any e{E}m{M}, e{E}m{M}f and e{E}m{M}fn is one too.
+
+    \b
+    Example: exmy formats list
+    """
+    from exmy.console import format_table, output
+    from formats import list_formats
+
+    if every:
+        click.echo("\n".join(list_formats()))
+    else:
+        output().print(format_table())
+
+
+@formats.command("show")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+def show_command(names: tuple[str, ...]) -> None:
+    r"""Layout, limits, special values and, for up to 8 bits, every positive value.
+
+    \b
+    Example: exmy formats show e4m3fn e4m3
+    """
+    from exmy.console import format_sheet, output
+    from formats import get_format
+
+    try:
+        described = [get_format(name) for name in names]
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    for f in described:
+        output().print(format_sheet(f))

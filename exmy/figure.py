@@ -1,0 +1,359 @@
+"""One picture of a study: which recipes train at which learning rates, and how their losses ran.
+
+Left, the final loss of every run against its learning rate, a point a seed and a line through the seed medians: a
+recipe that is as safe as the baseline has its line on the baseline's, as wide and as low. Right, the loss curves at the
+learning rate that suits the baseline best, the one at which a change of format alone would be tried. The dotted line is
+the text's unigram entropy: a run that ends there has learnt nothing from context.
+
+No run is left out of the picture. A diverged run is an open marker; a loss that is not finite has no place on an axis
+and is a cross at its upper edge, counted above it; a finite loss above the axis is a triangle at the edge. Colours are
+Okabe and Ito's, told apart in any kind of colour blindness, and each comes with its own marker and dashes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+HIGHEST = 1.04 * math.log(
+    256
+)  # nats a byte: a model that guesses evenly is at ln 256, and nothing above it is of interest
+WIDTH, ROW_HEIGHT, DPI = (
+    16.0,
+    5.6,
+    100,
+)  # inches; 1600 pixels wide, which a README shows without shrinking the text away
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (6, 2)),
+    (0, (2, 1.5)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (10, 3)),
+    (0, (4, 1, 1, 1, 1, 1)),
+    (0, (1, 1)),
+)
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800")
+MARKERS = ("s", "^", "D", "v", "P", "h", "*")
+BASELINE_COLOUR, BASELINE_MARKER = "#000000", "o"
+FEW_SEEDS = 8  # up to here a thin line a seed; more become a band
+POINTS = 800  # of a curve: what a panel can show
+LETTERING: dict[Any, Any] = {
+    "font.size": 12.5,
+    "axes.titlesize": 13.5,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one recipe is drawn, and how far its points stand to the side of the learning rate, in units of the rates'
+    spacing.
+    """
+
+    colour: str
+    marker: str
+    dashes: Any
+    aside: float
+
+
+def study_figure(tree: xr.DataTree, path: Path) -> None:
+    """Draw a study into a PNG at `path`: a row of two panels for each dataset (and model, where there are several).
+
+    tree: /history (run, step) train_loss, last_step; /summary (run) diverged, final_loss, unigram_entropy, each with
+    the coordinates recipe, learning_rate and dataset; attributes `name` and `baseline` where there are any. Raises
+    OSError where `path` can't be written.
+    """
+    history, summary = tree["history"].to_dataset(), tree["summary"].to_dataset()
+    baseline = str(tree.attrs.get("baseline", ""))
+    looks = recipe_looks(_in_order(summary["recipe"]), baseline)
+    rows = _rows(summary)
+    with matplotlib.rc_context(LETTERING):
+        layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
+        figure = Figure(figsize=(WIDTH, 1.2 + ROW_HEIGHT * len(rows)), dpi=DPI, layout=layout)
+        axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 1))
+        for (label, chosen), (left, right) in zip(rows.items(), axes, strict=True):
+            group = summary.isel(run=chosen)
+            rate, why = reference_rate(group, baseline)
+            _draw_final_losses(left, group, looks)
+            _draw_curves(right, history.isel(run=chosen), group, rate, looks)
+            left.set_title(_plain(f"Final training loss{label}"), loc="left", pad=24)  # above the counts
+            right.set_title(_plain(f"Training loss{label}\nat learning rate {rate:.3g}, {why}"), loc="left")
+        name = tree.attrs.get("name")
+        if name:
+            count = "1 run" if summary.sizes["run"] == 1 else f"{summary.sizes['run']} runs"
+            figure.suptitle(_plain(f"{name}: {count}"), x=0.012, ha="left", fontsize=15)
+        handles = [*_recipe_handles(summary, looks), *_sign_handles(summary)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), handlelength=3.2)
+        figure.savefig(path, format="png")
+
+
+def recipe_looks(recipes: Sequence[str], baseline: str) -> dict[str, Look]:
+    """A look for each recipe in order; the baseline is black with round markers, whichever place it has."""
+    others = [r for r in recipes if r != baseline]
+    looks = {}
+    for place, recipe in enumerate(recipes):
+        aside = (place - (len(recipes) - 1) / 2) / max(len(recipes), 2) * 0.7
+        if recipe == baseline:
+            looks[recipe] = Look(BASELINE_COLOUR, BASELINE_MARKER, "-", aside)
+        else:
+            i = others.index(recipe)
+            # A step of the dashes from round to round, so that the eighth recipe is not drawn as the first.
+            dashes = DASHES[(i + i // len(COLOURS)) % len(DASHES)]
+            looks[recipe] = Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], dashes, aside)
+    return looks
+
+
+def reference_rate(runs: xr.Dataset, baseline: str) -> tuple[float, str]:
+    """The learning rate at which the baseline's seed-median of the final loss is lowest, and a few words that say so.
+
+    A final loss that is not finite counts as infinite. Without runs of the baseline, the best rate of any recipe; where
+    every median is infinite, the lowest rate.
+    """
+    recipe, rate = runs["recipe"].values.astype(str), runs["learning_rate"].values.astype(np.float64)
+    loss = _or_inf(runs["final_loss"].values)
+    names, why = (
+        ([baseline], f"the best of {baseline}")
+        if baseline in recipe
+        else (_in_order(runs["recipe"]), "the best of all")
+    )
+    medians = {
+        (float(np.median(loss[(recipe == name) & (rate == r)])), float(r))
+        for name in names
+        for r in np.unique(rate[recipe == name])
+    }
+    median, best = min(medians)
+    return best, why if math.isfinite(median) else "the lowest"
+
+
+def smoothed(loss: Floats, window: int) -> Floats:
+    """Mean of the last `window` steps at each step, fewer at the start; NaN where one of them is not finite. [run,
+    step].
+    """
+    finite = np.isfinite(loss)
+    count = np.minimum(np.arange(1, loss.shape[1] + 1), window)
+
+    def trailing(values: Floats) -> Floats:
+        total = np.cumsum(values, axis=1)
+        total[:, window:] = total[:, window:] - total[:, :-window]
+        return total
+
+    # Cut first: one loss of 1e30 would stay in every later running sum.
+    mean = trailing(np.where(finite, np.minimum(loss, 1e3), 0.0)) / count
+    return np.where(trailing((~finite).astype(np.float64)) > 0, np.nan, mean)
+
+
+def _draw_final_losses(axes: Axes, runs: xr.Dataset, looks: dict[str, Look]) -> None:
+    recipe, rate = runs["recipe"].values.astype(str), runs["learning_rate"].values.astype(np.float64)
+    loss, diverged = runs["final_loss"].values.astype(np.float64), runs["diverged"].values.astype(bool)
+    rates = np.unique(rate)
+    spacing = float(np.diff(np.log2(rates)).min()) if rates.size > 1 else 1.0
+    # A fifth of the axis is room enough for one rate's recipes; where rates are few, more would tear them apart.
+    room = min(spacing, 0.2 * (math.log2(rates[-1] / rates[0]) + spacing))
+    entropy = np.unique(_finite(runs["unigram_entropy"].values))
+    low, high = _limits(np.concatenate([_finite(loss), entropy]), headroom=0.16)
+    axes.set_ylim(low, high)
+    lost_at, above_at = high - 0.03 * (high - low), high - 0.08 * (high - low)
+    for value in entropy:
+        axes.axhline(value, color="#555555", ls=":", lw=1.6, zorder=1)
+    for name, look in looks.items():
+        own = recipe == name
+        if not own.any():
+            continue
+        shift = 2 ** (look.aside * room)
+        x = rate * shift * 2 ** (_spread(rate, own) * 0.25 / len(looks) * room)
+        tried = np.unique(rate[own])
+        medians = np.array([np.median(_or_inf(loss[own & (rate == r)])) for r in tried])
+        axes.plot(tried * shift, _up_to(medians, above_at), color=look.colour, ls=look.dashes, lw=1.8, zorder=2)
+        inside = own & (loss <= above_at)
+        above, lost = own & np.isfinite(loss) & ~inside, own & ~np.isfinite(loss)
+        for filled in (True, False):
+            chosen = inside & (diverged != filled)
+            _points(axes, x[chosen], loss[chosen], look, look.marker, filled=filled)
+        _points(axes, x[above], np.full(above.sum(), above_at), look, 6, filled=True)
+        _points(axes, x[lost], np.full(lost.sum(), lost_at), look, "x", filled=True)
+    _count_lost(axes, rates, rate[~np.isfinite(loss)])
+    _rate_axis(axes, rates, spacing)
+    axes.set_ylabel("final training loss (nats/token)")
+
+
+def _spread(rate: Floats, own: Bools) -> Floats:
+    """Where a recipe's seeds stand beside each other at one rate: from -1 to 1 in their order, 0 for one alone."""
+    place = np.zeros(rate.shape)
+    for r in np.unique(rate[own]):
+        here = own & (rate == r)
+        place[here] = np.linspace(-1, 1, here.sum()) if here.sum() > 1 else 0.0
+    return place
+
+
+def _up_to(medians: Floats, edge: float) -> Floats:
+    """A line that leaves the picture ends at its edge, and comes back from there; between two points outside there is
+    none.
+    """
+    inside = np.pad(medians <= edge, 1)
+    beside = inside[:-2] | inside[1:-1] | inside[2:]
+    return np.where(beside, np.minimum(medians, edge), np.nan)
+
+
+def _points(axes: Axes, x: Floats, y: Floats, look: Look, marker: Any, *, filled: bool) -> None:
+    face = look.colour if filled else "white"
+    size, edge = (8.5, 2.0) if marker == "x" else (7.0, 1.4)
+    (line,) = axes.plot(x, y, ls="", marker=marker, ms=size, mfc=face, mec=look.colour, mew=edge, alpha=0.85, zorder=3)
+    # Marks at the edge are drawn whole; the layout then must not make room for them as if they were text.
+    line.set_clip_on(False)
+    line.set_in_layout(False)
+
+
+def _count_lost(axes: Axes, rates: Floats, lost: Floats) -> None:
+    """Above the axis at each rate, how many runs' final loss is not finite."""
+    for rate in rates:
+        count = int((lost == rate).sum())
+        if count:
+            axes.annotate(
+                f"{count}×", (rate, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
+                ha="center", va="bottom", fontsize=11,
+            )  # fmt: skip
+
+
+def _rate_axis(axes: Axes, rates: Floats, spacing: float) -> None:
+    axes.set_xscale("log", base=2)
+    margin = 2 ** (0.5 * spacing)
+    axes.set_xlim(rates[0] / margin, rates[-1] * margin)
+    axes.xaxis.set_major_locator(FixedLocator(rates.tolist()))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    labels = [f"{r:.3g}" for r in rates]
+    crowded = sum(map(len, labels)) > 55
+    axes.set_xticks(rates.tolist(), labels, rotation=35 if crowded else 0, ha="right" if crowded else "center")
+    axes.set_xlabel("peak learning rate (log scale)")
+
+
+def _draw_curves(axes: Axes, history: xr.Dataset, runs: xr.Dataset, rate: float, looks: dict[str, Look]) -> None:
+    loss = history["train_loss"].transpose("run", "step").values.astype(np.float64)
+    steps = history["step"].values.astype(np.float64)
+    recorded = np.asarray(steps <= history["last_step"].values.astype(np.float64)[:, None])
+    window = max(1, steps.size // 60)
+    # A loss that is not finite up to last_step ends its run's curve with a cross; padding after it just ends it.
+    curves = np.where(recorded, smoothed(loss, window), np.nan)
+    recipe = runs["recipe"].values.astype(str)
+    at_rate = runs["learning_rate"].values.astype(np.float64) == rate
+    entropy = np.unique(_finite(runs["unigram_entropy"].values))
+    low, high = _limits(np.concatenate([_finite(curves[at_rate]), entropy]), headroom=0.04)
+    axes.set_ylim(low, high)
+    for value in entropy:
+        axes.axhline(value, color="#555555", ls=":", lw=1.6, zorder=1)
+    shown = np.unique(np.linspace(0, steps.size - 1, min(POINTS, steps.size)).astype(int))
+    for name, look in looks.items():
+        own = at_rate & (recipe == name)
+        if own.any():
+            _draw_recipe(axes, steps, curves[own], recorded[own] & ~np.isfinite(curves[own]), look, shown)
+    axes.set_xlim(steps[0], steps[-1] if steps.size > 1 else steps[0] + 1)
+    axes.set_xlabel("step")
+    unit = f"mean of {window} steps, " if window > 1 else ""
+    axes.set_ylabel(f"training loss ({unit}nats/token)")
+
+
+def _draw_recipe(
+    axes: Axes, steps: Floats, curves: Floats, lost: Bools, look: Look, shown: npt.NDArray[np.int64]
+) -> None:
+    """One recipe's curves [run, step]: a strong line for the median, thin lines or a band for the seeds, lost ones
+    crossed.
+    """
+    low, high = axes.get_ylim()
+    if 1 < len(curves) <= FEW_SEEDS:
+        axes.plot(steps[shown], curves[:, shown].T, color=look.colour, lw=0.8, alpha=0.35, zorder=2)
+    elif len(curves) > FEW_SEEDS:
+        some = np.any(np.isfinite(curves), axis=0)[shown]  # nanmin warns where there is nothing
+        x, y = steps[shown][some], curves[:, shown][:, some]
+        axes.fill_between(x, np.nanmin(y, axis=0), np.nanmax(y, axis=0), color=look.colour, alpha=0.15, lw=0, zorder=2)
+    # A seed that is lost counts as infinite, so the median is lost with the seed in the middle.
+    median = np.median(np.where(lost, np.inf, curves), axis=0)
+    median = np.where(np.isfinite(median), median, np.nan)
+    axes.plot(steps[shown], median[shown], color=look.colour, ls=look.dashes, lw=2.2, zorder=3)
+    for curve, gone in zip(curves, lost, strict=True):
+        if gone.any():
+            at = int(gone.argmax())
+            last = min(float(curve[at - 1]), high) if at else high
+            _points(axes, steps[[at]], np.array([last]), look, "x", filled=True)
+        over = np.isfinite(curve) & (curve > high)
+        if over.any():
+            _points(axes, steps[[int(over.argmax())]], np.array([high - 0.015 * (high - low)]), look, 6, filled=True)
+
+
+def _limits(values: Floats, headroom: float) -> tuple[float, float]:
+    """Limits of an axis around the values, robust against a few huge ones: never above `HIGHEST`."""
+    kept = values[values <= HIGHEST]
+    low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, HIGHEST)
+    span = max(high - low, 0.5)  # nats; what lies closer than that is not worth the whole height
+    middle = (low + high) / 2
+    return middle - 0.56 * span, middle + (0.5 + headroom) * span
+
+
+def _recipe_handles(summary: xr.Dataset, looks: dict[str, Look]) -> list[Line2D]:
+    recipe, diverged = summary["recipe"].values.astype(str), summary["diverged"].values.astype(bool)
+    return [
+        Line2D(
+            [], [], color=look.colour, ls=look.dashes, lw=2, marker=look.marker, ms=7.5,
+            label=_plain(f"{name}: {diverged[recipe == name].sum()}/{(recipe == name).sum()} diverged"),
+        )
+        for name, look in looks.items()
+    ]  # fmt: skip
+
+
+def _sign_handles(summary: xr.Dataset) -> list[Line2D]:
+    definition = str(summary["diverged"].attrs.get("definition", "")).replace("_", " ")
+    grey: dict[str, Any] = {"ls": "", "ms": 8, "mec": "#555555", "mew": 1.6}
+    return [
+        Line2D([], [], color="#555555", ls=":", lw=1.6, label="unigram entropy: no better than counting bytes"),
+        Line2D([], [], marker="o", mfc="white", label=f"diverged ({definition})" if definition else "diverged", **grey),
+        Line2D([], [], marker="x", label="not finite, counted above (n×)", **grey),
+        Line2D([], [], marker=6, mfc="#555555", label="finite, above the axis", **grey),
+    ]
+
+
+def _rows(summary: xr.Dataset) -> dict[str, Bools]:
+    """For each dataset, and model where there are several, the runs in it; the label is what a title has to add."""
+    names = [n for n in ("dataset", "model") if n in summary.coords and len(set(summary[n].values.tolist())) > 1]
+    if not names:
+        return {"": np.ones(summary.sizes["run"], bool)}
+    keys = list(zip(*(summary[n].values.astype(str).tolist() for n in names), strict=True))
+    return {f" on {', '.join(key)}": np.array([k == key for k in keys]) for key in dict.fromkeys(keys)}
+
+
+def _in_order(names: xr.DataArray) -> list[str]:
+    return list(dict.fromkeys(names.values.astype(str).tolist()))
+
+
+def _finite(values: npt.ArrayLike) -> Floats:
+    array = np.asarray(values, np.float64)
+    return array[np.isfinite(array)]
+
+
+def _or_inf(values: npt.ArrayLike) -> Floats:
+    array = np.asarray(values, np.float64)
+    return np.where(np.isfinite(array), array, np.inf)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib won't read as mathematics."""
+    return text.replace("$", r"\$")

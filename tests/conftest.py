@@ -1,0 +1,40 @@
+"""What the tests of train and exmy share: a small text, small programs, and a CUDA device or a visible skip."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from tests.small import SHAPE
+from train.text import Text
+
+
+@pytest.fixture(scope="session")
+def text() -> Text:
+    """A text of 32 tokens with something to learn: each token is most often followed by its successor."""
+    rng = np.random.default_rng(7)
+    steps = rng.choice([1, 1, 1, 5, 11], size=6000)
+    tokens = (np.cumsum(steps) % SHAPE.vocabulary).astype(np.uint8)
+    digest = hashlib.sha256(tokens.tobytes()).hexdigest()
+    return Text(
+        "python", tokens[:5000], tokens[5000:], SHAPE.vocabulary, float(np.log(SHAPE.vocabulary)), digest, "made here"
+    )
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and a CUDA device, skipped where there is none."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """A CUDA device, or a visible skip."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda")

@@ -1,0 +1,273 @@
+"""A study from file to DataTree: nothing finished is trained again, nothing computed is lost, every number is labelled."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from train import Study, StudyError, execute, open_study, run_study, store, text
+from train.pack import PackResult, Progress
+from train.plan import PlannedPack, choose_pack_size
+from train.schema import GROUPS, RUN_COORDINATES
+
+
+def tiny(**changes: Any) -> Study:
+    """Eight runs of a second in all."""
+    content: dict[str, Any] = {
+        "name": "tiny",
+        "axes": {"recipe": ["e8m7", "e4m3"], "learning_rate": [1e-3, 4e-3], "seed": 2},
+        "model": {"layers": 1, "heads": 2, "width": 16, "context": 16},
+        "training": {"steps": 12, "sequences": 2, "warmup": 3, "evaluate_every": 5, "evaluation_batches": 1},
+        "probe": {"every": 6},
+        "execution": {"pack_size": 4},
+    }
+    for table, values in changes.items():
+        content[table] = {**content.get(table, {}), **values} if isinstance(values, dict) else values
+    return Study.model_validate(content)
+
+
+class Recorder:
+    """An observer that remembers, and does something at the start of the n-th pack."""
+
+    def __init__(self, at_pack: int = -1, action: Callable[[], None] | None = None) -> None:
+        self.packs: list[PlannedPack] = []
+        self.finished = 0
+        self.steps: list[int] = []
+        self.at_pack, self.action = at_pack, action
+
+    def planned(self, packs: list[PlannedPack], finished: int, device: str) -> None:
+        self.finished = finished
+
+    def pack_started(self, pack: PlannedPack) -> None:
+        self.packs.append(pack)
+        if len(self.packs) == self.at_pack and self.action:
+            self.action()
+
+    def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:
+        self.steps.append(progress.step)
+
+    def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:
+        pass
+
+
+def runs(recorder: Recorder) -> int:
+    return sum(len(pack.runs) for pack in recorder.packs)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny study."""
+    directory = tmp_path_factory.mktemp("tiny")
+    run_study(tiny(), directory, "cpu", Recorder())
+    return directory
+
+
+def test_every_run_is_there_with_its_coordinates(finished: Path) -> None:
+    tree = open_study(finished)
+    assert set(tree.children) == {"history", "evaluation", "sharpness", "summary"}
+    assert tree["history"]["train_loss"].shape == (8, 12)
+    assert tree["evaluation"].to_dataset()["eval_step"].values.tolist() == [0, 5, 10, 12]
+    assert tree["sharpness"].to_dataset()["probe_step"].values.tolist() == [0, 6, 12]
+    wanted = [(r.identity, r.recipe.name, r.learning_rate, r.seed) for r in tiny().runs()]
+    for node in tree.children.values():
+        group = node.to_dataset()
+        found = [group[name].values.tolist() for name in ("run", "recipe", "learning_rate", "seed")]
+        assert list(zip(*found, strict=True)) == wanted
+
+
+def test_the_schema_describes_every_variable(finished: Path) -> None:
+    tree = open_study(finished)
+    for name, group in tree.children.items():
+        assert set(group.data_vars) == set(GROUPS[name]) & set(group.data_vars) == set(group.data_vars)
+        assert set(RUN_COORDINATES) <= set(group.coords)
+        for variable, values in group.to_dataset().data_vars.items():
+            row = GROUPS[name][str(variable)]
+            assert values.dims == row.dims
+            assert values.attrs["units"] == row.units
+            assert values.attrs["long_name"]
+            assert values.attrs["source"]
+        for coordinate in set(group.coords) - {"run"}:
+            assert {"units", "long_name"} <= set(group[str(coordinate)].attrs), coordinate
+    for key in ("version_torch", "device", "git_commit", "study_hash", "dataset_sha256", "baseline", "seconds"):
+        assert tree.attrs[key], key
+
+
+def test_every_described_variable_is_written(finished: Path) -> None:
+    tree = open_study(finished)
+    for name, rows in GROUPS.items():
+        assert set(tree[name].data_vars) == set(rows)
+
+
+def test_the_tree_survives_netcdf(finished: Path, tmp_path: Path) -> None:
+    tree = open_study(finished)
+    tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as again:
+        xr.testing.assert_identical(again.load().to_dict()["/history"], tree.to_dict()["/history"])
+        xr.testing.assert_equal(again.to_dict()["/summary"], tree.to_dict()["/summary"])
+
+
+def test_a_second_call_trains_nothing(finished: Path) -> None:
+    recorder = Recorder()
+    outcome = run_study(tiny(), finished, "cpu", recorder)
+    assert (outcome.trained, outcome.found, runs(recorder), recorder.finished) == (0, 8, 0, 8)
+
+
+def test_a_study_that_grew_trains_what_is_new(tmp_path: Path) -> None:
+    run_study(tiny(), tmp_path, "cpu", Recorder())
+    before = open_study(tmp_path)["history"].to_dataset()["train_loss"]
+    recorder = Recorder()
+    larger = tiny(axes={"recipe": ["e8m7", "e4m3", "e8m1"], "seed": 3})
+    outcome = run_study(larger, tmp_path, "cpu", recorder)
+    assert (outcome.trained, outcome.found) == (3 * 2 * 3 - 8, 8)
+    after = open_study(tmp_path)["history"].to_dataset()["train_loss"]
+    assert after.sizes["run"] == 18
+    xr.testing.assert_identical(after.sel(run=before["run"].values), before)
+
+
+def test_an_interrupted_study_goes_on_where_packs_ended(tmp_path: Path, finished: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(tiny(), tmp_path, "cpu", Recorder(at_pack=2, action=interrupt))
+    assert open_study(tmp_path).attrs["runs_finished"] == 4
+    recorder = Recorder()
+    run_study(tiny(), tmp_path, "cpu", recorder)
+    assert runs(recorder) == 4
+    xr.testing.assert_identical(
+        open_study(tmp_path)["history"].to_dataset(), open_study(finished)["history"].to_dataset()
+    )
+
+
+def test_a_padded_pack_gives_the_numbers_of_a_full_one(tmp_path: Path, finished: Path) -> None:
+    """The last three runs alone, in a pack of four with one slot of padding: the same bits."""
+    study = tiny(axes={"recipe": ["e4m3"], "learning_rate": [4e-3]})
+    run_study(study, tmp_path, "cpu", Recorder())
+    alone, among = open_study(tmp_path)["history"].to_dataset(), open_study(finished)["history"].to_dataset()
+    assert alone.sizes["run"] == 2
+    assert alone["pack_size"].values.tolist() == [4, 4]
+    xr.testing.assert_identical(alone["train_loss"], among["train_loss"].sel(run=alone["run"].values))
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = store.write_pack, []
+    study_directory, rescue = tmp_path / "study", tmp_path / "tmp"
+    rescue.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(rescue))
+
+    def full(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
+        calls.append(directory)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(directory, pack, tree)
+
+    monkeypatch.setattr(execute, "write_pack", full)
+    with pytest.raises(StudyError, match=r"No space left on device.*move it to") as refusal:
+        run_study(tiny(), study_directory, "cpu", Recorder())
+    assert "\n" not in str(refusal.value)
+    [rescued] = (rescue / "exmy-rescued" / "packs").glob("*.nc")
+    rescued.rename(study_directory / "packs" / rescued.name)
+    assert open_study(study_directory).attrs["runs_finished"] == 8
+
+
+def test_a_half_written_file_is_never_seen(tmp_path: Path) -> None:
+    target = tmp_path / "pack.nc"
+
+    def write() -> None:
+        with store.atomically(target) as aside:
+            aside.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_directory_of_another_study_is_refused(finished: Path) -> None:
+    with pytest.raises(StudyError, match="another study"):
+        run_study(tiny(training={"steps": 13}), finished, "cpu", Recorder())
+    assert open_study(finished).attrs["runs_finished"] == 8
+
+
+def test_runs_on_another_text_are_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = text.load_text
+
+    def other(name: str, cache: Path | None = None) -> Any:
+        import dataclasses
+
+        return dataclasses.replace(real(name, cache), sha256="0" * 64)
+
+    monkeypatch.setattr(execute, "load_text", other)
+    with pytest.raises(StudyError, match="holds runs on another 'python' text"):
+        run_study(tiny(), finished, "cpu", Recorder())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"axes": {"recipe": ["native-tf32"]}}, "a CPU has no TF32 products; take 'tf32'"),
+        ({"model": {"width": 65536, "layers": 200}}, "needs about .* GiB"),
+        ({"model": {"context": 8192}, "training": {"sequences": 4096}}, "take fewer sequences"),
+    ],
+)
+def test_what_this_machine_cannot_train_is_refused_first(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    recorder = Recorder()
+    with pytest.raises(StudyError, match=message):
+        run_study(tiny(**change), tmp_path, "cpu", recorder)
+    assert not recorder.packs
+    assert not (tmp_path / "study.toml").exists()
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("not a folder")
+    with pytest.raises(StudyError, match="can't write there"):
+        run_study(tiny(), tmp_path / "out", "cpu", Recorder())
+
+
+def test_an_unreadable_pack_is_named(tmp_path: Path) -> None:
+    run_study(tiny(), tmp_path, "cpu", Recorder())
+    path = next((tmp_path / "packs").glob("*.nc"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(StudyError, match=f"{path.name}: not a readable pack"):
+        open_study(tmp_path)
+
+
+def test_a_directory_without_a_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"no study.toml here"):
+        open_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "largest", "overhead", "size"),
+    [
+        (48, 16, 1, 16),  # 3 packs of 16 + 1 against 6 of 8 + 1
+        (21, 128, 8, 32),  # 1 of 32 + 8 against 2 of 16 + 8
+        (1, 128, 8, 1),
+        (128, 128, 8, 128),
+        (129, 128, 8, 32),  # 5 of 40 against 3 of 72 and 2 of 136
+        (336, 128, 8, 128),  # 3 of 136 against 6 of 72
+    ],
+)
+def test_the_pack_size_trains_the_runs_soonest(count: int, largest: int, overhead: int, size: int) -> None:
+    assert choose_pack_size(count, largest, overhead) == size
+
+
+def test_progress_is_reported_to_the_end(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run_study(tiny(), tmp_path, "cpu", recorder)
+    assert recorder.steps == [10, 12, 10, 12]
+
+
+def test_summary_agrees_with_the_history(finished: Path) -> None:
+    tree = open_study(finished)
+    summary, history = tree["summary"].to_dataset(), tree["history"].to_dataset()
+    window = summary.attrs["window"]
+    expected = history["train_loss"].values[:, -min(window, 12) :].astype(np.float64).mean(1)
+    np.testing.assert_allclose(summary["final_loss"].values, expected, rtol=1e-12)
+    assert summary["no_progress"].all(), "twelve steps teach nothing"

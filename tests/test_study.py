@@ -1,0 +1,165 @@
+"""A study file is read whole, multiplied out, and refused in one line that says where and what."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from train.study import Study, StudyError, read_study
+
+SMALL = """
+name = "small"
+baseline = "e8m7"
+
+[axes]
+recipe = ["e8m7", "mine"]
+learning_rate = [1e-3, 2e-3]
+seed = 3
+
+[model]
+layers = 1
+heads = 2
+width = 16
+context = 16
+
+[training]
+steps = 30
+warmup = 5
+
+[recipes.mine]
+activation = "e4m3fn"
+weight = "e4m3fn"
+gradient = "e5m2"
+lm_head = "native-bf16"
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return path
+
+
+def test_axes_are_multiplied_out(tmp_path: Path) -> None:
+    runs = list(read_study(write(tmp_path, SMALL)).runs())
+    assert [(r.recipe.name, r.learning_rate, r.seed) for r in runs[:4]] == [
+        ("e8m7", 1e-3, 0), ("e8m7", 1e-3, 1), ("e8m7", 1e-3, 2), ("e8m7", 2e-3, 0),
+    ]  # fmt: skip
+    assert len(runs) == 2 * 2 * 3 == len({r.identity for r in runs})
+    assert runs[-1].recipe.lm_head.structure.native == "bf16"
+
+
+def test_any_field_of_model_or_training_may_be_an_axis(tmp_path: Path) -> None:
+    text = SMALL.replace("seed = 3", "seed = [7]\nwidth = [16, 32]\nclip = [0.5, 1.0]")
+    runs = list(read_study(write(tmp_path, text)).runs())
+    assert {(r.model.width, r.training.clip) for r in runs} == {(16, 0.5), (16, 1.0), (32, 0.5), (32, 1.0)}
+    assert dict(runs[0].extra_axes) == {"width": 16, "clip": 0.5}
+    assert {r.init_seed for r in runs} == {7}
+
+
+def test_init_and_data_seeds_may_differ(tmp_path: Path) -> None:
+    text = SMALL.replace("seed = 3", "init_seed = 2\ndata_seed = [5, 9]")
+    runs = list(read_study(write(tmp_path, text)).runs())
+    assert {(r.init_seed, r.data_seed) for r in runs} == {(0, 5), (0, 9), (1, 5), (1, 9)}
+
+
+def test_the_resolved_file_means_the_same_study(tmp_path: Path) -> None:
+    for text in (SMALL, SMALL.replace("seed = 3", "init_seed = 2\ndata_seed = [5, 9]\nclip = [0.5, 1.0]")):
+        study = read_study(write(tmp_path, text))
+        again = read_study(write(tmp_path, study.to_toml()))
+        assert [r.identity for r in again.runs()] == [r.identity for r in study.runs()]
+        assert again.hash == study.hash
+        assert tomllib.loads(study.to_toml())["training"]["weight_decay"] == 0.1
+
+
+def test_a_runs_identity_is_what_decides_its_numbers() -> None:
+    axes = {"recipe": ["e8m7"], "learning_rate": [1e-3]}
+    first = next(iter(Study(axes=axes).runs())).identity  # type: ignore[arg-type]
+    assert next(iter(Study(name="other", axes=axes, execution={"pack_size": 4}).runs())).identity == first  # type: ignore[arg-type]
+    for change in ({"training": {"steps": 301}}, {"model": {"layers": 5}}, {"probe": {"every": 7}}):
+        assert next(iter(Study(axes=axes, **change).runs())).identity != first  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "value"),
+    [
+        ("training.steps=77", ("training", "steps"), 77),
+        ("steps=77", ("training", "steps"), 77),
+        ("width=32", ("model", "width"), 32),
+        ("probe.every=0", ("probe", "every"), 0),
+        ("schedule=constant", ("training", "schedule"), "constant"),
+        ("name=other", ("name",), "other"),
+    ],
+)
+def test_set_changes_one_value(tmp_path: Path, override: str, field: tuple[str, ...], value: object) -> None:
+    thing: object = read_study(write(tmp_path, SMALL), [override])
+    for part in field:
+        thing = getattr(thing, part)
+    assert thing == value
+
+
+def test_set_changes_axes(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, SMALL), ["seed=5", "axes.recipe=['e8m7']", "learning_rate=0.01"])
+    assert (study.axes.seed, study.axes.recipe, study.axes.learning_rate) == ([0, 1, 2, 3, 4], ["e8m7"], [0.01])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 30", "stepz = 30", r"study.toml:17: training.stepz: unknown key; did you mean 'steps'\?"),
+        ("[training]", "[trainning]", r"study.toml:16: trainning: unknown key; did you mean 'training'\?"),
+        ("steps = 30", "steps = 0", r"study.toml:17: training.steps: .*greater than or equal to 1, got 0"),
+        ("steps = 30", 'steps = "many"', r"study.toml:17: training.steps: .*integer.*got 'many'"),
+        ("warmup = 5", "warmup = 30", r"study.toml:16: training: warmup must be less than steps=30, got 30"),
+        (
+            "width = 16",
+            "width = 15",
+            r"study.toml:10: model: width must be a multiple of heads=2, got 15; the nearest is 16",
+        ),
+        ("[1e-3, 2e-3]", "[1e-3, -2e-3]", r"study.toml:7: axes.learning_rate: .*greater than 0, got -0.002"),
+        ("[1e-3, 2e-3]", "[1e-3, nan]", r"study.toml:7: axes.learning_rate: .*got nan"),
+        ("[1e-3, 2e-3]", "[1e-3, 1e-3]", r"study.toml:5: axes: learning_rate names a value twice"),
+        ("[1e-3, 2e-3]", "[]", r"study.toml:7: axes.learning_rate: .*at least 1 item"),
+        (
+            '["e8m7", "mine"]',
+            '["e8m7", "e9m3"]',
+            r"study.toml.*recipe 'e9m3' is neither .*exponent_bits must be 1..8, got 9",
+        ),
+        ('baseline = "e8m7"', 'baseline = "bf16"', r"baseline 'bf16' is not among axes.recipe: e8m7, mine"),
+        ("seed = 3", "seed = 0", r"study.toml:5: axes: seed counts seeds from 0, so it must be at least 1, got 0"),
+        ("seed = 3", "seed = 3\nstepps = [10]", r"axes.stepps is no axis; did you mean 'steps'\?"),
+        ("seed = 3", "seed = 3\ndata_seed = 2", r"seed sets init_seed and data_seed both"),
+        ("seed = 3", 'dataset = ["rust"]', r"dataset 'rust' is unknown; there are: python"),
+        ('weight = "e4m3fn"', "", r"study.toml:20: recipes.mine.weight: is missing"),
+        ('weight = "e4m3fn"', 'weight = "e4m3fx"', r"recipe 'mine'|e4m3fx"),
+        ("seed = 3", "seed = 3\nwidth = [16, 17]", r"width must be a multiple of heads=2, got 17"),
+        ("[axes]", "[axes", r"study.toml: not a TOML file"),
+    ],
+)
+def test_a_bad_study_is_refused_with_the_line_and_the_mend(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert SMALL.count(old) >= 1
+    with pytest.raises(StudyError, match=message) as refusal:
+        read_study(write(tmp_path, SMALL.replace(old, new, 1)))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps", "needs key=value"),
+        ("stepps=3", r"no table of a study has this key; did you mean 'steps'\?"),
+        ("training.steps=-3", r"--set: training.steps: .*got -3"),
+        ("training.stepz=3", r"--set: training.stepz: unknown key; did you mean 'steps'\?"),
+        ("name.x=3", "name is no table"),
+    ],
+)
+def test_a_bad_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        read_study(write(tmp_path, SMALL), [override])
+
+
+def test_a_missing_file_is_one_line() -> None:
+    with pytest.raises(StudyError, match=r"nowhere\.toml: No such file"):
+        read_study("nowhere.toml")

@@ -1,0 +1,159 @@
+"""Run a study: plan it, train what is missing, write each pack as it ends.
+
+Started again on the same directory, it trains only the runs that are not there yet: finished *runs* are subtracted,
+not packs, so a study that grew seeds or formats trains what is new. A pack under way when the process stops is trained again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from train.pack import PackResult, Progress, train_pack
+from train.plan import PlannedPack, pick_device, plan
+from train.progress import RichObserver
+from train.provenance import device_name, provenance
+from train.store import PACKS, STUDY_FILE, atomically, finished_runs, pack_tree, write_pack
+from train.study import Study, StudyError, read_study
+from train.text import Text, load_text
+
+
+class Observer(Protocol):
+    """Who hears how a study goes; `RichObserver`, the default, shows it on a terminal or in a notebook."""
+
+    def planned(self, packs: list[PlannedPack], finished: int, device: str) -> None:
+        """Before any training: what will be trained, how many runs are there already, and on what."""
+
+    def pack_started(self, pack: PlannedPack) -> None:
+        """A pack begins; its first step may compile for a minute."""
+
+    def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:
+        """A few steps were made."""
+
+    def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:
+        """A pack's results are on the disk."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `run_study` did: runs trained now, runs found finished, and where they are."""
+
+    directory: Path
+    trained: int
+    found: int
+    left_out: int
+
+
+def run_study(
+    study: Study | Path | str,
+    out: Path | str,
+    device: str = "auto",
+    observer: Observer | None = None,
+    cache: Path | None = None,
+) -> Outcome:
+    """Train every run of the study that `out` does not hold yet; open the results with `open_study(out)`.
+
+    device: "auto" (CUDA where there is one), "cpu" or "cuda". Raises StudyError, before any work, where the study, the
+    directory or the device won't do.
+    """
+    study = study if isinstance(study, Study) else read_study(study)
+    if observer is None:
+        with RichObserver() as shown:
+            return run_study(study, out, device, shown, cache)
+    directory = Path(out)
+    where = pick_device(device)
+    finished = _prepare(directory, study)
+    texts = {name: load_text(name, cache) for name in study.axes.dataset}
+    wanted = {run.identity: run.dataset for run in study.runs()}
+    _same_text(directory, finished, wanted, texts)
+    packs = plan(study, where, finished)
+    _enough_disk(directory, packs)
+    _write_study(directory, study)
+    found = sum(identity in finished for identity in wanted)
+    observer.planned(packs, found, device_name(where))
+    origin = provenance(study, where)
+    for pack in packs:
+        observer.pack_started(pack)
+        text = texts[pack.program.dataset]
+        result = train_pack(
+            pack.program, pack.slots, text, where,
+            on_progress=lambda progress, pack=pack: observer.pack_progress(pack, progress),  # type: ignore[misc]
+        )  # fmt: skip
+        _save(directory, pack, result, text, origin)
+        observer.pack_finished(pack, result)
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
+    return Outcome(directory, sum(len(pack.runs) for pack in packs), found, len(finished) - found)
+
+
+def _prepare(directory: Path, study: Study) -> dict[str, str]:
+    """The directory made and tried; the runs that it holds. StudyError where it can't be written to."""
+    try:
+        (directory / PACKS).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory / PACKS):
+            pass
+    except OSError as error:
+        raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
+    finished = finished_runs(directory)
+    if finished and not finished.keys() & {run.identity for run in study.runs()}:
+        raise StudyError(
+            f"{directory} holds {len(finished)} runs of another study and none of {study.name!r}: "
+            "name another directory with --out"
+        )
+    return finished
+
+
+def _same_text(directory: Path, finished: dict[str, str], wanted: dict[str, str], texts: dict[str, Text]) -> None:
+    for identity, sha256 in finished.items():
+        name = wanted.get(identity)
+        if name is not None and texts[name].sha256 != sha256:
+            raise StudyError(
+                f"{directory} holds runs on another {name!r} text ({sha256[:12]}, now {texts[name].sha256[:12]}: "
+                f"{texts[name].source}); "
+                "go on with the Python that began it, or name another directory with --out"
+            )
+
+
+def _enough_disk(directory: Path, packs: list[PlannedPack]) -> None:
+    """Two float32 histories a run, with a margin for the rest and for the file that is written aside."""
+    need = sum(16 * len(pack.runs) * pack.program.steps + 2**20 for pack in packs)
+    free = shutil.disk_usage(directory).free
+    if packs and free < need:
+        raise StudyError(
+            f"{directory}: the study needs about {need / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free there"
+        )
+
+
+def _write_study(directory: Path, study: Study) -> None:
+    try:
+        with atomically(directory / STUDY_FILE) as aside:
+            aside.write_text(
+                f"# As resolved, every default spelt out. Hash: {study.hash}\n{study.to_toml()}", encoding="utf-8"
+            )
+    except OSError as error:
+        raise StudyError(
+            f"{directory / STUDY_FILE}: can't be written ({error.strerror}); make room and run the sweep again"
+        ) from None
+
+
+def _save(directory: Path, pack: PlannedPack, result: PackResult, text: Text, origin: dict[str, object]) -> None:
+    """The pack on the disk; where that fails, in the temporary folder, so that nothing computed is lost."""
+    tree = pack_tree(pack, result, text, origin)
+    try:
+        write_pack(directory, pack, tree)
+    except OSError as error:
+        rescue = Path(tempfile.gettempdir()) / "exmy-rescued"
+        try:
+            (rescue / PACKS).mkdir(parents=True, exist_ok=True)
+            saved = f"this pack is in {write_pack(rescue, pack, tree)}: move it to {directory / PACKS}"
+        except OSError:
+            saved = f"this pack's {len(pack.runs)} runs are lost"
+        raise StudyError(
+            f"{directory / PACKS}: can't write there ({error.strerror or error}); {saved}, make room and run the "
+            "sweep again; the other finished runs are kept"
+        ) from None

@@ -1,0 +1,141 @@
+"""From runs to packs: group the runs that can share a program, choose R for each program, fill its packs.
+
+R is part of a program, since compiled reductions are shaped by it: it comes from a short list, it is chosen from all the runs
+of the study (so that a study started again chooses the same), and a short pack is padded, never shrunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from train.model import ModelShape
+from train.optim import AdamW
+from train.pack import Probe, Program, Slot
+from train.study import PACK_SIZES, Run, Study, StudyError
+
+LARGEST = {"cpu": 16, "cuda": 128}
+# What a step costs however small the pack is, in runs' worth: launches on a GPU, the interpreter on a CPU.
+OVERHEAD = {"cpu": 1, "cuda": 8}
+MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class PlannedPack:
+    """Runs that train together: `size` is R, with padding where there are fewer runs."""
+
+    program: Program
+    runs: tuple[Run, ...]
+    size: int
+
+    @property
+    def slots(self) -> list[Slot]:
+        """What the engine trains: the runs, then the last one again as padding."""
+        slots = [Slot(run.recipe, run.learning_rate, run.init_seed, run.data_seed) for run in self.runs]
+        return slots + [slots[-1]] * (self.size - len(slots))
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over the runs and R; the name of the pack's file."""
+        text = " ".join([*(run.identity for run in self.runs), str(self.size)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def program_of(run: Run, vocabulary: int = 256) -> Program:
+    """What a run must share with the others of its pack."""
+    model, training, probe = run.model, run.training, run.probe
+    return Program(
+        shape=ModelShape(model.layers, model.heads, model.width, model.context, vocabulary),
+        structure=run.recipe.structure,
+        dataset=run.dataset,
+        steps=training.steps,
+        sequences=training.sequences,
+        warmup=training.warmup,
+        schedule=training.schedule,
+        final_fraction=training.final_fraction,
+        optimizer=AdamW(training.beta1, training.beta2, training.eps, training.weight_decay, training.clip),
+        evaluate_every=training.evaluate_every,
+        evaluation_sequences=training.evaluation_batches * training.sequences,
+        probe=Probe(probe.every, tuple(probe.measures), tuple(probe.epsilons), probe.positions),
+    )
+
+
+def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> list[PlannedPack]:
+    """The packs that a study still needs, programs in order of first appearance; `finished` are identities of runs to
+    leave out.
+
+    Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
+    """
+    groups: dict[Program, list[Run]] = {}
+    for run in study.runs():
+        groups.setdefault(program_of(run), []).append(run)
+    packs: list[PlannedPack] = []
+    for program, runs in groups.items():
+        _check_device(program, runs[0], device)
+        size = _pack_size(study, program, len(runs), device)
+        missing = [run for run in runs if run.identity not in finished]
+        packs += [PlannedPack(program, tuple(missing[i : i + size]), size) for i in range(0, len(missing), size)]
+    return packs
+
+
+def choose_pack_size(runs: int, largest: int, overhead: int) -> int:
+    """The R of the list, at most `largest`, that trains `runs` soonest: ceil(runs / R) packs of cost R + overhead each."""
+    sizes = [size for size in PACK_SIZES if size <= largest]
+    return min(sizes, key=lambda size: (-(-runs // size) * (size + overhead), -size))
+
+
+def _pack_size(study: Study, program: Program, runs: int, device: torch.device) -> int:
+    need, have = program.bytes_per_run(), _free_memory(device)
+    fit = int(MEMORY_SHARE * have // need)
+    if fit < 1:
+        raise StudyError(
+            f"one run of {program.shape.layers}x{program.shape.width} with {program.sequences} sequences of "
+            f"{program.shape.context} needs about {need / 2**30:.1f} GiB and {device} has {have / 2**30:.1f} GiB free: "
+            "take fewer sequences or a smaller model"
+        )
+    asked = study.execution.pack_size
+    if asked != "auto":
+        if asked > fit:
+            raise StudyError(
+                f"execution.pack_size {asked} needs more memory than {device} has free; at most {fit} runs fit"
+            )
+        return asked
+    return choose_pack_size(runs, min(fit, LARGEST[device.type]), OVERHEAD[device.type])
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # no such figure on this system
+        return 8 * 2**30
+
+
+def _check_device(program: Program, run: Run, device: torch.device) -> None:
+    natives = {structure.native for structure in program.structure}
+    if device.type == "cpu" and "tf32" in natives:
+        raise StudyError(
+            f"recipe {run.recipe.name!r}: a CPU has no TF32 products; take 'tf32', the simulated format, or a GPU"
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """CUDA for "auto", where there is one; StudyError for a device that this machine lacks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StudyError("device 'cuda': PyTorch sees no CUDA device here; leave it out, or take --device cpu")
+    return torch.device(name)
+
+
+def describe(packs: Sequence[PlannedPack]) -> str:
+    """The plan in one line."""
+    runs, programs = sum(len(p.runs) for p in packs), len({p.program for p in packs})
+    steps = sum(len(p.runs) * p.program.steps for p in packs)
+    sizes = ", ".join(map(str, sorted({p.size for p in packs})))
+    return f"{runs} runs in {len(packs)} packs of {sizes} ({programs} programs), {steps:,} run-steps"

@@ -1,0 +1,62 @@
+"""What each variable of a study means: its dimensions, units and sentence, in one table.
+
+If a variable of a study directory has one of these names, it means this, so that other people's tools can read it. Sharpness
+variables are `landscape`'s and described there; `summary`'s are described where they are computed, in `stability`.
+"""
+
+from __future__ import annotations
+
+from landscape import SHARPNESS, Variable
+from train.stability import VARIABLES
+
+RUN_COORDINATES = {
+    "recipe": "name of the recipe",
+    "format": "formats of activation, weight and gradient, as one word where they are equal",
+    "learning_rate": "peak learning rate",
+    "init_seed": "seed of the initial weights",
+    "data_seed": "seed of the batches",
+    "seed": "the run's seed",
+    "dataset": "training text",
+    "model": "architecture, layers and width",
+    "pack_size": "number of runs R that trained as one program, padding included",
+}
+
+HISTORY = {
+    "train_loss": Variable(
+        ("run", "step"), "nats/token", "training loss of the step's batch, before its update",
+        "mean negative log likelihood of the next token",
+    ),
+    "grad_norm": Variable(
+        ("run", "step"), "1", "gradient norm of all parameters, before clipping", "Euclidean norm, one per run"
+    ),
+    "last_step": Variable(("run",), "step", "last step that the run took, counted from 0", "what follows it is padding"),
+}  # fmt: skip
+
+EVALUATION = {
+    "validation_loss": Variable(
+        ("run", "eval_step"), "nats/token", "loss on fixed held-out sequences",
+        "mean negative log likelihood of the next token",
+    )
+}  # fmt: skip
+
+SUMMARY = {name: Variable(("run",), *row) for name, row in VARIABLES.items()} | {
+    "unigram_entropy": Variable(
+        ("run",), "nats/token", "unigram entropy of the training tokens",
+        "-sum p ln p over token frequencies: the loss of a model that has learnt nothing from context",
+    )
+}  # fmt: skip
+
+GROUPS = {
+    "history": HISTORY,
+    "evaluation": EVALUATION,
+    "sharpness": {name: row for name, row in SHARPNESS.items() if name not in row.dims},
+    "summary": SUMMARY,
+}
+COORDINATES = {
+    "step": Variable(("step",), "step", "training step", "counted from 0"),
+    "eval_step": Variable(
+        ("eval_step",), "step", "training step before which the evaluation was made", "counted from 0"
+    ),
+    "probe_step": SHARPNESS["probe_step"],
+    "epsilon": SHARPNESS["epsilon"],
+}

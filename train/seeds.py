@@ -1,0 +1,54 @@
+"""Everything random in a run, as a function of the run's own seeds and nothing else.
+
+Initial weights and batches are drawn from Philox, a counter-based generator (Salmon et al. 2011): its key is the seed and the
+purpose, its counter the position, so a draw depends neither on the device, nor on the run's slot, nor on what was
+drawn before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.model import ModelShape
+
+WORDS_PER_COUNTER = 4  # Philox 4x64 gives four words for each value of its counter
+
+
+def _generator(seed: int, purpose: str, counter: int = 0) -> np.random.Philox:
+    word = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    return np.random.Philox(key=np.array([seed, word], dtype=np.uint64), counter=counter)
+
+
+def initial_weights(shape: ModelShape, init_seed: int) -> dict[str, NDArray[np.float32]]:
+    """One run's initial parameters: normal with the model's standard deviations, norm gains one; float32, keyed by name."""
+    weights: dict[str, NDArray[np.float32]] = {}
+    for name, size in shape.parameters().items():
+        std = shape.initial_std(name)
+        if std is None:
+            weights[name] = np.ones(size, np.float32)
+        else:
+            normal = np.random.Generator(_generator(init_seed, f"weights/{name}")).standard_normal(
+                size, dtype=np.float32
+            )
+            weights[name] = normal * np.float32(std)
+    return weights
+
+
+def batch_offsets(data_seed: int, steps: int, sequences: int, windows: int, first_step: int = 0) -> NDArray[np.int64]:
+    """Where each sequence of each step starts in the training text, uniform on [0, windows), [steps, sequences].
+
+    Sequence n of step s reads word n of the counters that belong to s, whichever steps are asked for. The modulo's bias is
+    at most windows / 2^64.
+    """
+    counters = -(-sequences // WORDS_PER_COUNTER)
+    words = _generator(data_seed, "batches", first_step * counters).random_raw(steps * counters * WORDS_PER_COUNTER)
+    per_step = words.reshape(steps, counters * WORDS_PER_COUNTER)[:, :sequences]
+    return (per_step % np.uint64(windows)).astype(np.int64)
+
+
+def held_out_offsets(sequences: int, windows: int) -> NDArray[np.int64]:
+    """Where the fixed held-out sequences start: evenly spread over the text, the same for every run, [sequences]."""
+    return np.linspace(0, windows - 1, sequences).astype(np.int64)

@@ -1,0 +1,229 @@
+"""A study directory: one netCDF file a pack, complete or absent, joined on opening into one labelled DataTree.
+
+    study.toml            the study as resolved
+    packs/<hash>.nc       /history, /evaluation and /sharpness of one pack's runs
+
+A file is written aside, flushed to the disk and renamed, so that a reader or a restart never sees half of one. Every group
+carries the run coordinates itself, since coordinates that are no index are not inherited. `/summary` is derived on
+opening, from the histories, so that its definitions can be changed without training again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from train.pack import PackResult
+from train.plan import PlannedPack
+from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
+from train.stability import DivergenceSettings, divergence
+from train.study import Run, Study, StudyError, read_study
+from train.text import Text
+
+STUDY_FILE, PACKS = "study.toml", "packs"
+ENGINE: Final = "h5netcdf"
+
+
+def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Mapping[str, Any]) -> xr.DataTree:
+    """A pack's results as a DataTree, padding dropped."""
+    runs, program = pack.runs, pack.program
+    n = len(runs)
+    groups: dict[str, xr.Dataset] = {}
+    steps = np.arange(program.steps)
+    groups["history"] = _dataset(
+        "history",
+        {
+            "train_loss": (result.train_loss[:, :n].T, {"step": steps}),
+            "grad_norm": (result.grad_norm[:, :n].T, {"step": steps}),
+            "last_step": (np.full(n, program.steps - 1), {}),
+        },
+        pack,
+    )
+    evaluated = {"eval_step": np.array(program.evaluation_steps)}
+    groups["evaluation"] = _dataset(
+        "evaluation", {"validation_loss": (result.validation_loss[:, :n].T, evaluated)}, pack
+    )
+    if result.sharpness:
+        probed = {"probe_step": np.array(program.probe_steps), "epsilon": np.array(program.probe.epsilons)}
+        sharpness = {name: (values[:, :n].swapaxes(0, 1), probed) for name, values in result.sharpness.items()}
+        groups["sharpness"] = _dataset("sharpness", {**sharpness, "measured": (np.ones(n, bool), {})}, pack)
+        groups["sharpness"].attrs["positions"] = (
+            f"mean over {program.probe.positions} positions of the probe's sequences"
+        )
+    tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
+    tree.attrs = {
+        **provenance,
+        "dataset": text.name,
+        "dataset_sha256": text.sha256,
+        "dataset_source": text.source,
+        "unigram_entropy": text.unigram_entropy,
+        "pack": pack.hash,
+        "pack_size": pack.size,
+        "tokens_per_step": program.sequences * program.shape.context,
+        "parameters_per_run": program.shape.size,
+        "compiled": int(result.compiled),
+        "seconds": result.seconds,
+        "seconds_first_step": result.seconds_first_step,
+    }
+    return tree
+
+
+def _dataset(group: str, arrays: Mapping[str, tuple[Any, Mapping[str, Any]]], pack: PlannedPack) -> xr.Dataset:
+    schema = GROUPS[group]
+    variables = {}
+    coordinates = run_coordinates(pack.runs, pack.size)
+    for name, (values, axes) in arrays.items():
+        variables[name] = (schema[name].dims, values, schema[name].attrs())
+        for axis, ticks in axes.items():
+            coordinates[axis] = (axis, ticks, COORDINATES[axis].attrs())
+    return xr.Dataset(variables, coordinates)
+
+
+def run_coordinates(runs: tuple[Run, ...], pack_size: int) -> dict[str, Any]:
+    """The coordinates along `run` that every group carries; axes beyond the usual ones under their own names."""
+    columns: dict[str, Any] = {
+        "recipe": [run.recipe.name for run in runs],
+        "format": [run.recipe.format for run in runs],
+        "learning_rate": [run.learning_rate for run in runs],
+        "init_seed": [run.init_seed for run in runs],
+        "data_seed": [run.data_seed for run in runs],
+        "seed": [run.seed for run in runs],
+        "dataset": [run.dataset for run in runs],
+        "model": [run.model.label for run in runs],
+        "pack_size": [pack_size] * len(runs),
+    }
+    coordinates = {
+        name: ("run", np.array(values), {"units": "1", "long_name": RUN_COORDINATES[name]})
+        for name, values in columns.items()
+    }
+    for axis, _ in runs[0].extra_axes:
+        values = np.array([dict(run.extra_axes)[axis] for run in runs])
+        coordinates[axis] = ("run", values, {"units": "1", "long_name": f"the study's axis {axis}"})
+    identities = np.array([run.identity for run in runs])
+    coordinates["run"] = ("run", identities, {"long_name": "identity: a hash over all that decides the run's numbers"})
+    return coordinates
+
+
+def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
+    """The tree in packs/<hash>.nc, whole or not at all; OSError where it can't be written."""
+    path = directory / PACKS / f"{pack.hash}.nc"
+    with atomically(path) as aside:
+        compress = {
+            node.path: {str(name): {"zlib": True, "complevel": 4} for name, v in node.data_vars.items() if v.ndim > 1}
+            for node in tree.subtree
+            if node.path != "/"
+        }
+        tree.to_netcdf(aside, engine=ENGINE, encoding=compress)
+    return path
+
+
+@contextlib.contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """A path to write to; on success it is flushed to the disk and renamed to `path`, on any failure removed."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)
+        aside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_packs(directory: Path) -> Iterator[xr.DataTree]:
+    """Every complete pack of a study directory, loaded into memory."""
+    for path in sorted((directory / PACKS).glob("*.nc")):
+        try:
+            with xr.open_datatree(path, engine=ENGINE) as tree:
+                yield tree.load()
+        except (OSError, ValueError, KeyError) as error:
+            raise StudyError(f"{path}: not a readable pack ({error}); move it away and run the sweep again") from None
+
+
+def _runs(pack: xr.DataTree) -> list[str]:
+    """Identities of a pack's runs."""
+    return [str(identity) for identity in pack["history"].to_dataset()["run"].values]
+
+
+def finished_runs(directory: Path) -> dict[str, str]:
+    """Identities of the runs that a directory holds, each with its text's hash."""
+    finished: dict[str, str] = {}
+    for tree in read_packs(directory):
+        finished |= dict.fromkeys(_runs(tree), str(tree.attrs["dataset_sha256"]))
+    return finished
+
+
+def open_study(directory: Path | str) -> xr.DataTree:
+    """A study directory as one DataTree: /history, /evaluation, /sharpness and /summary, aligned to all finished runs.
+
+    Runs stand in the study's order; padding is NaN after `last_step`. StudyError where the directory holds no study or no
+    finished run of it.
+    """
+    directory = Path(directory)
+    if not (directory / STUDY_FILE).is_file():
+        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
+    study = read_study(directory / STUDY_FILE)
+    packs = list(read_packs(directory))
+    groups: dict[str, xr.Dataset] = {}
+    planned = [run.identity for run in study.runs()]
+    for group in ("history", "evaluation", "sharpness"):
+        parts = [pack[group].to_dataset() for pack in packs if group in pack]
+        if not parts:
+            continue
+        joined = xr.concat(parts, dim="run", join="outer", combine_attrs="override", data_vars="all", coords="all")
+        joined = joined.isel(run=~joined.get_index("run").duplicated())
+        present = set(joined["run"].values.tolist())
+        groups[group] = joined.sel(run=[identity for identity in planned if identity in present])
+    if "history" not in groups or not groups["history"].sizes["run"]:
+        raise StudyError(
+            f"{directory}: none of the study's {len(planned)} runs is finished; run the sweep again to go on"
+        )
+    groups["summary"] = summarise(study, groups["history"], packs)
+    tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
+    tree.attrs = {
+        "name": study.name, "baseline": study.reference, "study_hash": study.hash, "runs_planned": len(planned),
+        "runs_finished": groups["history"].sizes["run"], "packs": len(packs), **_shared_attributes(packs),
+    }  # fmt: skip
+    return tree
+
+
+def summarise(study: Study, history: xr.Dataset, packs: list[xr.DataTree]) -> xr.Dataset:
+    """/summary: each definition of divergence, the final loss and the yardstick, for every run."""
+    entropy = {identity: pack.attrs["unigram_entropy"] for pack in packs for identity in _runs(pack)}
+    values = [entropy[str(identity)] for identity in history["run"].values]
+    unigram = xr.DataArray(values, dims="run", coords={"run": history["run"]}, name="unigram_entropy")
+    settings = DivergenceSettings(**study.divergence.model_dump())
+    within = ("dataset", "model", *(study.axes.model_extra or {}))
+    summary = divergence(history, unigram, study.reference, settings, within)
+    row = GROUPS["summary"]["unigram_entropy"]
+    return summary.assign(unigram_entropy=("run", values, row.attrs()))
+
+
+def _shared_attributes(packs: list[xr.DataTree]) -> dict[str, Any]:
+    """Provenance over all packs: a value that all share, or every different one, joined by " | "; seconds are added up."""
+    shared: dict[str, Any] = {}
+    for key in map(str, packs[0].attrs):
+        values = [pack.attrs[key] for pack in packs if key in pack.attrs]
+        if key in ("seconds", "seconds_first_step"):
+            shared[key] = float(sum(values))
+        elif key not in ("pack", "created"):
+            distinct = list(dict.fromkeys(values))
+            shared[key] = distinct[0] if len(distinct) == 1 else " | ".join(map(str, distinct))
+    return shared
