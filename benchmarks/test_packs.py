@@ -7,7 +7,8 @@ from the
   host; nanoGPT's own model.py instead, where NANOGPT names a checkout of it;
 * `graph`: the same with the whole step, batch to update, captured in one CUDA graph.
 
-All run under deterministic algorithms. `run_steps_per_second` in extra_info is what compares: one step of one run counts one.
+All run under deterministic algorithms, the peers without them as well. `run_steps_per_second` in extra_info is what
+compares: one step of one run counts one.
 """
 
 from __future__ import annotations
@@ -159,7 +160,19 @@ def single_run(capturable: bool) -> tuple[str, nn.Module, torch.optim.Optimizer]
     return whose, torch.compile(model) if CUDA else model, optimizer  # type: ignore[return-value]
 
 
-def test_one_run_at_a_time(benchmark: Any) -> None:
+def switches(deterministically: bool) -> contextlib.AbstractContextManager[Any]:
+    """Packs' determinism for a peer, or none, as its users run it, with TF32 allowed either way."""
+    if deterministically:
+        return deterministic(tf32=True)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    return contextlib.nullcontext()
+
+
+MODES = {"deterministic": True, "as-users-run-it": False}
+
+
+@pytest.mark.parametrize("deterministically", MODES.values(), ids=MODES)
+def test_one_run_at_a_time(benchmark: Any, deterministically: bool) -> None:
     whose, model, optimizer = single_run(capturable=False)
     tokens = torch.from_numpy(load_text("python").train.copy())
     generator = torch.Generator().manual_seed(0)
@@ -177,7 +190,7 @@ def test_one_run_at_a_time(benchmark: Any) -> None:
         optimizer.zero_grad(set_to_none=True)
 
     def steps() -> None:
-        with deterministic(tf32=True):
+        with switches(deterministically):
             for _ in range(STEPS):
                 step()
 
@@ -186,7 +199,8 @@ def test_one_run_at_a_time(benchmark: Any) -> None:
 
 
 @pytest.mark.skipif(not CUDA, reason="a CUDA graph needs a CUDA device")
-def test_one_run_in_a_cuda_graph(benchmark: Any) -> None:
+@pytest.mark.parametrize("deterministically", MODES.values(), ids=MODES)
+def test_one_run_in_a_cuda_graph(benchmark: Any, deterministically: bool) -> None:
     whose, model, optimizer = single_run(capturable=True)
     tokens = torch.from_numpy(load_text("python").train.copy()).to(DEVICE)
     ticks = torch.arange(SHAPE.context + 1, device=DEVICE)
@@ -201,7 +215,7 @@ def test_one_run_in_a_cuda_graph(benchmark: Any) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 
-    with deterministic(tf32=True):
+    with switches(deterministically):
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
             for _ in range(5):

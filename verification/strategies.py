@@ -1,0 +1,62 @@
+"""Hypothesis strategies: any format there is, and the floats that break quantisers."""
+
+from collections.abc import Callable
+
+import numpy as np
+from hypothesis import strategies as st
+
+from formats import FloatFormat, get_format, list_formats
+from formats.rounding import Rounding
+
+
+def formats(where: Callable[[FloatFormat], bool] | None = None) -> st.SearchStrategy[FloatFormat]:
+    """Every format that a name stands for, or those of them that `where` lets through."""
+    return st.sampled_from([f for f in map(get_format, list_formats()) if where is None or where(f)])
+
+
+def fp32_formats() -> st.SearchStrategy[FloatFormat]:
+    """The formats whose values FP32 holds."""
+    return formats(get_format("fp32").holds)
+
+
+def roundings() -> st.SearchStrategy[str]:
+    """The rounding modes there are."""
+    return st.sampled_from([str(mode) for mode in Rounding])
+
+
+def nasty_doubles(f: FloatFormat) -> st.SearchStrategy[float]:
+    """Float64 numbers without NaN: any, and the format's values, the middles between them, and a few float64 ulps
+    around.
+    """
+    code = st.integers(0, 2 ** (f.bits - 1) - 1).map(lambda c: min(c, f.max_code))
+    nudge = st.integers(-2, 2)
+    values = st.builds(lambda c: float(f.decode(c)), code)
+    middles = st.builds(lambda c: float(f.decode(c) / 2 + f.decode(min(c + 1, f.max_code)) / 2), code)
+    near = st.builds(_nudged, values | middles, nudge)
+    signed = st.builds(lambda x, negative: -x if negative else x, near, st.booleans())
+    return signed | st.floats(allow_nan=False)
+
+
+def nasty_singles(f: FloatFormat) -> st.SearchStrategy[float]:
+    """FP32 numbers without NaN: any bit pattern, and the FP32 numbers beside the format's values and middles."""
+    patterns = st.integers(0, 2**32 - 1).map(_from_bits).filter(lambda x: x == x)
+    beside = st.builds(_single_nudged, nasty_doubles(f), st.integers(-2, 2))
+    return beside | patterns | st.floats(allow_nan=False, width=32)
+
+
+def _from_bits(bits: int) -> float:
+    return float(np.uint32(bits).view(np.float32))
+
+
+def _nudged(x: float, ulps: int) -> float:
+    for _ in range(abs(ulps)):
+        x = float(np.nextafter(x, np.inf if ulps > 0 else -np.inf))
+    return x
+
+
+def _single_nudged(x: float, ulps: int) -> float:
+    with np.errstate(over="ignore"):
+        y = np.float32(x)
+    for _ in range(abs(ulps)):
+        y = np.nextafter(y, np.float32(np.inf if ulps > 0 else -np.inf))
+    return float(y)

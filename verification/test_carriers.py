@@ -1,0 +1,113 @@
+"""BF16 and FP16 tensors: all 65,536 inputs, and which dtypes are refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from formats import format_parameters, get_format, list_formats, quantize
+from verification import verify
+from verification.harness import find_wrong
+from verification.points import CARRIERS, from_codes
+from verification.test_conditional import needs_compiler
+
+EVERY_INPUT = np.arange(1 << 16)
+HALVES = [torch.bfloat16, torch.float16]
+NAMED = [
+    "e5m2",
+    "e4m3",
+    "e4m3fn",
+    "e3m2fn",
+    "e2m1fn",
+    "e4m0f",
+    "e5m7",
+    "e5m3",
+    "e8m3",
+    "e8m7",
+    "e5m10",
+    "e2m9fn",
+    "e6m1f",
+]
+FITTING = [(name, dtype) for dtype in HALVES for name in NAMED if get_format(CARRIERS[dtype]).holds(get_format(name))]
+
+
+@pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
+@pytest.mark.parametrize(("name", "dtype"), FITTING)
+def test_every_input(name: str, dtype: torch.dtype, rounding: str) -> None:
+    x, f = from_codes(EVERY_INPUT, dtype), get_format(name)
+    got = quantize(x, f, rounding)
+    assert got.dtype == dtype
+    assert not len(find_wrong(f, rounding, x, got))
+
+
+@needs_compiler
+@pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
+@pytest.mark.parametrize(("name", "dtype"), [case for case in FITTING if case[0] in ("e4m3fn", "e8m7", "e5m10")])
+def test_every_input_compiled(name: str, dtype: torch.dtype, rounding: str) -> None:
+    x, f = from_codes(EVERY_INPUT, dtype), get_format(name)
+    torch._dynamo.reset()
+    got = torch.compile(quantize, fullgraph=True)(x, f, rounding)
+    assert not len(find_wrong(f, rounding, x, got))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
+def test_every_input_with_parameters(dtype: torch.dtype, rounding: str) -> None:
+    formats = [get_format(name) for name, carrier in FITTING if carrier == dtype]
+    x = from_codes(EVERY_INPUT, dtype)
+    got = quantize(x.expand(len(formats), -1), format_parameters(formats, ndim=2, dtype=dtype), rounding)
+    for row, f in enumerate(formats):
+        assert not len(find_wrong(f, rounding, x, got[row])), f
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_verify_takes_these_dtypes_too(dtype: torch.dtype) -> None:
+    assert verify(lambda x: quantize(x, "e4m3fn"), "e4m3fn", input_dtype=dtype).passed
+
+
+def test_a_dtype_fits_exactly_if_casting_loses_nothing() -> None:
+    for name in list_formats():
+        f = get_format(name)
+        if f.bits > 12:
+            continue
+        grid = torch.from_numpy(f.grid())
+        for dtype in CARRIERS:
+            lossless = torch.equal(grid.to(dtype).double(), grid)
+            if lossless:
+                quantize(torch.zeros(1, dtype=dtype), f)
+            else:
+                with pytest.raises(ValueError, match=f"{name}|{f.canonical_name} does not fit {str(dtype)[6:]}"):
+                    quantize(torch.zeros(1, dtype=dtype), f)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "says"),
+    [
+        ("e8m3", torch.float16, "e8m3 does not fit float16, .* use float32 or bfloat16"),
+        ("e5m3fn", torch.float16, "e5m3fn does not fit float16"),
+        ("fp16", torch.bfloat16, "does not fit bfloat16, .* use float32 or float16"),
+        ("e8m3f", torch.float32, "e8m3f does not fit float32, .* no dtype here does"),
+        ("e4m3", torch.float64, "x must be float32, bfloat16 or float16, got float64"),
+        ("e4m3", torch.int32, "x must be float32, bfloat16 or float16, got int32"),
+    ],
+)
+def test_dtypes_that_do_not_fit_are_refused(name: str, dtype: torch.dtype, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        quantize(torch.zeros(2, dtype=dtype), name)
+    with pytest.raises(ValueError, match=says):
+        format_parameters(["e4m3", name], ndim=1, dtype=dtype)
+
+
+def test_parameters_are_held_to_the_dtype_they_were_made_for() -> None:
+    parameters = format_parameters(["e8m3", "e4m3"], ndim=2)
+    with pytest.raises(ValueError, match="parameters made for float32 got an x of float16"):
+        quantize(torch.zeros(2, 3, dtype=torch.float16), parameters)
+    in_bf16 = format_parameters(["e8m3", "e4m3"], ndim=2, dtype=torch.bfloat16)
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(quantize(x, in_bf16), quantize(x, parameters))
+
+
+def test_unknown_modes_are_refused() -> None:
+    with pytest.raises(ValueError, match="rounding must be one of nearest_even, toward_zero, got 'stochastic'"):
+        quantize(torch.zeros(1), "e4m3", "stochastic")
+    with pytest.raises(ValueError, match="overflow must be one of saturate, got 'propagate'"):
+        quantize(torch.zeros(1), "e4m3", overflow="propagate")

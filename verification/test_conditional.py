@@ -1,0 +1,136 @@
+"""Our quantiser at every decision point of every format of up to 16 bits: eager, compiled, constants, parameters.
+
+The expectations are the oracle's, from mpmath. Level: conditional.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from formats import FloatFormat, format_parameters, get_format, list_formats, quantize
+from verification import verify
+from verification.harness import find_wrong
+from verification.points import decision_inputs
+
+FP32 = get_format("fp32")
+IN_FP32 = list(dict.fromkeys(f for f in map(get_format, list_formats()) if f.bits <= 16 and FP32.holds(f)))
+ROUNDINGS = ["nearest_even", "toward_zero"]
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
+    reason="no C++ compiler to compile with",
+)
+needs_cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("f", [*IN_FP32, get_format("tf32")], ids=str)
+def test_quantize_is_right_at_every_decision_point(f: FloatFormat, rounding: str) -> None:
+    verify(lambda x: quantize(x, f, rounding), f, rounding).raise_for_failures()
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_one_batch_of_all_formats(rounding: str) -> None:
+    check_mixed(rounding, "cpu", compiled=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_one_compiled_program_for_all_formats(rounding: str) -> None:
+    check_mixed(rounding, "cpu", compiled=True)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_cuda)])
+def test_all_formats_on_a_gpu(rounding: str, device: str, compiled: bool) -> None:
+    check_mixed(rounding, device, compiled=compiled)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=needs_compiler), pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("name", ["e4m3fn", "e8m0fn", "e8m3", "bf16", "e5m10f", "e1m0f", "tf32"])
+def test_compiled_with_constants(name: str, rounding: str, device: str) -> None:
+    torch._dynamo.reset()
+    program = torch.compile(lambda x: quantize(x, name, rounding), fullgraph=True)
+    verify(lambda x: program(x.to(device)), name, rounding).raise_for_failures()
+
+
+def check_mixed(rounding: str, device: str, compiled: bool) -> None:
+    """One program, eight formats in the rows of every batch; all inputs of all formats pass through it."""
+    torch._dynamo.reset()
+    program = torch.compile(quantize, fullgraph=True, dynamic=False) if compiled else quantize
+    by_size = sorted(IN_FP32, key=lambda f: f.max_code)
+    for start in range(0, len(by_size), 8):
+        formats = (by_size[start:] + by_size[:8])[:8]
+        parameters = format_parameters(formats, ndim=2, device=device)
+        inputs = [decision_inputs(f, torch.float32) for f in formats]
+        outputs = [program(batch.to(device), parameters, rounding).cpu() for batch in rows_in_batches(inputs)]
+        for f, x, got in zip(formats, inputs, torch.cat(outputs, dim=1), strict=True):
+            assert not len(find_wrong(f, rounding, x, got[: len(x)])), f
+
+
+def rows_in_batches(inputs: list[Tensor], columns: int = 1 << 14) -> Iterator[Tensor]:
+    """The inputs as rows of batches of one fixed shape, padded with zeros."""
+    for start in range(0, max(map(len, inputs)), columns):
+        batch = torch.zeros(len(inputs), columns)
+        for row, x in zip(batch, inputs, strict=True):
+            piece = x[start : start + columns]
+            row[: len(piece)] = piece
+        yield batch
+
+
+@needs_compiler
+def test_a_program_follows_its_format_and_rounding() -> None:
+    torch._dynamo.reset()
+    program = torch.compile(quantize, fullgraph=True)
+    x = decision_inputs(get_format("e3m2"), torch.float32)
+    for f in ("e4m3fn", get_format("e5m2"), get_format("e3m2f"), get_format("e5m2")):
+        for rounding in ROUNDINGS:
+            same = program(x, f, rounding).view(torch.int32) == quantize(x, f, rounding).view(torch.int32)
+            assert same.all(), (f, rounding)
+
+
+def test_nan_keeps_its_bits_and_inputs_are_left_alone() -> None:
+    bits = torch.tensor([0x7F800001, 0x7FC12345, -1, -0x7FFFFF], dtype=torch.int32)
+    x = bits.view(torch.float32)
+    for name in ("e4m3fn", "e2m1fn", "fp32"):
+        assert torch.equal(quantize(x, name).view(torch.int32), bits)
+        assert torch.equal(x.view(torch.int32), bits)
+
+
+def test_flush_to_zero_changes_nothing() -> None:
+    formats = [get_format(name) for name in ("bf16", "e8m3", "e8m0fn", "e7m8", "fp16", "e4m3fn")]
+    inputs = [decision_inputs(f, torch.float32) for f in formats]
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals")
+    try:
+        outputs = [quantize(x, f, rounding) for f, x in zip(formats, inputs, strict=True) for rounding in ROUNDINGS]
+    finally:
+        torch.set_flush_denormal(False)
+    questions = ((f, x, rounding) for f, x in zip(formats, inputs, strict=True) for rounding in ROUNDINGS)
+    for (f, x, rounding), got in zip(questions, outputs, strict=True):
+        assert not len(find_wrong(f, rounding, x, got)), (f, rounding)
+
+
+def test_any_shape_and_layout_and_no_gradient() -> None:
+    x = torch.linspace(-3, 3, 60, requires_grad=True).reshape(3, 4, 5).transpose(0, 2)
+    got = quantize(x, "e3m2f")
+    assert got.shape == x.shape
+    assert not got.requires_grad
+    assert torch.equal(got.reshape(-1), quantize(x.reshape(-1), "e3m2f"))
+    assert quantize(torch.empty(0, 3), "e4m3").shape == (0, 3)
+    assert quantize(torch.tensor(17.0), "e4m3fn") == 16
+
+
+def test_parameters_broadcast_along_the_first_axis() -> None:
+    names: list[FloatFormat | str] = ["e4m3fn", get_format("e5m2")]
+    parameters = format_parameters(names, ndim=4)
+    assert {field.shape for field in parameters} == {(2, 1, 1, 1)}
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    got = quantize(x, parameters)
+    for row, name in enumerate(names):
+        assert torch.equal(got[row], quantize(x[row], name))
