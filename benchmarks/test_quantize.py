@@ -1,9 +1,10 @@
 """Quantise FP32 to FP32: ours, the peers', and a plain copy, which is as fast as memory allows.
 
 On a GPU if there is one, else on the CPU. A timed call makes PASSES passes over the data and then waits for the device.
-`extra_info` says elements/s and, as of_copy, a copy's time over ours: it is timed before every round, so that both see
-the same machine. Outputs are new tensors, as users get them, for the copy too. On a CPU leave the cores to it: a
-neighbour on one of them makes the threads wait for each other, and only the minimum means anything.
+What is compared is timed in turns, before every round, so that both see the same machine: `extra_info` has elements/s,
+`of_copy` (a copy's time over this one's), `of_constants` (for formats as tensors: the time with constants over this one's)
+and `ours_faster` (for peers: their time over ours, compiled). Outputs are new tensors, as users get them, for the copy
+too. On a CPU leave the cores to it: a neighbour on one of them makes the threads wait for each other.
 """
 
 import time
@@ -49,22 +50,39 @@ def passes(once: Callable[[], Any]) -> Callable[[], None]:
     return call
 
 
-def measure(benchmark: BenchmarkFixture, x: Tensor, once: Callable[[], Any], rounds: int = ROUNDS) -> None:
-    """Time `once`, a copy of x before each round, and note how they compare."""
-    copies: list[float] = []
-    copy = passes(x.clone)
+def measure(
+    benchmark: BenchmarkFixture,
+    x: Tensor,
+    once: Callable[[], Any],
+    rounds: int = ROUNDS,
+    against: dict[str, Callable[[], Any]] | None = None,
+) -> None:
+    """Time `once`; before each round also a copy of x and what else it is held `against`; note the ratios of medians."""
+    others = {name: passes(call) for name, call in {"of_copy": x.clone, **(against or {})}.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in others}
 
-    def copy_first() -> None:
-        start = time.perf_counter()
-        copy()
-        copies.append(time.perf_counter() - start)
+    def others_first() -> None:
+        for name, call in others.items():
+            call()  # untimed: the first pass after another contender pays for the memory that the other gave back
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+        once()
 
     timed: Callable[..., Any] = benchmark.pedantic
-    timed(passes(once), setup=copy_first, rounds=rounds, warmup_rounds=3)
+    timed(passes(once), setup=others_first, rounds=rounds, warmup_rounds=3)
     if benchmark.stats:  # none under --benchmark-disable
-        seconds = benchmark.stats.stats.median
-        benchmark.extra_info["elements_per_second"] = ELEMENTS * PASSES / seconds
-        benchmark.extra_info["of_copy"] = median(copies) / seconds
+        median_seconds = benchmark.stats.stats.median
+        benchmark.extra_info["elements_per_second"] = ELEMENTS * PASSES / median_seconds
+        for name, times in seconds.items():
+            ratio = median(times) / median_seconds
+            benchmark.extra_info[name] = 1 / ratio if name == "ours_faster" else ratio
+
+
+def with_constants(x: Tensor, rounding: str) -> Callable[[], Tensor]:
+    """Ours, compiled for one format."""
+    program = torch.compile(lambda x: quantize(x, FORMAT, rounding), fullgraph=True, dynamic=False)
+    return lambda: program(x)
 
 
 def test_copy(benchmark: BenchmarkFixture, x: Tensor) -> None:
@@ -79,8 +97,7 @@ def test_copy_into_place(benchmark: BenchmarkFixture, x: Tensor) -> None:
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_compiled_with_constants(benchmark: BenchmarkFixture, x: Tensor, rounding: str) -> None:
     torch._dynamo.reset()
-    program = torch.compile(lambda x: quantize(x, FORMAT, rounding), fullgraph=True, dynamic=False)
-    measure(benchmark, x, lambda: program(x))
+    measure(benchmark, x, with_constants(x, rounding))
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -92,20 +109,26 @@ def test_compiled_with_parameters(benchmark: BenchmarkFixture, x: Tensor, roundi
         return quantize(x, parameters, rounding)
 
     program = torch.compile(of_runs, fullgraph=True, dynamic=False)
-    measure(benchmark, x, lambda: program(x, parameters))
+    measure(benchmark, x, lambda: program(x, parameters), against={"of_constants": with_constants(x, rounding)})
+
+
+def against_ours(benchmark: BenchmarkFixture, x: Tensor, once: Callable[[], Any]) -> None:
+    """A slower way to the same values, held against ours, compiled, to nearest even."""
+    torch._dynamo.reset()
+    measure(benchmark, x, once, rounds=20, against={"ours_faster": with_constants(x, "nearest_even")})
 
 
 def test_eager(benchmark: BenchmarkFixture, x: Tensor) -> None:
-    measure(benchmark, x, lambda: quantize(x, FORMAT), rounds=20)
+    against_ours(benchmark, x, lambda: quantize(x, FORMAT))
 
 
 def test_torch_float8_round_trip(benchmark: BenchmarkFixture, x: Tensor) -> None:
     """Eager and not clamped: beyond the range torch gives NaN, where ours saturates."""
-    measure(benchmark, x, lambda: x.to(torch.float8_e4m3fn).to(torch.float32), rounds=20)
+    against_ours(benchmark, x, lambda: x.to(torch.float8_e4m3fn).to(torch.float32))
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="ml_dtypes runs on the CPU only")
 def test_ml_dtypes_round_trip(benchmark: BenchmarkFixture, x: Tensor) -> None:
     """Not clamped either."""
     array = x.numpy()
-    measure(benchmark, x, lambda: array.astype(ml_dtypes.float8_e4m3fn).astype(np.float32), rounds=10)
+    against_ours(benchmark, x, lambda: array.astype(ml_dtypes.float8_e4m3fn).astype(np.float32))

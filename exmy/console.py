@@ -25,7 +25,7 @@ CONFUSED = {
     "e2m1fn": "the name says NaN only, but OCP's MX element has none",
 }
 VALUES_UP_TO_BITS = 8
-PIPE_WIDTH = 120  # where the output is no terminal, whose width is unknown
+PIPE_WIDTH = 200  # where the output is no terminal, whose width is unknown
 
 
 def output() -> Console:
@@ -107,14 +107,14 @@ def stability_tables(tree: xr.DataTree) -> Iterator[Table]:
 def _stability_table(table: xr.Dataset, summary: xr.Dataset, baseline: str, where: str) -> Table:
     definition = summary["diverged"].attrs["definition"]
     shown = Table(
-        title="Final training loss (nats/token, mean of seeds) and runs diverged, k/n [95 % Wilson interval]"
+        title="Final training loss (nats/token, mean of seeds) and runs diverged, k/n [95 % Wilson interval, %]"
         + (f"; {where}" if where else ""),
         caption=f"diverged = {definition}: {summary[definition].attrs['source']}",
         show_lines=True,
     )  # fmt: skip
-    shown.add_column("recipe", no_wrap=True)
+    shown.add_column("recipe", overflow="fold")
     for rate in table["learning_rate"].values:
-        shown.add_column(f"lr {rate:g}", justify="right", no_wrap=True)
+        shown.add_column(f"lr {rate:g}", justify="right", overflow="fold")
     for recipe in table["recipe"].values:
         cells = [_cell(table.sel(recipe=recipe, learning_rate=rate)) for rate in table["learning_rate"].values]
         shown.add_row(f"{recipe}\n(baseline)" if recipe == baseline else str(recipe), *cells)
@@ -129,4 +129,4 @@ def _cell(cell: xr.Dataset) -> Text:
     low, high = 100 * float(cell["rate_lower"]), 100 * float(cell["rate_upper"])
     value = f"{loss:.3f}" if math.isfinite(loss) else "non-finite"
     style = "bold red" if k == n else "yellow" if k else ""
-    return Text(f"{value}\n{k}/{n} [{low:.0f}–{high:.0f} %]", style=style)
+    return Text(f"{value}\n{k}/{n} [{low:.0f}–{high:.0f}]", style=style)

@@ -137,6 +137,16 @@ class Progress:
         return int(runs - self.finite[:runs].sum())
 
 
+_compiled_for: list[object] = []
+
+
+def _one_program_at_a_time(key: object) -> None:
+    """Forget the code compiled for another program; packs of one program share theirs, and compile it once."""
+    if _compiled_for != [key]:
+        torch._dynamo.reset()
+        _compiled_for[:] = [key]
+
+
 def _losses(
     p: Parameters, text: Tensor, offsets: Tensor, counter: Tensor, shape: ModelShape, numerics: Numerics
 ) -> Tensor:
@@ -208,7 +218,7 @@ class Pack:
         self._forward: Callable[..., Tensor] = forward
         self._update: Callable[..., None] = _update
         if self.compiled:
-            torch._dynamo.reset()  # one program at a time: its compiled code replaces the last one's
+            _one_program_at_a_time((program, len(slots), device))
             self._losses = torch.compile(_losses, dynamic=False, fullgraph=True)
             self._forward = torch.compile(forward, dynamic=False, fullgraph=True)
             self._update = torch.compile(_update, dynamic=False, fullgraph=True)
