@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from train.study import Study, StudyError, read_study
+from train.study import ModelSettings, ProbeSettings, Study, StudyError, TrainingSettings, read_study
 
 SMALL = """
 name = "small"
@@ -80,6 +81,17 @@ def test_a_runs_identity_is_what_decides_its_numbers() -> None:
     assert next(iter(Study(name="other", axes=axes, execution={"pack_size": 4}).runs())).identity == first  # type: ignore[arg-type]
     for change in ({"training": {"steps": 301}}, {"model": {"layers": 5}}, {"probe": {"every": 7}}):
         assert next(iter(Study(axes=axes, **change).runs())).identity != first  # type: ignore[arg-type]
+
+
+def test_identities_do_not_change_from_version_to_version() -> None:
+    """They name finished runs on other people's disks: where this fails, raise IDENTITY_VERSION or mend what moved them."""
+    axes = {"recipe": ["e8m7", "native-bf16"], "learning_rate": [1e-3], "seed": [3]}
+    study = Study(axes=axes, training={"steps": 77}, model={"width": 64})  # type: ignore[arg-type]
+    assert [run.identity for run in study.runs()] == ["77097b0a4e797ee5b053adda", "88a2d219fd09d499c85df77c"]
+    defaults = [str(table().model_dump()) for table in (ModelSettings, TrainingSettings, ProbeSettings)]
+    assert hashlib.sha256("".join(defaults).encode()).hexdigest()[:16] == "d7a9c2bb52b09663", (
+        "a default changed, or a setting is new"
+    )
 
 
 @pytest.mark.parametrize(

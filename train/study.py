@@ -27,6 +27,7 @@ from train.recipe import Output, Recipe, RecipeTable, resolve_recipe
 from train.text import KNOWN_TEXTS
 
 PACK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+IDENTITY_VERSION = 1
 CONTEXT_LIMIT, STEPS_LIMIT, RUNS_LIMIT = 8192, 1_000_000, 100_000
 
 Positive = Annotated[int, Field(ge=1)]
@@ -220,13 +221,19 @@ class Run:
 
     @functools.cached_property
     def identity(self) -> str:
-        """24 hex digits over everything that decides the run's numbers, the device and the pack's size apart."""
+        """24 hex digits over everything that decides the run's numbers, the device and the pack's size apart.
+
+        Settings count where they differ from their defaults, so that a setting added later, whose default is what runs did
+        before, leaves finished runs finished. Whoever changes a default raises IDENTITY_VERSION.
+        """
+        settings = (self.model, self.training, self.probe)
         content = {
+            "version": IDENTITY_VERSION,
             "recipe": [self.recipe.name, self.recipe.arithmetic],
             "learning_rate": self.learning_rate,
             "seeds": [self.init_seed, self.data_seed],
             "dataset": self.dataset,
-            "settings": [table.model_dump(mode="json") for table in (self.model, self.training, self.probe)],
+            "settings": [table.model_dump(mode="json", exclude_defaults=True) for table in settings],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
