@@ -52,7 +52,7 @@ def test_a_sweep_trains_shows_a_table_and_draws_a_figure(study: Path, tmp_path: 
     first = invoke("sweep", study, "--out", out, "--device", "cpu")
     assert first.exit_code == 0, first.output
     for expected in (
-        "8 runs in 1 packs of 8",
+        "8 runs in 1 pack of 8",
         "lr 0.001",
         "lr 0.004",
         "e8m7",
@@ -116,7 +116,7 @@ def test_ctrl_c_says_how_to_go_on(study: Path, tmp_path: Path) -> None:
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if "8 runs in 1 packs" in line:  # the plan is out: training begins
+        if "8 runs in 1 pack" in line:  # the plan is out: training begins
             break
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import resource
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,25 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [rescued] = (rescue / "exmy-rescued" / "packs").glob("*.nc")
     rescued.rename(study_directory / "packs" / rescued.name)
     assert open_study(study_directory).attrs["runs_finished"] == 8
+
+
+def test_a_disk_that_fills_up_while_a_pack_is_written_crashes_nothing(tmp_path: Path) -> None:
+    """The real thing, by a limit on file sizes: the HDF5 library itself would end the process."""
+    rescue = Path(tempfile.gettempdir()) / "exmy-rescued" / "packs"
+    rescued = set(rescue.glob("*.nc"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+
+    try:
+        with pytest.raises(StudyError, match=r"File too large.*this pack's 4 runs are lost.*make room"):
+            run_study(tiny(), tmp_path, "cpu", Recorder(at_pack=2, action=fill_up))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert set(rescue.glob("*.nc")) == rescued
+    assert len(list((tmp_path / "packs").iterdir())) == 1
+    assert open_study(tmp_path).attrs["runs_finished"] == 4
 
 
 def test_a_half_written_file_is_never_seen(tmp_path: Path) -> None:

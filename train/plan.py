@@ -138,4 +138,9 @@ def describe(packs: Sequence[PlannedPack]) -> str:
     runs, programs = sum(len(p.runs) for p in packs), len({p.program for p in packs})
     steps = sum(len(p.runs) * p.program.steps for p in packs)
     sizes = ", ".join(map(str, sorted({p.size for p in packs})))
-    return f"{runs} runs in {len(packs)} packs of {sizes} ({programs} programs), {steps:,} run-steps"
+
+    def count(number: int, noun: str) -> str:
+        return f"{number} {noun}" + ("s" if number != 1 else "")
+
+    packed = f"{count(len(packs), 'pack')} of {sizes} ({count(programs, 'program')})"
+    return f"{count(runs, 'run')} in {packed}, {steps:,} run-steps"

@@ -114,13 +114,15 @@ def run_coordinates(runs: tuple[Run, ...], pack_size: int) -> dict[str, Any]:
 def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
     """The tree in packs/<hash>.nc, whole or not at all; OSError where it can't be written."""
     path = directory / PACKS / f"{pack.hash}.nc"
+    compress = {
+        node.path: {str(name): {"zlib": True, "complevel": 4} for name, v in node.data_vars.items() if v.ndim > 1}
+        for node in tree.subtree
+        if node.path != "/"
+    }
+    # Made in memory first: the HDF5 library, writing to a disk that is full, can crash the process.
+    content = tree.to_netcdf(engine=ENGINE, encoding=compress)
     with atomically(path) as aside:
-        compress = {
-            node.path: {str(name): {"zlib": True, "complevel": 4} for name, v in node.data_vars.items() if v.ndim > 1}
-            for node in tree.subtree
-            if node.path != "/"
-        }
-        tree.to_netcdf(aside, engine=ENGINE, encoding=compress)
+        aside.write_bytes(content)
     return path
 
 
