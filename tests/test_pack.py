@@ -188,6 +188,29 @@ def test_a_run_has_the_same_bits_in_a_fresh_process(text: Text, device: torch.de
     assert there.stdout.strip() == here
 
 
+def test_slots_do_not_matter_where_two_threads_share_the_work(text: Text) -> None:
+    """Tensors large enough for PyTorch to split them among threads, at other places for every slot."""
+    shape = dataclasses.replace(SHAPE, width=64, context=64)
+    run = Slot(resolve("e4m3"), 4e-3, 99, 99)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        losses = []
+        for slot in (0, 1, 2):
+            slots = make_slots(["e8m7", "e5m2", "e4m7"])
+            slots[slot] = run
+            pack = Pack(make_program(shape=shape, sequences=8), slots, text, CPU)
+            for _ in range(3):
+                pack.step()
+            weights = torch.cat([p[slot].detach().flatten() for p in pack.parameters.values()])
+            losses.append((pack.train_loss[:3, slot].tolist(), weights))
+    finally:
+        torch.set_num_threads(threads)
+    for loss, weights in losses[1:]:
+        assert loss == losses[0][0]
+        assert torch.equal(weights, losses[0][1])
+
+
 def test_a_run_that_reads_other_batches_has_other_bits(text: Text) -> None:
     """The comparisons above can fail: one other data seed shows."""
     slots = make_slots(["e4m3", "e4m3"])
