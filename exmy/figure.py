@@ -67,9 +67,7 @@ LETTERING: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one recipe is drawn, and how far its points stand to the side of the learning rate, in units of the rates'
-    spacing.
-    """
+    """How one recipe is drawn, and how far its points stand to the side of the learning rate, in units of the rates' spacing."""
 
     colour: str
     marker: str
@@ -147,9 +145,7 @@ def reference_rate(runs: xr.Dataset, baseline: str) -> tuple[float, str]:
 
 
 def smoothed(loss: Floats, window: int) -> Floats:
-    """Mean of the last `window` steps at each step, fewer at the start; NaN where one of them is not finite. [run,
-    step].
-    """
+    """Mean of the last `window` steps at each step, fewer at the start; NaN where one of them is not finite. [run, step]."""
     finite = np.isfinite(loss)
     count = np.minimum(np.arange(1, loss.shape[1] + 1), window)
 
@@ -207,9 +203,7 @@ def _spread(rate: Floats, own: Bools) -> Floats:
 
 
 def _up_to(medians: Floats, edge: float) -> Floats:
-    """A line that leaves the picture ends at its edge, and comes back from there; between two points outside there is
-    none.
-    """
+    """A line that leaves the picture ends at its edge, and comes back from there; between two points outside there is none."""
     inside = np.pad(medians <= edge, 1)
     beside = inside[:-2] | inside[1:-1] | inside[2:]
     return np.where(beside, np.minimum(medians, edge), np.nan)
@@ -276,9 +270,7 @@ def _draw_curves(axes: Axes, history: xr.Dataset, runs: xr.Dataset, rate: float,
 def _draw_recipe(
     axes: Axes, steps: Floats, curves: Floats, lost: Bools, look: Look, shown: npt.NDArray[np.int64]
 ) -> None:
-    """One recipe's curves [run, step]: a strong line for the median, thin lines or a band for the seeds, lost ones
-    crossed.
-    """
+    """One recipe's curves [run, step]: a strong line for the median, thin lines or a band for the seeds, lost ones crossed."""
     low, high = axes.get_ylim()
     if 1 < len(curves) <= FEW_SEEDS:
         axes.plot(steps[shown], curves[:, shown].T, color=look.colour, lw=0.8, alpha=0.35, zorder=2)

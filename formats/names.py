@@ -55,9 +55,7 @@ def _all_names() -> tuple[str, ...]:
 
 
 def list_formats() -> list[str]:
-    """Every name that means something: the well-known ones first, then all e{E}m{M}, e{E}m{M}f and e{E}m{M}fn by E
-    and M.
-    """
+    """Every name that means something: the well-known ones first, then all e{E}m{M}, e{E}m{M}f and e{E}m{M}fn by E and M."""
     return [*WELL_KNOWN, *(name for name in _all_names() if name not in WELL_KNOWN)]
 
 

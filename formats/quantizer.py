@@ -42,8 +42,7 @@ CARRIERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"
 class FormatParameters(NamedTuple):
     """What step 1 to 3 need of a format, as tensors that broadcast against x; made by `format_parameters`.
 
-    All are int32 patterns of FP32 numbers or masks of them, except quantum, whose dtype is the narrowest x that was
-    promised.
+    All are int32 patterns of FP32 numbers or masks of them, except quantum, whose dtype is the narrowest x that was promised.
     """
 
     max_bits: Tensor
@@ -99,8 +98,7 @@ def format_parameters(
 ) -> FormatParameters:
     """Parameters of R formats for an x of `ndim` dimensions whose first axis is theirs: every field [R, 1, ..., 1].
 
-    `dtype` is that of the tensors to come (FP32 ones are always welcome). ValueError if it does not hold one of the
-    formats.
+    `dtype` is that of the tensors to come (FP32 ones are always welcome). ValueError if it does not hold one of the formats.
     """
     described = [as_format(f) for f in formats]
     for f in described:

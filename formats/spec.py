@@ -90,9 +90,7 @@ class FloatFormat:
 
     @property
     def nan_code(self) -> int | None:
-        """The NaN that `encode` writes: positive, and quiet (IEEE 754-2019 6.2.1) where there is a choice; None
-        without one.
-        """
+        """The NaN that `encode` writes: positive, and quiet (IEEE 754-2019 6.2.1) where there is a choice; None without one."""
         if self.specials == "ieee":
             return self.max_code + 1 + (1 << (self.mantissa_bits - 1))
         return self.max_code + 1 if self.specials == "fn" else None
@@ -119,9 +117,7 @@ class FloatFormat:
 
     @property
     def smallest_subnormal(self) -> float:
-        """2^(emin - M), the smallest positive value and the spacing up to 2^(emin + 1); with M = 0 it is the smallest
-        normal.
-        """
+        """2^(emin - M), the smallest positive value and the spacing up to 2^(emin + 1); with M = 0 it is the smallest normal."""
         return 2.0 ** (self.emin - self.mantissa_bits)
 
     @property
@@ -130,9 +126,7 @@ class FloatFormat:
         return 2.0**-self.mantissa_bits
 
     def grid(self) -> npt.NDArray[np.float64]:
-        """Every finite value, ascending, each once (-0 left out): float64 [2 * max_code + 1]. ValueError over 16
-        bits.
-        """
+        """Every finite value, ascending, each once (-0 left out): float64 [2 * max_code + 1]. ValueError over 16 bits."""
         if self.bits > MAX_GRID_BITS:
             raise ValueError(
                 f"{self.name}: grid() is for up to {MAX_GRID_BITS} bits, and this has {self.bits}; use decode(codes)"
@@ -141,15 +135,11 @@ class FloatFormat:
         return np.concatenate([-positive[::-1], [0.0], positive])
 
     def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """The codes' values: integers of any shape to float64 of that shape, exact. ValueError for codes wider than
-        `bits`.
-        """
+        """The codes' values: integers of any shape to float64 of that shape, exact. ValueError for codes wider than `bits`."""
         return _codes.decode(self, codes)
 
     def decode_exact(self, code: int) -> Fraction | float:
-        """One code's value, by the module's formula in rationals; a float for what no Fraction can be: -0.0, inf and
-        nan.
-        """
+        """One code's value, by the module's formula in rationals; a float for what no Fraction can be: -0.0, inf and nan."""
         if not 0 <= code < 1 << self.bits:
             raise ValueError(f"{self.name}: a code must be 0..{(1 << self.bits) - 1}, got {code}")
         negative, magnitude = divmod(code, 1 << (self.bits - 1))

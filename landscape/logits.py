@@ -78,9 +78,7 @@ def logit_sharpness(
 
 
 def _rise(u: Tensor, u_sum: Tensor, m: Tensor, c: Tensor) -> Tensor:
-    """log1p(S), S = sigmoid(m) sum_i e^(u_i) expm1(c_i) / u_sum, for u <= 0 with maximum 0 and c >= 0, [..., V] ->
-    [...].
-    """
+    """log1p(S), S = sigmoid(m) sum_i e^(u_i) expm1(c_i) / u_sum, for u <= 0 with maximum 0 and c >= 0, [..., V] -> [...]."""
     w = u + c
     top = w.amax(-1, keepdim=True)
     scaled = -((w - top).exp() * torch.expm1(-c)).sum(-1) / u_sum  # S = sigmoid(m) e^top scaled

@@ -10,9 +10,7 @@ from typing import NamedTuple
 
 
 class Variable(NamedTuple):
-    """One variable or coordinate: its dimensions in order, its units, a long name, and the sentence or source that
-    defines it.
-    """
+    """One variable or coordinate: its dimensions in order, its units, a long name, and the sentence or source that defines it."""
 
     dims: tuple[str, ...]
     units: str

@@ -58,9 +58,7 @@ def forbidden_imports(root: Path) -> list[str]:
 
 
 def is_reexport(node: ast.stmt) -> bool:
-    """Whether a statement belongs in a face: an import, `__all__`, the docstring, a lazy `__getattr__` or its twin for
-    types.
-    """
+    """Whether a statement belongs in a face: an import, `__all__`, the docstring, a lazy `__getattr__` or its twin for types."""
     match node:
         case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant(value=str())):
             return True

@@ -101,9 +101,7 @@ def smoothed_final_loss(train_loss: xr.DataArray, last_step: xr.DataArray, windo
 
 
 def first_non_finite_step(train_loss: xr.DataArray, grad_norm: xr.DataArray, last_step: xr.DataArray) -> xr.DataArray:
-    """The first step up to `last_step` whose loss or gradient norm is NaN or infinite, as a label of `step`; NaN if
-    none.
-    """
+    """The first step up to `last_step` whose loss or gradient norm is NaN or infinite, as a label of `step`; NaN if none."""
     bad = ~(np.isfinite(_by_run(train_loss)) & np.isfinite(_by_run(grad_norm)))
     return _first(bad & _recorded(train_loss, last_step), train_loss)
 
@@ -194,8 +192,7 @@ def divergence(
 
     history: train_loss (run, step), grad_norm (run, step), last_step (run), with coordinates recipe and learning_rate
     on run. unigram_entropy: of the training tokens, nats, one number or (run). Returns a Dataset over run with the
-    history's run coordinates: see `VARIABLES`. Raises ValueError where a last_step is missing or lies before the first
-    step.
+    history's run coordinates: see `VARIABLES`. Raises ValueError where a last_step is missing or lies before the first step.
     """
     settings = settings or DivergenceSettings()
     loss, last = history["train_loss"], history["last_step"]

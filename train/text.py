@@ -65,8 +65,7 @@ def load_text(name: str, cache: Path | None = None) -> Text:
 
     `cache` is a folder; None means `$EXMY_CACHE`, else `$XDG_CACHE_HOME/exmy`, else `~/.cache/exmy`. A token file that
     does not match its hash is built again, with a warning. A cache that can't be written costs a warning and the time
-    to build, nothing more. Raises ValueError for an unknown name, RuntimeError where the installed Python has too
-    little source.
+    to build, nothing more. Raises ValueError for an unknown name, RuntimeError where the installed Python has too little source.
     """
     if name not in KNOWN_TEXTS:
         nearest = difflib.get_close_matches(name, KNOWN_TEXTS, n=1, cutoff=0.0) or KNOWN_TEXTS

@@ -60,9 +60,7 @@ def values(f: FloatFormat) -> Floats:
 
 
 def decision_points(f: FloatFormat, rounding: str) -> Floats:
-    """Where the result steps from one value to the next: entry i lies between, or at the second of, values i and i +
-    1.
-    """
+    """Where the result steps from value i to value i + 1, for each i: between the two, or at the second."""
     grid, middles = _table(f)
     return {"nearest_even": middles, "toward_zero": grid[1:]}[rounding]
 

@@ -44,9 +44,7 @@ def both_signs(codes: Codes, dtype: torch.dtype) -> Codes:
 
 
 def _largest_not_above(targets: npt.NDArray[np.float64], dtype: torch.dtype) -> Codes:
-    """The code of the largest number of dtype that is <= each non-negative target (infinity above the largest finite
-    one).
-    """
+    """The code of the largest number of dtype that is <= each non-negative target; above the largest one, infinity."""
     half = dtype == torch.float16
     with np.errstate(over="ignore"):
         near = targets.astype(np.float16 if half else np.float32)

@@ -25,9 +25,7 @@ def roundings() -> st.SearchStrategy[str]:
 
 
 def nasty_doubles(f: FloatFormat) -> st.SearchStrategy[float]:
-    """Float64 numbers without NaN: any, and the format's values, the middles between them, and a few float64 ulps
-    around.
-    """
+    """Float64 numbers without NaN: any, and the format's values, the middles between them, and a few float64 ulps around."""
     code = st.integers(0, 2 ** (f.bits - 1) - 1).map(lambda c: min(c, f.max_code))
     nudge = st.integers(-2, 2)
     values = st.builds(lambda c: float(f.decode(c)), code)
