@@ -70,7 +70,7 @@ def quantize(
     rounding: str = Rounding.NEAREST_EVEN,
     overflow: str = Overflow.SATURATE,
 ) -> Tensor:
-    """Round every element of x to the format; same shape and dtype (IEEE 754-2019 4.3; saturation: OCP OFP8 5.2).
+    """Round every element of x to the format; same shape and dtype (IEEE 754-2019 4.3; saturating as OCP OFP8).
 
     x: float32, bfloat16 or float16, any shape. f: a format, its name, or `format_parameters` that broadcast against
     x, so that one program serves a format a run. inf gives the largest value; -0 stays -0; NaN stays the NaN it is,

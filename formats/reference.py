@@ -21,7 +21,7 @@ def round_exact(
     rounding: str = Rounding.NEAREST_EVEN,
     overflow: str = Overflow.SATURATE,
 ) -> Fraction | float:
-    """Round an int, float, Fraction or mpmath.mpf to the format (IEEE 754-2019 4.3, 7.4; OCP OFP8 5.2).
+    """Round an int, float, Fraction or mpmath.mpf to the format (IEEE 754-2019 4.3, 7.4; OCP OFP8, saturating conversion).
 
     Returns a Fraction, or a float for what no Fraction can be: -0.0 and nan. A negative value that rounds to zero
     gives -0.0. saturate: inf gives the largest finite value. ValueError for NaN where the format has none, TypeError

@@ -2,7 +2,7 @@
 from it.
 
 A code is a sign bit, E exponent bits and M mantissa bits, in that order from the top. With exponent field k and
-mantissa field m it stands for (IEEE 754-2019 clause 3.4; OCP OFP8 section 5; OCP MX section 5.3)
+mantissa field m it stands for (IEEE 754-2019 clause 3.4; OCP OFP8; OCP MX section 5.3)
 
     (-1)^sign * 2^(k - bias) * (1 + m / 2^M)    where k > 0,
     (-1)^sign * 2^(1 - bias) * (0 + m / 2^M)    where k = 0 (zero and the subnormals),

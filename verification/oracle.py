@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def value(f: FloatFormat, code: int) -> mpmath.mpf:
-    """The value of a code, special ones included, by IEEE 754-2019 3.4 and OCP OFP8 5 (which codes are NaN)."""
+    """The value of a code, special ones included, by IEEE 754-2019 3.4 and, for which codes are NaN, OCP OFP8."""
     mantissa = code & (2**f.mantissa_bits - 1)
     field = (code >> f.mantissa_bits) & (2**f.exponent_bits - 1)
     sign = -1 if code >> (f.exponent_bits + f.mantissa_bits) else 1
