@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from train import Study, StudyError, execute, open_study, run_study, store, text
 from train.pack import PackResult, Progress
-from train.plan import PlannedPack, choose_pack_size
+from train.plan import PlannedPack, choose_pack_size, plan
 from train.schema import GROUPS, RUN_COORDINATES
 
 
@@ -277,6 +278,22 @@ def test_a_directory_without_a_study_is_refused(tmp_path: Path) -> None:
 )
 def test_the_pack_size_trains_the_runs_soonest(count: int, largest: int, overhead: int, size: int) -> None:
     assert choose_pack_size(count, largest, overhead) == size
+
+
+def test_runs_share_a_program_where_carrier_structure_and_shapes_are_the_same() -> None:
+    recipes = ["e8m7", "e4m3", "e5m7", "native-bf16", "native-fp32", "tf32", "e8m3", "e5m10"]
+    study = tiny(axes={"recipe": recipes, "layers": [1, 2]}, execution={"pack_size": 128})
+    packs = plan(study, torch.device("cpu"))
+    together = [{run.recipe.name for run in pack.runs} for pack in packs if pack.program.shape.layers == 2]
+    assert together == [{"e8m7", "e4m3", "e5m7", "e8m3"}, {"native-bf16"}, {"native-fp32"}, {"tf32", "e5m10"}]
+    assert len(packs) == 8
+    assert sum(len(pack.runs) for pack in packs) == len(list(study.runs()))
+
+
+@pytest.mark.parametrize("probe", [{"every": 0}, {"measures": []}])
+def test_a_study_without_probes_has_no_sharpness(tmp_path: Path, probe: dict[str, Any]) -> None:
+    run_study(tiny(probe=probe), tmp_path, "cpu", Recorder())
+    assert set(open_study(tmp_path).children) == {"history", "evaluation", "summary"}
 
 
 def test_progress_is_reported_to_the_end(tmp_path: Path) -> None:

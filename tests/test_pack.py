@@ -19,9 +19,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from landscape import logit_sharpness
 from tests.small import SHAPE, make_program, make_slots, resolve
 from train.model import Numerics, cross_entropy, forward
-from train.pack import Pack, Slot, _losses, train_pack
+from train.pack import Pack, Probe, Slot, _losses, train_pack
 from train.seeds import batch_offsets, initial_weights
 from train.text import Text
 
@@ -269,6 +270,21 @@ def test_the_hessian_vector_product_through_quantisers_is_that_of_the_surrogate(
     for quantised, native in zip(*products, strict=True):
         assert float(native.abs().max()) > 1e-3
         torch.testing.assert_close(quantised, native, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("positions", "chosen"), [("all", slice(None)), ("last", slice(-1, None))])
+def test_sharpness_is_the_mean_over_the_positions_that_the_probe_names(
+    text: Text, positions: str, chosen: slice
+) -> None:
+    program = make_program(probe=Probe(every=10, positions=positions))
+    pack = Pack(program, make_slots(["e4m3"] * 2), text, CPU)
+    pack.step()
+    logits = pack.logits().view(2, program.sequences, SHAPE.context, SHAPE.vocabulary)[:, :, chosen]
+    targets = pack.held_out[0][1].view(2, program.sequences, SHAPE.context)[:, :, chosen]
+    for column, epsilon in enumerate(program.probe.epsilons):
+        for run in range(2):
+            expected = logit_sharpness(logits[run].double(), targets[run], epsilon).mean()
+            assert float(pack.sharpness()["logit_sharpness"][run, column]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_fused_and_mathematical_attention_agree(text: Text) -> None:

@@ -78,7 +78,7 @@ class Program:
     @property
     def probe_steps(self) -> list[int]:
         """After how many updates the sharpness is taken."""
-        return _at_intervals(self.steps, self.probe.every) if self.probe.every else []
+        return _at_intervals(self.steps, self.probe.every) if self.probe.every and self.probe.measures else []
 
     def rounded_elements_per_step(self) -> int:
         """Elements that one run's quantisers round in a step: every operand of every linear, each once."""
