@@ -36,6 +36,19 @@ def test_three_mantissa_bits_train_like_seven_and_one_falls_behind(table: xr.Dat
     assert float(loss.sel(recipe="e8m1") - loss.sel(recipe="e8m7")) > 0.1
 
 
+def test_the_readmes_table_is_the_first_look_on_two_cores() -> None:
+    table = stability_table(open_study(ROOT / "studies" / "results" / "first-look-cpu")["summary"].to_dataset())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for recipe in table["recipe"].values.tolist():
+        row = table.sel(recipe=recipe)
+        cells = [
+            f"{float(cell['final_loss_mean']):.3f}; {int(cell['k'])}/{int(cell['n'])} "
+            f"[{100 * float(cell['rate_lower']):.0f}–{100 * float(cell['rate_upper']):.0f}]"
+            for cell in (row.isel(learning_rate=i) for i in range(row.sizes["learning_rate"]))
+        ]
+        assert " | ".join(cells) in readme
+
+
 def extra(file: str) -> dict[str, dict[str, float]]:
     content = json.loads((ROOT / "benchmarks" / "results" / file).read_text())
     return {
