@@ -97,6 +97,7 @@ def test_copy_into_place(benchmark: BenchmarkFixture, x: Tensor) -> None:
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_compiled_with_constants(benchmark: BenchmarkFixture, x: Tensor, rounding: str) -> None:
     torch._dynamo.reset()
+    assert torch.equal(with_constants(x, rounding)(), quantize(x, FORMAT, rounding))
     measure(benchmark, x, with_constants(x, rounding))
 
 
@@ -109,12 +110,14 @@ def test_compiled_with_parameters(benchmark: BenchmarkFixture, x: Tensor, roundi
         return quantize(x, parameters, rounding)
 
     program = torch.compile(of_runs, fullgraph=True, dynamic=False)
+    assert torch.equal(program(x, parameters)[0], quantize(x[0], RUNS[0], rounding))
     measure(benchmark, x, lambda: program(x, parameters), against={"of_constants": with_constants(x, rounding)})
 
 
 def against_ours(benchmark: BenchmarkFixture, x: Tensor, once: Callable[[], Any]) -> None:
     """A slower way to the same values, held against ours, compiled, to nearest even."""
     torch._dynamo.reset()
+    assert torch.equal(torch.as_tensor(once()), quantize(x, FORMAT)), "not the same work"
     measure(benchmark, x, once, rounds=20, against={"ours_faster": with_constants(x, "nearest_even")})
 
 

@@ -113,6 +113,13 @@ def test_the_carrier_is_the_narrowest_that_holds_all_operands(
     assert resolve_recipe("mine", {"mine": table}).body.structure.carrier == carrier
 
 
+@pytest.mark.parametrize(("body", "head"), [("e8m10", "native-fp32"), ("fp16", "e8m12"), ("e8m12", "tf32")])
+def test_tf32_products_never_stand_beside_fp32_ones(body: str, head: str) -> None:
+    """The switch between them is the whole program's: with it on, FP32 operands would be cut to TF32's ten bits."""
+    recipe = resolve_recipe("mine", {"mine": RecipeTable(body, body, body, lm_head=head)})
+    assert [structure.carrier for structure in recipe.structure] == ["fp32", "fp32"]
+
+
 @pytest.mark.parametrize(
     ("name", "tables", "message"),
     [
@@ -121,6 +128,11 @@ def test_the_carrier_is_the_narrowest_that_holds_all_operands(
         ("e4m3fnn", {}, "near it: .*e4m3fn"),
         ("mine", {"mine": RecipeTable("e4m3", "native-bf16", "e5m2")}, "name a format for all three"),
         ("mine", {"mine": RecipeTable("e4m3", "e4m3", "e5m2", lm_head="mine")}, "names itself"),
+        (
+            "mine",
+            {"mine": RecipeTable("e8m12", "e8m12", "e8m12", lm_head="native-tf32")},
+            "switch is one for both",
+        ),
         (
             "mine",
             {"mine": RecipeTable("native-bf16", "native-bf16", "native-bf16", output="fp32")},

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from formats import FloatFormat, Rounding, get_format
@@ -142,6 +142,24 @@ def _linear(activation: str, weight: str, gradient: str, rounding: str, output: 
     return LinearPrecision(structure, *formats)
 
 
+def _without_mixed_fp32(
+    name: str, body: LinearPrecision, head: LinearPrecision
+) -> tuple[LinearPrecision, LinearPrecision]:
+    """Both places with carriers that one program can hold: TF32 is a switch for all FP32 products, so not beside FP32.
+
+    Simulated operands in TF32 are exact in FP32 too; native TF32 products are not FP32's, and are refused there.
+    """
+    if {body.structure.carrier, head.structure.carrier} != {"tf32", "fp32"}:
+        return body, head
+    if "tf32" in (body.structure.native, head.structure.native):
+        raise ValueError(
+            f"recipe {name!r} mixes native-tf32 with FP32 products, and the hardware's switch is one for both: "
+            "take 'tf32', the simulated format, for native-tf32"
+        )
+    wide = [replace(place, structure=replace(place.structure, carrier="fp32")) for place in (body, head)]
+    return wide[0], wide[1]
+
+
 @dataclass(frozen=True)
 class RecipeTable:
     """A `[recipes.NAME]` table of a study file, as validated; the words are public names."""
@@ -172,7 +190,7 @@ def resolve_recipe(name: str, tables: Mapping[str, RecipeTable] | None = None, _
             raise ValueError(
                 f"recipe {name!r} mixes native-fp64 with narrower products: FP64 is for a whole run or none of it"
             )
-        return Recipe(name, body, head)
+        return Recipe(name, *_without_mixed_fp32(name, body, head))
     try:
         body = _linear(name, name, name, Rounding.NEAREST_EVEN, "bf16")
     except ValueError as error:
