@@ -127,14 +127,14 @@ class PackResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """A report from a pack under way: updates done, and which slots' losses are finite, [R]."""
+    """A report from a pack under way: updates done, and each slot's training loss of the last of them, nats per token, [R]."""
 
     step: int
-    finite: NDArray[np.bool_]
+    loss: NDArray[np.float32]
 
     def runs_not_finite(self, runs: int) -> int:
         """How many of the first `runs` slots, padding left out, have lost their way to inf or NaN."""
-        return int(runs - self.finite[:runs].sum())
+        return int(runs - np.isfinite(self.loss[:runs]).sum())
 
 
 _compiled_for: list[object] = []
@@ -308,7 +308,7 @@ def train_pack(
             pack.train_loss[0].cpu()  # wait, so that compiling is told apart from training
             first = time.perf_counter() - started
         if on_progress and ((step + 1) % CHUNK == 0 or step + 1 == program.steps):
-            on_progress(Progress(step + 1, pack.train_loss[step].isfinite().cpu().numpy()))
+            on_progress(Progress(step + 1, pack.train_loss[step].cpu().numpy()))
     sharpness = {
         name: torch.stack([p[name] for p in probes]).cpu().float().numpy() for name in (probes[0] if probes else ())
     }
