@@ -127,10 +127,13 @@ class PackResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """A report from a pack under way: updates done, and each slot's training loss of the last of them, nats per token, [R]."""
+    """A report from a pack under way: updates done, each slot's training loss of the last of them, [R], and the text's
+    unigram entropy, where a run that learns nothing from context stays; nats per token.
+    """
 
     step: int
     loss: NDArray[np.float32]
+    unigram_entropy: float = float("nan")
 
     def runs_not_finite(self, runs: int) -> int:
         """How many of the first `runs` slots, padding left out, have lost their way to inf or NaN."""
@@ -308,7 +311,7 @@ def train_pack(
             pack.train_loss[0].cpu()  # wait, so that compiling is told apart from training
             first = time.perf_counter() - started
         if on_progress and ((step + 1) % CHUNK == 0 or step + 1 == program.steps):
-            on_progress(Progress(step + 1, pack.train_loss[step].cpu().numpy()))
+            on_progress(Progress(step + 1, pack.train_loss[step].cpu().numpy(), text.unigram_entropy))
     sharpness = {
         name: torch.stack([p[name] for p in probes]).cpu().float().numpy() for name in (probes[0] if probes else ())
     }
