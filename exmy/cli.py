@@ -82,6 +82,37 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
         sys.exit(INTERRUPTED)
 
 
+@main.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For machines; the fields are described in train/status.py.")
+def status(directory: Path, as_json: bool) -> None:
+    """What a study directory holds, and what is under way in it: during a sweep, from another shell, and after.
+
+    A sweep that was killed is "stale": its last sign of life is told. Exit status 0 whatever the state is, 2 where DIR holds no
+    study.
+
+    \b
+    Example: exmy status runs/first-look-cpu
+    Example: exmy status runs/first-look-cpu --json
+    """  # noqa: D301
+    import json
+
+    from exmy.console import output
+    from exmy.status import status_view
+    from train import StudyError, study_status
+
+    try:
+        found = study_status(directory)
+    except StudyError as error:
+        raise Refused(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    console = output()
+    for part in status_view(found):
+        console.print(part)
+
+
 @main.group()
 def formats() -> None:
     """Look number formats up."""

@@ -3,6 +3,7 @@
 from train.execute import Outcome, run_study
 from train.progress import RichObserver
 from train.stability import DivergenceSettings, divergence, stability_table, wilson_interval
+from train.status import study_status
 from train.store import open_study
 from train.study import Study, StudyError, read_study
 
@@ -17,5 +18,6 @@ __all__ = [
     "read_study",
     "run_study",
     "stability_table",
+    "study_status",
     "wilson_interval",
 ]

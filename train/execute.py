@@ -18,9 +18,11 @@ from train.pack import PackResult, Progress, train_pack
 from train.plan import PlannedPack, pick_device, plan
 from train.progress import RichObserver
 from train.provenance import device_name, provenance
+from train.status import StatusFile
 from train.store import PACKS, STUDY_FILE, atomically, finished_runs, pack_tree, write_pack
+from train.streams import load_texts, report_epochs
 from train.study import Study, StudyError, read_study
-from train.text import Text, load_text
+from train.text import Text
 
 
 class Observer(Protocol):
@@ -37,6 +39,33 @@ class Observer(Protocol):
 
     def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:
         """A pack's results are on the disk."""
+
+
+class Together:
+    """Several observers as one, each told in turn."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def planned(self, packs: list[PlannedPack], finished: int, device: str) -> None:
+        """Tell all."""
+        for observer in self.observers:
+            observer.planned(packs, finished, device)
+
+    def pack_started(self, pack: PlannedPack) -> None:
+        """Tell all."""
+        for observer in self.observers:
+            observer.pack_started(pack)
+
+    def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:
+        """Tell all."""
+        for observer in self.observers:
+            observer.pack_progress(pack, progress)
+
+    def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:
+        """Tell all."""
+        for observer in self.observers:
+            observer.pack_finished(pack, result)
 
 
 @dataclass(frozen=True)
@@ -63,20 +92,31 @@ def run_study(
     """
     study = study if isinstance(study, Study) else read_study(study)
     if observer is None:
+        load_texts(study, cache)  # into the cache, before there is a display: it may take a minute, and shows that itself
         with RichObserver() as shown:
             return run_study(study, out, device, shown, cache)
     directory = Path(out)
     where = pick_device(device)
     finished = _prepare(directory, study)
-    texts = {name: load_text(name, cache) for name in study.axes.dataset}
-    wanted = {run.identity: run.dataset for run in study.runs()}
+    texts = load_texts(study, cache)
+    wanted = {run.identity: run.stream.key for run in study.runs()}
     _same_text(directory, finished, wanted, texts)
     packs = plan(study, where, finished)
     _enough_disk(directory, packs)
+    report_epochs({pack.program for pack in packs}, texts)
     _write_study(directory, study)
     found = sum(identity in finished for identity in wanted)
+    with StatusFile(directory) as status:
+        _train(packs, texts, where, directory, provenance(study, where), Together(status, observer), found)
+    return Outcome(directory, sum(len(pack.runs) for pack in packs), found, len(finished) - found)
+
+
+def _train(
+    packs: list[PlannedPack], texts: dict[str, Text], where: torch.device, directory: Path, origin: dict[str, object],
+    observer: Observer, found: int,
+) -> None:  # fmt: skip
+    """One pack after the other, each on the disk before the next begins."""
     observer.planned(packs, found, device_name(where))
-    origin = provenance(study, where)
     for pack in packs:
         observer.pack_started(pack)
         text = texts[pack.program.dataset]
@@ -88,7 +128,6 @@ def run_study(
         observer.pack_finished(pack, result)
         if where.type == "cuda":
             torch.cuda.empty_cache()
-    return Outcome(directory, sum(len(pack.runs) for pack in packs), found, len(finished) - found)
 
 
 def _prepare(directory: Path, study: Study) -> dict[str, str]:
@@ -115,7 +154,7 @@ def _same_text(directory: Path, finished: dict[str, str], wanted: dict[str, str]
             raise StudyError(
                 f"{directory} holds runs on another {name!r} text ({sha256[:12]}, now {texts[name].sha256[:12]}: "
                 f"{texts[name].source}); "
-                "go on with the Python that began it, or name another directory with --out"
+                "go on with the text that began it, or name another directory with --out"
             )
 
 

@@ -1,103 +1,195 @@
-"""A study under way, on a terminal or in a notebook: one bar for all of it, with rates, time left and how many runs
-are alive.
+"""A study under way, on a terminal, in a notebook or in a log.
 
-Quiet where there is neither: a log gets no bar.
+On a terminal and in a notebook: a table of the packs, redrawn in place, with rates, runs alive and time left, and a line
+of totals and memory under it. Elsewhere, in a file, a pipe or a batch job's log: plain lines, at the start and the end
+of each pack and at most one every `EVERY` seconds between. The numbers are `watch`'s and so are their definitions.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import time
+from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from train.pack import PackResult
 from train.pack import Progress as PackProgress
 from train.plan import PlannedPack, describe
+from train.watch import LIVE_RULE, PackView, Snapshot, Watch
 
-
-class _Rate(ProgressColumn):
-    """Steps and run-steps a second of the pack under way."""
-
-    def render(self, task: Task) -> Text:
-        steps, runs = task.fields["steps_per_second"], task.fields["runs"]
-        if not steps:
-            return Text("compiling or first step", style="dim") if task.fields["pack"] else Text("")
-        return Text(f"{steps:.3g} steps/s · {steps * runs:,.0f} run-steps/s")
+EVERY = 30.0  # seconds between two plain lines of one pack
+SHOWN = 4  # packs in the table; the finished ones before them are counted
 
 
 class RichObserver:
     """Shows a study's progress; use it as a context, so that the terminal is left as it was, whatever happens."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console or Console(stderr=True)
-        shown = self.console.is_terminal or self.console.is_jupyter
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"), _Rate(),
-            TextColumn("{task.fields[state]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self.console, disable=not shown,
-        )  # fmt: skip
-        self._task = self._bar.add_task("study", total=1, steps_per_second=0.0, runs=0, pack=0, state="")
-        self._packs: list[PlannedPack] = []
-        self._done = 0
-        self._not_finite = 0
-        self._clock = (0, 0.0)
+        self._clock = clock
+        self._watch = Watch(clock)
+        self._said = clock()
+        self._live: Live | None = None
+        if _redraws(self.console):
+            self._live = Live(
+                console=self.console, get_renderable=lambda: status_table(self._watch.snapshot()), refresh_per_second=2
+            )
 
     def __enter__(self) -> RichObserver:
-        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._live:
+            self._live.stop()
 
     def planned(self, packs: list[PlannedPack], finished: int, device: str) -> None:
         """Say what will be done, and what is there already."""
-        self._packs = packs
-        total = sum(len(pack.runs) * pack.program.steps for pack in packs)
-        self._bar.update(self._task, total=total or 1)
+        self._watch.planned(packs, finished, device)
         already = f", {finished} runs are finished already" if finished else ""
         plan = f"{describe(packs)} on {device}{already}"
-        self.console.print(plan if packs else f"Nothing to train: all {finished} runs are finished.", soft_wrap=True)
+        self._say(plan if packs else f"Nothing to train: all {finished} runs are finished.")
+        if self._live and packs:
+            self._live.start()
 
     def pack_started(self, pack: PlannedPack) -> None:
-        """Begin a pack's own clock once its first steps are through."""
-        number = self._packs.index(pack) + 1
-        self._clock = (0, 0.0)
-        self._bar.update(
-            self._task,
-            description=f"pack {number}/{len(self._packs)}",
-            runs=len(pack.runs),
-            pack=number,
-            steps_per_second=0.0,
-        )
+        """Announce it."""
+        self._watch.pack_started(pack)
+        if not self._live:
+            state, view = self._latest()
+            self._say(f"{_name(state, view)}: {_content(view)}; the first step may have to compile")
 
     def pack_progress(self, pack: PlannedPack, progress: PackProgress) -> None:
-        """Move the bar; rates count from the first report, so that compiling does not distort them."""
-        step, since = self._clock
-        now = time.perf_counter()
-        if not since:
-            self._clock = (progress.step, now)
-        rate = (progress.step - step) / (now - since) if since and now > since else 0.0
-        lost = self._not_finite + progress.runs_not_finite(len(pack.runs))
-        self._bar.update(
-            self._task,
-            completed=self._done + progress.step * len(pack.runs),
-            steps_per_second=rate,
-            state=f"{lost} non-finite" if lost else "all finite",
-        )
+        """A line, where the last one is long ago."""
+        self._watch.pack_progress(pack, progress)
+        if not self._live and self._clock() - self._said >= EVERY:
+            state, view = self._latest()
+            self._say(f"{_name(state, view)}: {plain_line(state, view)}")
 
     def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:
-        """Count the pack as done."""
-        n = len(pack.runs)
-        self._done += n * pack.program.steps
-        self._not_finite += int(n - _finite(result, n))
-        self._bar.update(self._task, completed=self._done)
+        """What it took and what became of its runs."""
+        self._watch.pack_finished(pack, result)
+        if self._live:
+            self._live.refresh()
+            return
+        state, view = self._latest()
+        left = "" if state.packs_finished == state.packs_planned else f"; {_left(state.seconds_left)} for all"
+        first = duration(view.seconds_first_step)
+        took = f"{view.steps} steps in {duration(view.seconds)}, {first} of it for the first"
+        self._say(f"{_name(state, view)} finished: {took}, then {_rates(view)}; {_runs(view)}{left}")
+
+    def _latest(self) -> tuple[Snapshot, PackView]:
+        state = self._watch.snapshot()
+        return state, state.packs[-1]
+
+    def _say(self, line: str) -> None:
+        self._said = self._clock()
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _finite(result: PackResult, runs: int) -> int:
-    last = result.train_loss[-1, :runs]
-    return int((abs(last) < float("inf")).sum())
+def _redraws(console: Console) -> bool:
+    """Whether a display can be redrawn in place here: on a terminal that moves its cursor, or by Jupyter's widgets."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def status_table(state: Snapshot) -> Group:
+    """The packs that have begun, latest last, and the totals."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold", collapse_padding=True)
+    for heading in ("pack", "runs", "step", "steps/s", "run-steps/s", "alive", "no progress", "left"):
+        table.add_column(heading, justify="left" if heading == "pack" else "right", no_wrap=heading != "pack")
+    for view in state.packs[-SHOWN:]:
+        done = view.state == "finished"
+        bad = "red" if view.non_finite == view.runs else "yellow"
+        table.add_row(
+            f"{view.number}/{state.packs_planned} {view.model} {view.dataset}",
+            str(view.runs),
+            "first step" if view.state == "first step" else f"{view.step}/{view.steps}",
+            number(view.steps_per_second),
+            number(view.run_steps_per_second),
+            Text(f"{view.alive}/{view.runs}", style=bad if view.non_finite else ""),
+            Text(str(view.no_progress), style="yellow" if view.no_progress else ""),
+            "done" if done else duration(view.seconds_left),
+            style="dim" if done else "",
+        )
+    share = state.run_steps_done / state.run_steps if state.run_steps else 1.0
+    totals = Table.grid(padding=(0, 1))
+    totals.add_row(
+        ProgressBar(total=1.0, completed=share, width=16), Text(f"{100 * share:.0f} %  {totals_line(state)}")
+    )
+    return Group(table, totals, Text(LIVE_RULE, style="dim"))
+
+
+def totals_line(state: Snapshot) -> str:
+    """All packs of this call in one line."""
+    words = [
+        f"{state.packs_finished} of {state.packs_planned} packs",
+        f"{state.non_finite} non-finite and {state.no_progress} without progress of {state.alive + state.non_finite} runs so far",
+        *([gibibytes(state.memory_bytes)] if state.memory_bytes else []),
+        f"{duration(state.seconds)} gone",
+        _left(state.seconds_left),
+    ]
+    return " · ".join(words)
+
+
+def plain_line(state: Snapshot, view: PackView) -> str:
+    """A pack under way in one line, for a log."""
+    memory = f"; {gibibytes(state.memory_bytes)}" if state.memory_bytes else ""
+    last = state.packs_planned == view.number
+    rest = "" if last else f", {_left(state.seconds_left)} for all"
+    return f"step {view.step}/{view.steps}, {_rates(view)}; {_runs(view)}{memory}; {_left(view.seconds_left)}{rest}"
+
+
+def _name(state: Snapshot, view: PackView) -> str:
+    return f"pack {view.number}/{state.packs_planned}"
+
+
+def _content(view: PackView) -> str:
+    few = ", ".join(view.recipes[:4]) + (", ..." if len(view.recipes) > 4 else "")
+    return f"{view.runs} runs of {view.model} on {view.dataset} in {few}, {view.steps} steps"
+
+
+def _rates(view: PackView) -> str:
+    if view.steps_per_second is None:
+        return "no rate yet"
+    return f"{number(view.steps_per_second)} steps/s, {number(view.run_steps_per_second)} run-steps/s"
+
+
+def _runs(view: PackView) -> str:
+    """Counts so far; the words are `watch`'s live definitions, not the study's."""
+    return f"{view.alive}/{view.runs} alive, {view.no_progress} without progress so far"
+
+
+def _left(seconds: float | None) -> str:
+    return "time left unknown" if seconds is None else f"{duration(seconds)} left"
+
+
+def number(value: float | None) -> str:
+    """Three digits of a rate, or a dash."""
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds, as far as they are there: 1:02:03, 2:03, 14 s, 0.3 s; a dash for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours}:{minutes:02}:{whole % 60:02}"
+    return f"{minutes}:{whole % 60:02}" if minutes else f"{whole} s"
+
+
+def gibibytes(count: float) -> str:
+    """Memory, with two digits after the point."""
+    return f"{count / 2**30:.2f} GiB"

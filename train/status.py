@@ -1,0 +1,230 @@
+"""What a study is doing, for another shell: `status.json` in its directory, and one answer out of it and of the packs.
+
+The packs' files are the truth of what is finished. `status.json` tells only what is under way: an observer writes it aside and
+renames it, every `HEARTBEAT` seconds by a thread of its own, so that the heartbeat goes on while a step compiles for a minute and
+ends when the process does. Nobody has to ask whether a process id is alive, which another host could not answer: a file that
+says "running" and is older than `STALE` was left behind by a process that was killed. A status that can't be written never
+stops a training: the first failure is a line in the log.
+
+`study_status` gives a dictionary of this form (schema 1), numbers in JSON's sense, null where nothing is known; times are
+ISO 8601 in UTC, durations in seconds, memory in bytes:
+
+    schema, name, study_hash, directory
+    state           not_started, running, finished; or why it rests: interrupted, failed, stale, incomplete
+    message         one sentence on the state
+    runs            planned, finished, diverged; definition: the one of divergence that counts; unreadable packs are an error
+    packs           finished ones, from their files, oldest first: hash, runs, pack_size, diverged, device, written,
+                    seconds, seconds_first_step
+    under_way       null, or the last `status.json`: state, error, started, heartbeat, live_rule and `watch.Snapshot`
+                    (runs_found, runs_planned, packs_planned, packs_finished, run_steps, run_steps_done, seconds, seconds_left,
+                    alive, non_finite, no_progress, memory_bytes, packs: those under way, as `watch.PackView`)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from train.pack import PackResult, Progress
+from train.plan import PlannedPack
+from train.store import PACKS, STUDY_FILE, open_study, read_packs
+from train.study import StudyError, read_study
+from train.watch import LIVE_RULE, Watch
+
+STATUS_FILE = "status.json"
+SCHEMA = 1
+HEARTBEAT = 2.0  # seconds between two writings
+STALE = 30.0  # seconds without one, after which nobody is at work any more; a busy disk may hold a writing up for some
+
+log = logging.getLogger(__name__)
+
+
+def utc_now() -> datetime.datetime:
+    """The time that status files are written in."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+class StatusFile:
+    """Keeps `directory`/status.json; an observer, and a context that says in the file how it was left."""
+
+    def __init__(
+        self,
+        directory: Path,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime.datetime] = utc_now,
+    ) -> None:
+        self.path = directory / STATUS_FILE
+        self._aside = directory / f".{STATUS_FILE}.{os.getpid()}"
+        self._watch = Watch(clock)
+        self._now = now
+        self._started = now()
+        self._state = "running"
+        self._error: str | None = None
+        self._failed = False
+        self._writing, self._stop = threading.Lock(), threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="exmy-status", daemon=True)
+
+    def __enter__(self) -> StatusFile:
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._heart.join()
+        self.leave(value)
+
+    def leave(self, error: BaseException | None) -> None:
+        """Write down that the work is over: finished, interrupted by Ctrl-C, or failed with an error."""
+        if isinstance(error, KeyboardInterrupt):
+            self._state = "interrupted"
+        elif error is not None:
+            self._state, self._error = "failed", " ".join(str(error).split()) or type(error).__name__
+        else:
+            self._state = "finished"
+        self.write()
+
+    def planned(self, packs: list[PlannedPack], finished: int, device: str) -> None:
+        """The first status: nothing has begun."""
+        self._watch.planned(packs, finished, device)
+        self.write()
+
+    def pack_started(self, pack: PlannedPack) -> None:
+        """Told at the next heartbeat."""
+        self._watch.pack_started(pack)
+
+    def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:
+        """Told at the next heartbeat."""
+        self._watch.pack_progress(pack, progress)
+
+    def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:
+        """Told at the next heartbeat."""
+        self._watch.pack_finished(pack, result)
+
+    def write(self) -> None:
+        """The status of this moment, whole or not at all; a failure is logged once."""
+        with self._writing:
+            try:
+                self._aside.write_text(json.dumps(self._content(), indent=1), encoding="utf-8")
+                self._aside.replace(self.path)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    self._aside.unlink(missing_ok=True)
+                if not self._failed:
+                    log.warning("%s can't be written (%s); the training goes on without it", self.path, error.strerror)
+                self._failed = True
+
+    def _content(self) -> dict[str, Any]:
+        state = self._watch.snapshot()
+        packs = [dataclasses.asdict(view) for view in state.packs if view.state != "finished"]
+        return {
+            "schema": SCHEMA, "state": self._state, "error": self._error, "started": _iso(self._started),
+            "heartbeat": _iso(self._now()), "live_rule": LIVE_RULE, **dataclasses.asdict(state), "packs": packs,
+        }  # fmt: skip
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            self.write()
+
+
+def study_status(directory: Path | str, now: Callable[[], datetime.datetime] = utc_now) -> dict[str, Any]:
+    """What a study directory holds and what is under way in it, in the form above; ready for json.dumps.
+
+    StudyError where the directory holds no study, or a pack that can't be read.
+    """
+    directory = Path(directory)
+    if not (directory / STUDY_FILE).is_file():
+        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
+    study = read_study(directory / STUDY_FILE)
+    planned = {run.identity for run in study.runs()}
+    under_way = read_status(directory)  # before the packs: what finishes in between is then counted twice, not never
+    packs = [
+        (pack.attrs, [str(run) for run in pack["history"].to_dataset()["run"].values]) for pack in read_packs(directory)
+    ]
+    diverged: dict[str, bool] = {}
+    if any(not planned.isdisjoint(runs) for _, runs in packs):
+        summary = open_study(directory)["summary"].to_dataset()
+        diverged = dict(zip(map(str, summary["run"].values), map(bool, summary["diverged"].values), strict=True))
+    state, message = _state(len(planned), len(diverged), under_way, now())
+    rows = sorted(
+        (_pack_row(directory, attrs, runs, diverged) for attrs, runs in packs), key=lambda row: row["written"]
+    )
+    if under_way:
+        written = {row["hash"] for row in rows}
+        under_way["packs"] = [pack for pack in under_way["packs"] if pack["hash"] not in written]
+    return {
+        "schema": SCHEMA,
+        "name": study.name,
+        "study_hash": study.hash,
+        "directory": str(directory),
+        "state": state,
+        "message": message,
+        "runs": {
+            "planned": len(planned),
+            "finished": len(diverged),
+            "diverged": sum(diverged.values()),
+            "definition": study.divergence.definition,
+        },
+        "packs": rows,
+        "under_way": None if state in ("finished", "not_started", "incomplete") else under_way,
+    }
+
+
+def _pack_row(
+    directory: Path, attrs: Mapping[Any, Any], runs: Sequence[str], diverged: Mapping[str, bool]
+) -> dict[str, Any]:
+    written = (directory / PACKS / f"{attrs['pack']}.nc").stat().st_mtime
+    return {
+        "hash": str(attrs["pack"]),
+        "runs": len(runs),
+        "pack_size": int(attrs["pack_size"]),
+        "diverged": sum(diverged.get(run, False) for run in runs),
+        "device": str(attrs["device"]),
+        "written": _iso(datetime.datetime.fromtimestamp(written, datetime.UTC)),
+        "seconds": float(attrs["seconds"]),
+        "seconds_first_step": float(attrs["seconds_first_step"]),
+    }
+
+
+def _state(planned: int, finished: int, under_way: dict[str, Any] | None, now: datetime.datetime) -> tuple[str, str]:
+    """The state in a word and in a sentence."""
+    if finished == planned:
+        return "finished", f"all {planned} runs are finished"
+    rest = f"{planned - finished} of {planned} runs are still to be trained"
+    if under_way is None:
+        return ("incomplete", rest) if finished else ("not_started", f"none of {planned} runs has begun")
+    if under_way["state"] == "running":
+        beat = datetime.datetime.fromisoformat(under_way["heartbeat"])
+        if (now - beat).total_seconds() <= STALE:
+            return "running", rest
+        return "stale", f"no sign of life since {_iso(beat)}: the process was killed or its host is gone; {rest}"
+    if under_way["state"] == "interrupted":
+        return "interrupted", f"stopped by hand at {under_way['heartbeat']}; {rest}"
+    if under_way["state"] == "failed":
+        return "failed", f"failed at {under_way['heartbeat']}: {under_way['error']}; {rest}"
+    return "incomplete", rest
+
+
+def read_status(directory: Path) -> dict[str, Any] | None:
+    """The last status.json of a study directory; None where there is none that can be read."""
+    try:
+        content = json.loads((directory / STATUS_FILE).read_text(encoding="utf-8"))
+        datetime.datetime.fromisoformat(content["heartbeat"]).astimezone()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return content if content.get("schema") == SCHEMA else None
+
+
+def _iso(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec="seconds")
