@@ -28,12 +28,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
+from exmy.groups import groups
+
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-HIGHEST = 1.04 * math.log(
-    256
-)  # nats a byte: a model that guesses evenly is at ln 256, and nothing above it is of interest
 WIDTH, ROW_HEIGHT, DPI = (
     16.0,
     5.6,
@@ -76,7 +75,7 @@ class Look:
 
 
 def study_figure(tree: xr.DataTree, path: Path) -> None:
-    """Draw a study into a PNG at `path`: a row of two panels for each dataset (and model, where there are several).
+    """Draw a study into a PNG at `path`: a row of two panels for each group of runs (see `groups`).
 
     tree: /history (run, step) train_loss, last_step; /summary (run) diverged, final_loss, unigram_entropy, each with
     the coordinates recipe, learning_rate and dataset; attributes `name` and `baseline` where there are any. Raises
@@ -84,17 +83,19 @@ def study_figure(tree: xr.DataTree, path: Path) -> None:
     """
     history, summary = tree["history"].to_dataset(), tree["summary"].to_dataset()
     baseline = str(tree.attrs.get("baseline", ""))
-    looks = recipe_looks(_in_order(summary["recipe"]), baseline)
-    rows = _rows(summary)
+    looks = recipe_looks(in_order(summary["recipe"]), baseline)
+    rows = groups(summary)
     with matplotlib.rc_context(LETTERING):
         layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
         figure = Figure(figsize=(WIDTH, 1.2 + ROW_HEIGHT * len(rows)), dpi=DPI, layout=layout)
         axes = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 1))
-        for (label, chosen), (left, right) in zip(rows.items(), axes, strict=True):
-            group = summary.isel(run=chosen)
+        for row, (left, right) in zip(rows, axes, strict=True):
+            group, curves = summary.isel(run=row.runs), history.isel(run=row.runs)
             rate, why = reference_rate(group, baseline)
-            _draw_final_losses(left, group, looks)
-            _draw_curves(right, history.isel(run=chosen), group, rate, looks)
+            edge = highest(curves, group)
+            _draw_final_losses(left, group, looks, edge)
+            _draw_curves(right, curves, group, rate, looks, edge)
+            label = f", {row.label}" if row.label else ""
             left.set_title(_plain(f"Final training loss{label}"), loc="left", pad=24)  # above the counts
             right.set_title(_plain(f"Training loss{label}\nat learning rate {rate:.3g}, {why}"), loc="left")
         name = tree.attrs.get("name")
@@ -131,9 +132,7 @@ def reference_rate(runs: xr.Dataset, baseline: str) -> tuple[float, str]:
     recipe, rate = runs["recipe"].values.astype(str), runs["learning_rate"].values.astype(np.float64)
     loss = _or_inf(runs["final_loss"].values)
     names, why = (
-        ([baseline], f"the best of {baseline}")
-        if baseline in recipe
-        else (_in_order(runs["recipe"]), "the best of all")
+        ([baseline], f"the best of {baseline}") if baseline in recipe else (in_order(runs["recipe"]), "the best of all")
     )
     medians = {
         (float(np.median(loss[(recipe == name) & (rate == r)])), float(r))
@@ -142,6 +141,18 @@ def reference_rate(runs: xr.Dataset, baseline: str) -> tuple[float, str]:
     }
     median, best = min(medians)
     return best, why if math.isfinite(median) else "the lowest"
+
+
+def highest(history: xr.Dataset, runs: xr.Dataset) -> float:
+    """Where an axis of losses ends, nats/token: a little above what a model that guesses evenly gets, ln of the vocabulary.
+
+    A fresh model guesses almost evenly, so its first loss tells: the median over the runs; or the unigram entropy, should that be
+    higher. Without a finite first loss, twice the unigram entropy. Nothing above is of interest but that it is there.
+    """
+    first = _finite(history["train_loss"].transpose("run", "step").values[:, 0])
+    entropy = _finite(runs["unigram_entropy"].values)
+    counting = float(entropy.max()) if entropy.size else 1.0
+    return 1.04 * max(float(np.median(first)) if first.size else 2 * counting, counting)
 
 
 def smoothed(loss: Floats, window: int) -> Floats:
@@ -159,7 +170,7 @@ def smoothed(loss: Floats, window: int) -> Floats:
     return np.where(trailing((~finite).astype(np.float64)) > 0, np.nan, mean)
 
 
-def _draw_final_losses(axes: Axes, runs: xr.Dataset, looks: dict[str, Look]) -> None:
+def _draw_final_losses(axes: Axes, runs: xr.Dataset, looks: dict[str, Look], edge: float) -> None:
     recipe, rate = runs["recipe"].values.astype(str), runs["learning_rate"].values.astype(np.float64)
     loss, diverged = runs["final_loss"].values.astype(np.float64), runs["diverged"].values.astype(bool)
     rates = np.unique(rate)
@@ -167,7 +178,7 @@ def _draw_final_losses(axes: Axes, runs: xr.Dataset, looks: dict[str, Look]) -> 
     # A fifth of the axis is room enough for one rate's recipes; where rates are few, more would tear them apart.
     room = min(spacing, 0.2 * (math.log2(rates[-1] / rates[0]) + spacing))
     entropy = np.unique(_finite(runs["unigram_entropy"].values))
-    low, high = _limits(np.concatenate([_finite(loss), entropy]), headroom=0.16)
+    low, high = limits(np.concatenate([_finite(loss), entropy]), edge, headroom=0.16)
     axes.set_ylim(low, high)
     lost_at, above_at = high - 0.03 * (high - low), high - 0.08 * (high - low)
     for value in entropy:
@@ -242,7 +253,9 @@ def _rate_axis(axes: Axes, rates: Floats, spacing: float) -> None:
     axes.set_xlabel("peak learning rate (log scale)")
 
 
-def _draw_curves(axes: Axes, history: xr.Dataset, runs: xr.Dataset, rate: float, looks: dict[str, Look]) -> None:
+def _draw_curves(
+    axes: Axes, history: xr.Dataset, runs: xr.Dataset, rate: float, looks: dict[str, Look], edge: float
+) -> None:
     loss = history["train_loss"].transpose("run", "step").values.astype(np.float64)
     steps = history["step"].values.astype(np.float64)
     recorded = np.asarray(steps <= history["last_step"].values.astype(np.float64)[:, None])
@@ -252,7 +265,7 @@ def _draw_curves(axes: Axes, history: xr.Dataset, runs: xr.Dataset, rate: float,
     recipe = runs["recipe"].values.astype(str)
     at_rate = runs["learning_rate"].values.astype(np.float64) == rate
     entropy = np.unique(_finite(runs["unigram_entropy"].values))
-    low, high = _limits(np.concatenate([_finite(curves[at_rate]), entropy]), headroom=0.04)
+    low, high = limits(np.concatenate([_finite(curves[at_rate]), entropy]), edge, headroom=0.04)
     axes.set_ylim(low, high)
     for value in entropy:
         axes.axhline(value, color="#555555", ls=":", lw=1.6, zorder=1)
@@ -292,10 +305,10 @@ def _draw_recipe(
             _points(axes, steps[[int(over.argmax())]], np.array([high - 0.015 * (high - low)]), look, 6, filled=True)
 
 
-def _limits(values: Floats, headroom: float) -> tuple[float, float]:
-    """Limits of an axis around the values, robust against a few huge ones: never above `HIGHEST`."""
-    kept = values[values <= HIGHEST]
-    low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, HIGHEST)
+def limits(values: Floats, edge: float, headroom: float) -> tuple[float, float]:
+    """Limits of an axis around the values, robust against a few huge ones: those above `edge` are left out."""
+    kept = values[values <= edge]
+    low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, edge)
     span = max(high - low, 0.5)  # nats; what lies closer than that is not worth the whole height
     middle = (low + high) / 2
     return middle - 0.56 * span, middle + (0.5 + headroom) * span
@@ -316,23 +329,15 @@ def _sign_handles(summary: xr.Dataset) -> list[Line2D]:
     definition = str(summary["diverged"].attrs.get("definition", "")).replace("_", " ")
     grey: dict[str, Any] = {"ls": "", "ms": 8, "mec": "#555555", "mew": 1.6}
     return [
-        Line2D([], [], color="#555555", ls=":", lw=1.6, label="unigram entropy: no better than counting bytes"),
+        Line2D([], [], color="#555555", ls=":", lw=1.6, label="unigram entropy: no better than counting tokens"),
         Line2D([], [], marker="o", mfc="white", label=f"diverged ({definition})" if definition else "diverged", **grey),
         Line2D([], [], marker="x", label="not finite, counted above (n×)", **grey),
         Line2D([], [], marker=6, mfc="#555555", label="finite, above the axis", **grey),
     ]
 
 
-def _rows(summary: xr.Dataset) -> dict[str, Bools]:
-    """For each dataset, and model where there are several, the runs in it; the label is what a title has to add."""
-    names = [n for n in ("dataset", "model") if n in summary.coords and len(set(summary[n].values.tolist())) > 1]
-    if not names:
-        return {"": np.ones(summary.sizes["run"], bool)}
-    keys = list(zip(*(summary[n].values.astype(str).tolist() for n in names), strict=True))
-    return {f" on {', '.join(key)}": np.array([k == key for k in keys]) for key in dict.fromkeys(keys)}
-
-
-def _in_order(names: xr.DataArray) -> list[str]:
+def in_order(names: xr.DataArray) -> list[str]:
+    """Each name once, in the order of its first run."""
     return list(dict.fromkeys(names.values.astype(str).tolist()))
 
 

@@ -19,11 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from exmy.figure import HIGHEST, recipe_looks, reference_rate, smoothed, study_figure
+from exmy.figure import highest, recipe_looks, reference_rate, smoothed, study_figure
 from train.stability import DivergenceSettings, divergence
 
 NAN = float("nan")
 ENTROPY = 3.23
+START = 5.55  # every curve's first loss, about ln 256
 RECIPES = ["e8m7", "e8m3", "e8m1", "e5m7", "e4m7", "e4m3", "careful-fp8", "native-bf16"]
 
 
@@ -31,9 +32,9 @@ def loss_curve(recipe: int, rate: int, seed: int, steps: int, fate: str) -> Any:
     rng = np.random.default_rng([recipe, rate, seed])
     t = np.arange(steps)
     end = 1.5 + 0.15 * recipe + 0.06 * rate + rng.normal(0, 0.03)
-    loss = end + (5.55 - end) * np.exp(-t / (steps / 6)) + rng.normal(0, 0.06, steps)
+    loss = end + (START - end) * np.exp(-t / (steps / 6)) + rng.normal(0, 0.06, steps)
     if fate == "collapse":
-        loss = ENTROPY + (5.55 - ENTROPY) * np.exp(-t / (steps / 20)) + rng.normal(0, 0.06, steps)
+        loss = ENTROPY + (START - ENTROPY) * np.exp(-t / (steps / 20)) + rng.normal(0, 0.06, steps)
     if fate == "nan":
         loss[steps // 2 :] = NAN
     if fate == "explode":
@@ -163,7 +164,7 @@ def test_every_run_has_its_mark(drawn: Any) -> None:
     own = [line for line in left.lines if line.get_marker() in {look.marker for look in looks.values()}]
     filled = sum(len(line.get_xdata()) for line in own if line.get_markerfacecolor() != "white")
     hollow = sum(len(line.get_xdata()) for line in own if line.get_markerfacecolor() == "white")
-    lost, above = ~np.isfinite(final), final > HIGHEST
+    lost, above = ~np.isfinite(final), final > 1.04 * START
     assert lost.any()
     assert above.any()
     assert (diverged & ~lost & ~above).any()
@@ -197,6 +198,21 @@ def test_huge_losses_do_not_squeeze_the_axis(drawn: Any) -> None:
     assert left.get_ylim()[1] < 1.2 * math.log(256)
     assert right.get_ylim()[1] < 1.2 * math.log(256)
     assert marks(left, 6) == 1
+
+
+@pytest.mark.parametrize("vocabulary", [256, 4096, 50257])
+def test_the_axis_reaches_up_to_guessing_evenly_whatever_the_vocabulary(vocabulary: int) -> None:
+    guess = math.log(vocabulary)
+    history = xr.Dataset({"train_loss": (("run", "step"), [[guess, 2.0], [guess + 0.02, 1e30], [NAN, NAN]])})
+    runs = xr.Dataset({"unigram_entropy": ("run", [3.2] * 3)})
+    assert guess < highest(history, runs) < 1.06 * guess
+
+
+def test_without_a_first_loss_the_axis_is_the_texts() -> None:
+    history = xr.Dataset({"train_loss": (("run", "step"), [[NAN, NAN]])})
+    assert highest(history, xr.Dataset({"unigram_entropy": ("run", [3.0])})) == pytest.approx(6.24)
+    low = xr.Dataset({"train_loss": (("run", "step"), [[0.5, 0.4]])})
+    assert highest(low, xr.Dataset({"unigram_entropy": ("run", [3.0])})) == pytest.approx(3.12)
 
 
 def test_points_of_different_recipes_do_not_stand_on_each_other(drawn: Any) -> None:
