@@ -114,6 +114,71 @@ def status(directory: Path, as_json: bool) -> None:
 
 
 @main.group()
+def data() -> None:
+    """Texts to train on: which there are, and fetch them."""
+
+
+@data.command("list")
+def list_texts() -> None:
+    """The texts that exmy knows: source, version, licence, size, hash, and what is on this machine.
+
+    \b
+    Example: exmy data list
+    """  # noqa: D301
+    from exmy.console import output
+    from exmy.data import text_table
+    from train.cache import cache_folder
+
+    try:
+        output().print(text_table(cache_folder()))
+    except RuntimeError as error:
+        raise Refused(f"no cache folder ({error}): set EXMY_CACHE") from None
+
+
+@data.command("fetch")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--tokenizer", default="bytes", show_default=True, help="bytes, bpe-4096, bpe-16384 or gpt2.")
+def fetch_texts(names: tuple[str, ...], tokenizer: str) -> None:
+    """Download texts into the cache and tokenise them, so that a sweep needs no network.
+
+    NAME is a text of `exmy data list`, or the path of a file or folder of one's own. Nothing is installed.
+
+    \b
+    Example: exmy data fetch english maths
+    Example: exmy data fetch english --tokenizer bpe-4096
+    """  # noqa: D301
+    from exmy.data import fetch
+
+    for name in names:
+        try:
+            click.echo(fetch(name, tokenizer))
+        except (ValueError, RuntimeError) as error:
+            raise Refused(str(error)) from None
+
+
+@main.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Where to write; DIR/report by default.")
+def report(directory: Path, out: Path | None) -> None:
+    """Write a study up as one HTML page that needs no network and no other file, and its figure as a PNG beside it.
+
+    Also while the study is under way: the page shows the runs that are finished.
+
+    \b
+    Example: exmy report runs/first-look-cpu
+    """  # noqa: D301
+    from exmy.report import write_report
+    from train import StudyError
+
+    try:
+        written = write_report(directory, out or directory / "report")
+    except StudyError as error:
+        raise Refused(str(error)) from None
+    for path in written:
+        click.echo(path)
+
+
+@main.group()
 def formats() -> None:
     """Look number formats up."""
 

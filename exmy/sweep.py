@@ -8,9 +8,11 @@ from pathlib import Path
 import xarray as xr
 
 from exmy.console import output, stability_tables
+from exmy.data import epochs_seen
 from exmy.figure import study_figure
 from train import RichObserver, Study, StudyError, open_study, run_study
 from train.plan import pick_device
+from train.streams import load_texts
 
 FIRST_LOOK = {"cpu": "first-look-cpu.toml", "cuda": "first-look-gpu.toml"}
 REPORT = Path("report") / "study.png"
@@ -23,12 +25,15 @@ def default_study(device: str) -> Path:
 
 def run_sweep(study: Study, directory: Path, device: str) -> None:
     """Train what is missing in `directory`, print the table, draw the figure. StudyError where that can't be done."""
+    load_texts(study)  # into the cache, before there is a display: it may take a minute, and shows that itself
     with RichObserver() as observer:
         run_study(study, directory, device, observer)
     tree = open_study(directory)
     console = output()
     for table in stability_tables(tree):
         console.print(table)
+    for line in epochs_seen(tree):
+        console.print(line, soft_wrap=True)
     picture = directory / REPORT
     _draw(tree, picture)
     console.print(f"Figure: {picture}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import resource
 import tempfile
@@ -14,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 
-from train import Study, StudyError, execute, open_study, run_study, store, text
+from train import Study, StudyError, execute, open_study, run_study, store, streams, text
 from train.pack import PackResult, Progress
 from train.plan import PlannedPack, choose_pack_size, plan
 from train.schema import GROUPS, RUN_COORDINATES
@@ -220,12 +221,10 @@ def test_the_directory_of_another_study_is_refused(finished: Path) -> None:
 def test_runs_on_another_text_are_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = text.load_text
 
-    def other(name: str, cache: Path | None = None) -> Any:
-        import dataclasses
+    def other(*arguments: Any) -> Any:
+        return dataclasses.replace(real(*arguments), sha256="0" * 64)
 
-        return dataclasses.replace(real(name, cache), sha256="0" * 64)
-
-    monkeypatch.setattr(execute, "load_text", other)
+    monkeypatch.setattr(streams, "load_text", other)
     with pytest.raises(StudyError, match="holds runs on another 'python' text"):
         run_study(tiny(), finished, "cpu", Recorder())
 

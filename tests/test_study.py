@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from train.study import ModelSettings, ProbeSettings, Study, StudyError, TrainingSettings, read_study
+from train.study import DataSettings, ModelSettings, ProbeSettings, Study, StudyError, TrainingSettings, read_study
 
 SMALL = """
 name = "small"
@@ -88,8 +88,8 @@ def test_identities_do_not_change_from_version_to_version() -> None:
     axes = {"recipe": ["e8m7", "native-bf16"], "learning_rate": [1e-3], "seed": [3]}
     study = Study(axes=axes, training={"steps": 77}, model={"width": 64})  # type: ignore[arg-type]
     assert [run.identity for run in study.runs()] == ["77097b0a4e797ee5b053adda", "88a2d219fd09d499c85df77c"]
-    defaults = [str(table().model_dump()) for table in (ModelSettings, TrainingSettings, ProbeSettings)]
-    assert hashlib.sha256("".join(defaults).encode()).hexdigest()[:16] == "d7a9c2bb52b09663", (
+    defaults = [str(table().model_dump()) for table in (ModelSettings, TrainingSettings, DataSettings, ProbeSettings)]
+    assert hashlib.sha256("".join(defaults).encode()).hexdigest()[:16] == "a011271e3461aa98", (
         "a default changed, or a setting is new"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -12,14 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import text as text_module
-from train.text import (
-    cache_folder,
-    is_validation,
-    load_text,
-    source_files,
-    unigram_entropy,
-)
+from train import standard_library
+from train.cache import cache_folder
+from train.documents import TextError, is_validation
+from train.standard_library import source_files
+from train.text import KNOWN_TEXTS, check_dataset, dataset_label, load_text, unigram_entropy
 
 LEFT_OUT = [
     "test/a.py",
@@ -117,7 +115,7 @@ def test_a_second_call_reads_the_cache_and_gives_the_same(
     library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load_text("python", tmp_path / "cache")
-    monkeypatch.setattr(text_module, "_tokenize", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(standard_library, "_read", lambda *_: pytest.fail("built again"))
     second = load_text("python", tmp_path / "cache")
     assert second.sha256 == first.sha256
     assert second.source == first.source
@@ -183,14 +181,70 @@ def test_a_disk_that_fills_leaves_nothing_behind(
 def test_a_stripped_python_is_refused_with_the_reason(library: Path, tmp_path: Path) -> None:
     for path in library.rglob("m*.py"):
         path.write_bytes(b"pass")
-    with pytest.raises(RuntimeError, match=r"at least 1000000 bytes.*got 200 in 40 files.*stripped"):
+    with pytest.raises(TextError, match=r"at least 1000000 bytes.*got 200 in 40 files.*stripped"):
         load_text("python", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 def test_an_unknown_name_is_refused_with_the_known_and_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"one of python, got 'pyton'; did you mean 'python'"):
+    with pytest.raises(ValueError, match=r"'pyton' is unknown; there are: python, english.*; did you mean 'python'\?"):
         load_text("pyton")
+
+
+@pytest.mark.parametrize("name", ["./mine", "mine.txt", "/data/mine/", "~/mine.bin"])
+def test_whatever_has_a_slash_or_a_dot_is_a_path_and_is_called_by_its_last_part(name: str) -> None:
+    assert check_dataset(name) == name  # whether it is there or not: results are read on other machines, too
+    assert dataset_label(name).startswith("mine")
+    assert "/" not in dataset_label(name)
+
+
+@pytest.mark.parametrize("name", KNOWN_TEXTS)
+def test_a_path_that_would_be_called_as_a_known_text_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"'data/{name}' would be called '{name}'.*rename it"):
+        check_dataset(f"data/{name}")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "a/.."])
+def test_a_path_without_a_name_of_its_own_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="has no name of its own"):
+        check_dataset(name)
+
+
+def test_a_home_that_is_not_there_costs_a_warning(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("EXMY_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.warns(UserWarning, match="set EXMY_CACHE"):
+        text = load_text("python")
+    assert text.train.tobytes() == expected_split(library)[0]
+
+
+def test_bytes_are_one_byte_each(library: Path, tmp_path: Path) -> None:
+    text = load_text("python", tmp_path)
+    assert text.bytes_per_token(text.train) == text.bytes_per_token(text.validation) == 1.0
+
+
+def test_bytes_per_token_by_hand(library: Path, tmp_path: Path) -> None:
+    lengths = np.array([1, 2, 7], np.uint16)
+    text = dataclasses.replace(load_text("python", tmp_path), vocabulary=3, token_bytes=lengths)
+    assert text.bytes_per_token(np.array([0, 1, 1, 2], np.uint8)) == (1 + 2 + 2 + 7) / 4
+    assert math.isnan(dataclasses.replace(text, token_bytes=None).bytes_per_token(text.train))
+
+
+def test_the_text_of_committed_results_is_still_the_same(tmp_path: Path) -> None:
+    """The content of a token file, from its definition: studies are held to its hash."""
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = source_files(root)
+    parts = {
+        side: b"".join((root / p).read_bytes() + b"\0" for p in paths if is_validation(p) is side)
+        for side in (False, True)
+    }
+    header = f'{{"files": {len(paths)}, "train": {len(parts[False])}, "validation": {len(parts[True])}}}\n'
+    expected = hashlib.sha256(header.encode() + parts[False] + parts[True]).hexdigest()
+    assert load_text("python", tmp_path).sha256 == expected
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from train.model import ModelShape
 from train.optim import AdamW
 from train.pack import Probe, Program, Slot
 from train.study import PACK_SIZES, Run, Study, StudyError
+from train.tokenizer import vocabulary_of
 
 LARGEST = {"cpu": 16, "cuda": 128}
 # What a step costs however small the pack is, in runs' worth: launches on a GPU, the interpreter on a CPU.
@@ -45,13 +46,13 @@ class PlannedPack:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def program_of(run: Run, vocabulary: int = 256) -> Program:
+def program_of(run: Run) -> Program:
     """What a run must share with the others of its pack."""
     model, training, probe = run.model, run.training, run.probe
     return Program(
-        shape=ModelShape(model.layers, model.heads, model.width, model.context, vocabulary),
+        shape=ModelShape(model.layers, model.heads, model.width, model.context, vocabulary_of(model.tokenizer)),
         structure=run.recipe.structure,
-        dataset=run.dataset,
+        dataset=run.stream.key,
         steps=training.steps,
         sequences=training.sequences,
         warmup=training.warmup,

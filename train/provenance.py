@@ -14,7 +14,7 @@ import torch
 
 from train.study import Study
 
-PACKAGES = ("exmy", "torch", "numpy", "xarray")
+PACKAGES = ("exmy", "torch", "numpy", "xarray", "tokenizers")
 
 
 def provenance(study: Study, device: torch.device) -> dict[str, Any]:

@@ -36,14 +36,26 @@ EVALUATION = {
     "validation_loss": Variable(
         ("run", "eval_step"), "nats/token", "loss on fixed held-out sequences",
         "mean negative log likelihood of the next token",
-    )
+    ),
+    "bits_per_byte": Variable(
+        ("run", "eval_step"), "bits/byte", "loss on fixed held-out sequences, for each byte of their text",
+        "validation_loss / (ln 2 * mean bytes of the tokens predicted), a document's end counted as one byte",
+    ),
 }  # fmt: skip
 
 SUMMARY = {name: Variable(("run",), *row) for name, row in VARIABLES.items()} | {
     "unigram_entropy": Variable(
         ("run",), "nats/token", "unigram entropy of the training tokens",
         "-sum p ln p over token frequencies: the loss of a model that has learnt nothing from context",
-    )
+    ),
+    "final_bits_per_byte": Variable(
+        ("run",), "bits/byte", "final smoothed training loss, for each byte of text",
+        "final_loss / (ln 2 * mean bytes of a training token), a document's end counted as one byte",
+    ),
+    "epochs": Variable(
+        ("run",), "1", "how often the run has read each training token, on average",
+        "(last_step + 1) * sequences * context / training tokens",
+    ),
 }  # fmt: skip
 
 GROUPS = {

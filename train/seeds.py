@@ -52,3 +52,10 @@ def batch_offsets(data_seed: int, steps: int, sequences: int, windows: int, firs
 def held_out_offsets(sequences: int, windows: int) -> NDArray[np.int64]:
     """Where the fixed held-out sequences start: evenly spread over the text, the same for every run, [sequences]."""
     return np.linspace(0, windows - 1, sequences).astype(np.int64)
+
+
+def random_words(seed: int, purpose: str, first: int, count: int) -> NDArray[np.uint64]:
+    """Words first, first + 1, ... of the stream that belongs to (seed, purpose), [count], whichever are asked for."""
+    counter, skip = divmod(first, WORDS_PER_COUNTER)
+    words: NDArray[np.uint64] = _generator(seed, purpose, counter).random_raw(skip + count)[skip:]
+    return words

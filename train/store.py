@@ -11,6 +11,7 @@ opening, from the histories, so that its definitions can be changed without trai
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from train.pack import PackResult
 from train.plan import PlannedPack
 from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
 from train.stability import DivergenceSettings, divergence
+from train.streams import evaluation_bytes_per_token
 from train.study import Run, Study, StudyError, read_study
 from train.text import Text
 
@@ -64,6 +66,13 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
         "dataset_sha256": text.sha256,
         "dataset_source": text.source,
         "unigram_entropy": text.unigram_entropy,
+        "tokenizer": text.tokenizer,
+        "vocabulary": text.vocabulary,
+        "corruption": str(runs[0].stream.corruption) or "none",
+        "train_tokens": text.train.size,
+        "validation_tokens": text.validation.size,
+        "train_bytes_per_token": text.bytes_per_token(text.train),
+        "evaluation_bytes_per_token": evaluation_bytes_per_token(program, text),
         "pack": pack.hash,
         "pack_size": pack.size,
         "tokens_per_step": program.sequences * program.shape.context,
@@ -197,6 +206,8 @@ def open_study(directory: Path | str) -> xr.DataTree:
         raise StudyError(
             f"{directory}: none of the study's {len(planned)} runs is finished; run the sweep again to go on"
         )
+    if "evaluation" in groups:
+        groups["evaluation"] = _in_bits(groups["evaluation"], packs)
     groups["summary"] = summarise(study, groups["history"], packs)
     tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
     tree.attrs = {
@@ -208,14 +219,38 @@ def open_study(directory: Path | str) -> xr.DataTree:
 
 def summarise(study: Study, history: xr.Dataset, packs: list[xr.DataTree]) -> xr.Dataset:
     """/summary: each definition of divergence, the final loss and the yardstick, for every run."""
-    entropy = {identity: pack.attrs["unigram_entropy"] for pack in packs for identity in _runs(pack)}
-    values = [entropy[str(identity)] for identity in history["run"].values]
-    unigram = xr.DataArray(values, dims="run", coords={"run": history["run"]}, name="unigram_entropy")
+    unigram = _per_run(packs, history, "unigram_entropy")
     settings = DivergenceSettings(**study.divergence.model_dump())
     within = ("dataset", "model", *(study.axes.model_extra or {}))
     summary = divergence(history, unigram, study.reference, settings, within)
-    row = GROUPS["summary"]["unigram_entropy"]
-    return summary.assign(unigram_entropy=("run", values, row.attrs()))
+    tokens = (history["last_step"] + 1) * _per_run(packs, history, "tokens_per_step")
+    derived = {
+        "unigram_entropy": unigram,
+        "final_bits_per_byte": _bits_per_byte(summary["final_loss"], packs, "train_bytes_per_token"),
+        "epochs": tokens / _per_run(packs, history, "train_tokens"),
+    }
+    return summary.assign(
+        {name: ("run", values.values, GROUPS["summary"][name].attrs()) for name, values in derived.items()}
+    )
+
+
+def _in_bits(evaluation: xr.Dataset, packs: list[xr.DataTree]) -> xr.Dataset:
+    """/evaluation with the losses in bits per byte beside those in nats per token."""
+    bits = _bits_per_byte(evaluation["validation_loss"], packs, "evaluation_bytes_per_token")
+    row = GROUPS["evaluation"]["bits_per_byte"]
+    return evaluation.assign(bits_per_byte=(row.dims, bits.transpose(*row.dims).values, row.attrs()))
+
+
+def _bits_per_byte(loss: xr.DataArray, packs: list[xr.DataTree], attribute: str) -> xr.DataArray:
+    return loss / (math.log(2) * _per_run(packs, loss, attribute))
+
+
+def _per_run(packs: list[xr.DataTree], like: xr.Dataset | xr.DataArray, attribute: str) -> xr.DataArray:
+    """A number that packs have, for each run of `like`; what packs of before don't have is NaN, or 1 byte for a token."""
+    absent = 1.0 if attribute.endswith("bytes_per_token") else np.nan
+    number = {identity: float(pack.attrs.get(attribute, absent)) for pack in packs for identity in _runs(pack)}
+    values = [number[str(identity)] for identity in like["run"].values]
+    return xr.DataArray(values, dims="run", coords={"run": like["run"].values}, name=attribute)
 
 
 def _shared_attributes(packs: list[xr.DataTree]) -> dict[str, Any]:

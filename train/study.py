@@ -1,8 +1,8 @@
 """A study: what to train, as read from a TOML file or keywords, validated before any work starts.
 
-`[axes]` are multiplied out, every combination is one run; any field of `[model]` or `[training]` may be an axis too. Every
-other table has defaults. An unknown key or an impossible value is refused with one line: where it stands in the file, the
-value, the limit and the mend.
+`[axes]` are multiplied out, every combination is one run; any field of `[model]`, `[training]` or `[data]` may be an axis
+too. Every other table has defaults. An unknown key or an impossible value is refused with one line: where it stands in the
+file, the value, the limit and the mend.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from formats import Rounding
+from train.corruption import Corruption
 from train.recipe import Output, Recipe, RecipeTable, resolve_recipe
-from train.text import KNOWN_TEXTS
+from train.text import check_dataset, dataset_label
+from train.tokenizer import check_tokenizer
 
 PACK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 IDENTITY_VERSION = 1
@@ -33,6 +35,7 @@ CONTEXT_LIMIT, STEPS_LIMIT, RUNS_LIMIT = 8192, 1_000_000, 100_000
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class StudyError(ValueError):
@@ -53,7 +56,7 @@ class ModelSettings(Table):
     heads: Annotated[int, Field(ge=1, le=256)] = 4
     width: Annotated[int, Field(ge=1, le=65536)] = 128
     context: Annotated[int, Field(ge=1, le=CONTEXT_LIMIT)] = 128
-    tokenizer: Literal["bytes"] = "bytes"
+    tokenizer: Annotated[str, AfterValidator(check_tokenizer)] = "bytes"
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ModelSettings:
@@ -68,6 +71,28 @@ class ModelSettings(Table):
     def label(self) -> str:
         """The model as a word of a dataset: "gpt2-4x128"."""
         return f"{self.architecture}-{self.layers}x{self.width}"
+
+
+class DataSettings(Table):
+    """[data]: what is done to the training text on purpose, in shares of its tokens, and to whole documents.
+
+    Validation is never touched. Which documents it is depends on the text alone: see `corruption`, which defines each kind.
+    """
+
+    noise: Share = 0.0
+    shuffled: Share = 0.0
+    duplicated: Share = 0.0
+
+    @model_validator(mode="after")
+    def _a_share_of_one(self) -> DataSettings:
+        if (total := self.noise + self.shuffled + self.duplicated) > 1:
+            raise ValueError(f"noise, shuffled and duplicated must be at most 1 together, got {total:g}")
+        return self
+
+    @property
+    def corruption(self) -> Corruption:
+        """The same as `load_text` takes it."""
+        return Corruption(self.noise, self.shuffled, self.duplicated)
 
 
 class TrainingSettings(Table):
@@ -190,8 +215,11 @@ class Axes(BaseModel):
         for key in ("init_seed", "data_seed"):
             if getattr(self, key) is not None and "seed" in self.model_fields_set:
                 raise ValueError(f"seed sets init_seed and data_seed both: leave it out where {key} is given")
-        if unknown := set(self.dataset) - set(KNOWN_TEXTS):
-            raise ValueError(f"dataset {sorted(unknown)[0]!r} is unknown; there are: {', '.join(KNOWN_TEXTS)}")
+        labels = [dataset_label(check_dataset(dataset)) for dataset in self.dataset]
+        if len(set(labels)) < len(labels):
+            raise ValueError(
+                f"datasets are called by the last part of their paths, and two of {self.dataset} are one: rename it"
+            )
         return self
 
     def items(self) -> list[tuple[str, list[Any]]]:
@@ -201,8 +229,26 @@ class Axes(BaseModel):
 
 
 @dataclass(frozen=True)
+class TokenStream:
+    """What decides a run's tokens: the text as the study names it, how it is tokenised and corrupted."""
+
+    dataset: str
+    tokenizer: str
+    corruption: Corruption
+
+    @property
+    def key(self) -> str:
+        """In words, and different for different tokens: "english as bpe-4096, noise 0.1"; a path's last part for a path."""
+        words = dataset_label(self.dataset) + (f" as {self.tokenizer}" if self.tokenizer != "bytes" else "")
+        return f"{words}, {self.corruption}" if self.corruption else words
+
+
+@dataclass(frozen=True)
 class Run:
-    """One run of a study, wholly resolved. Two runs with equal identity give the same numbers."""
+    """One run of a study, wholly resolved. Two runs with equal identity give the same numbers.
+
+    `dataset` is the text's name, or the last part of its path: `stream` has the whole path.
+    """
 
     recipe: Recipe
     learning_rate: float
@@ -213,6 +259,13 @@ class Run:
     training: TrainingSettings
     probe: ProbeSettings
     extra_axes: tuple[tuple[str, Any], ...] = ()
+    data: DataSettings = field(default_factory=DataSettings)
+    path: str | None = None
+
+    @property
+    def stream(self) -> TokenStream:
+        """Which tokens the run reads."""
+        return TokenStream(self.path or self.dataset, self.model.tokenizer, self.data.corruption)
 
     @property
     def seed(self) -> int:
@@ -224,9 +277,12 @@ class Run:
         """24 hex digits over everything that decides the run's numbers, the device and the pack's size apart.
 
         Settings count where they differ from their defaults, so that a setting added later, whose default is what runs did
-        before, leaves finished runs finished. Whoever changes a default raises IDENTITY_VERSION.
+        before, leaves finished runs finished. Whoever changes a default raises IDENTITY_VERSION. A text counts by its name,
+        without the place where it lies, so that one that moves is the same; that it still holds the same is `execute`'s to see.
         """
-        settings = (self.model, self.training, self.probe)
+        settings: list[Table] = [self.model, self.training, self.probe]
+        if self.data != DataSettings():  # a table that runs of before did not have
+            settings.append(self.data)
         content = {
             "version": IDENTITY_VERSION,
             "recipe": [self.recipe.name, self.recipe.arithmetic],
@@ -246,6 +302,7 @@ class Study(Table):
     axes: Axes
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
+    data: DataSettings = DataSettings()
     probe: ProbeSettings = ProbeSettings()
     divergence: DivergenceTable = DivergenceTable()
     execution: ExecutionTable = ExecutionTable()
@@ -257,16 +314,18 @@ class Study(Table):
             self.recipe(name)
         if self.baseline is not None and self.baseline not in self.axes.recipe:
             raise ValueError(f"baseline {self.baseline!r} is not among axes.recipe: {', '.join(self.axes.recipe)}")
-        known = {*ModelSettings.model_fields, *TrainingSettings.model_fields}
+        known = {*ModelSettings.model_fields, *TrainingSettings.model_fields, *DataSettings.model_fields}
         for key in self.axes.model_extra or {}:
             if key not in known:
                 near = difflib.get_close_matches(key, [*known, *Axes.model_fields], n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else "; it must be a field of [model] or [training]"
+                hint = (
+                    f"; did you mean {near[0]!r}?" if near else "; it must be a field of [model], [training] or [data]"
+                )
                 raise ValueError(f"axes.{key} is no axis{hint}")
         count = math.prod(len(values) for _, values in self.axes.items())
         if count > RUNS_LIMIT:
             raise ValueError(f"axes multiply to {count} runs, more than {RUNS_LIMIT}: split the study")
-        for _ in self._settings():  # every combination of axes makes valid [model] and [training] tables
+        for _ in self._settings():  # every combination of axes makes valid tables
             pass
         return self
 
@@ -279,16 +338,18 @@ class Study(Table):
         """The recipe that the others are held against: `baseline`, or the first one."""
         return self.baseline or self.axes.recipe[0]
 
-    def _settings(self) -> Iterator[tuple[ModelSettings, TrainingSettings, dict[str, Any]]]:
-        """[model] and [training] for every combination of the axes that name their fields."""
+    def _settings(self) -> Iterator[tuple[ModelSettings, TrainingSettings, DataSettings, dict[str, Any]]]:
+        """[model], [training] and [data] for every combination of the axes that name their fields."""
         extra = self.axes.model_extra or {}
         for values in itertools.product(*extra.values()):
             chosen = dict(zip(extra, values, strict=True))
             model = {k: v for k, v in chosen.items() if k in ModelSettings.model_fields}
             training = {k: v for k, v in chosen.items() if k in TrainingSettings.model_fields}
+            data = {k: v for k, v in chosen.items() if k in DataSettings.model_fields}
             yield (
                 ModelSettings.model_validate(self.model.model_dump() | model),
                 TrainingSettings.model_validate(self.training.model_dump() | training),
+                DataSettings.model_validate(self.data.model_dump() | data),
                 chosen,
             )
 
@@ -300,11 +361,12 @@ class Study(Table):
             seeds = list(itertools.product(axes.init_seed or [0], axes.data_seed or [0]))
         for name, dataset in itertools.product(axes.recipe, axes.dataset):
             recipe = self.recipe(name)
-            for model, training, chosen in self._settings():
+            for model, training, data, chosen in self._settings():
                 for rate, (init_seed, data_seed) in itertools.product(axes.learning_rate, seeds):
                     yield Run(
-                        recipe, rate, init_seed, data_seed, dataset, model, training, self.probe, tuple(chosen.items())
-                    )
+                        recipe, rate, init_seed, data_seed, dataset_label(dataset), model, training, self.probe,
+                        tuple(chosen.items()), data, dataset,
+                    )  # fmt: skip
 
     def to_toml(self) -> str:
         """The study as resolved, with every default, as a study file."""
@@ -368,8 +430,8 @@ def _locate(content: dict[str, Any], key: str) -> tuple[str, ...]:
         return tuple(key.split("."))
     if key in Axes.model_fields or key in content.get("axes", {}):
         return ("axes", key)
-    tables: dict[str, type[Table]] = {"model": ModelSettings, "training": TrainingSettings, "probe": ProbeSettings}
-    tables |= {"divergence": DivergenceTable, "execution": ExecutionTable}
+    tables: dict[str, type[Table]] = {"model": ModelSettings, "training": TrainingSettings, "data": DataSettings}
+    tables |= {"probe": ProbeSettings, "divergence": DivergenceTable, "execution": ExecutionTable}
     for name, table in tables.items():
         if key in table.model_fields:
             return (name, key)
@@ -406,7 +468,7 @@ def _first_error(error: ValidationError, path: Path, source: str, overridden: li
 def _nearest_key(location: tuple[str, ...]) -> str:
     tables: dict[tuple[str, ...], type[Table]] = {
         (): Study, ("model",): ModelSettings, ("training",): TrainingSettings, ("probe",): ProbeSettings,
-        ("divergence",): DivergenceTable, ("execution",): ExecutionTable,
+        ("data",): DataSettings, ("divergence",): DivergenceTable, ("execution",): ExecutionTable,
     }  # fmt: skip
     table = RecipeSettings if location[:1] == ("recipes",) else tables.get(location[:-1], Study)
     near = difflib.get_close_matches(location[-1], table.model_fields, n=1)

@@ -1,186 +1,256 @@
-"""Real text as tokens: the source of the installed Python's own standard library, byte by byte.
+"""Text as tokens: what a run trains and is validated on.
 
-A study of stability needs text that everybody has, that never moves, and that is worth learning: a model that has
-collapsed must be told from one that learns. The standard library's source is on every machine that can run exmy, about
-11 MB without its tests, and as bytes it needs no tokenizer: V = 256, and each token is a byte of a file. Files follow
-each other in the order of their relative paths, each closed by one NUL byte, which Python source can't contain, so a
-model sees where a file ends.
-
-A file is either for training or for validation, all of it: a split by position would let the model read the beginning
-of a function that it is later asked to predict. Which of the two is decided by a hash of the file's relative path, so
-the split is the same on every machine, and a file that is added or taken away moves no other.
+    a name or a path -> documents, split -> tokens, each document closed by a separator -> a token file in the cache
 
 The unigram entropy H = -sum_i p_i ln p_i of the training tokens is the loss of a model that knows how frequent each
-byte is and nothing else. A run that ends there has learnt nothing from context: it is the line that `no_progress` draws
-(see stability).
+token is and nothing else. A run that ends there has learnt nothing from context: it is the line that `no_progress` draws
+(see stability). It belongs to the tokens, so a text has another one with each tokenizer and each corruption.
+
+Losses in nats per token say little across tokenizers: a token of GPT-2 stands for four bytes of English. Bits per byte do,
+loss / (ln 2 * bytes per token), and every token's number of bytes is known.
 """
 
 from __future__ import annotations
 
-import contextlib
+import atexit
+import dataclasses
 import difflib
+import functools
 import hashlib
 import json
-import os
-import platform
-import sys
-import sysconfig
+import math
+import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-Tokens = npt.NDArray[np.uint8]
-
-KNOWN_TEXTS = ("python",)
-VOCABULARY = 256
-VALIDATION_SHARE = 0.1
-MINIMUM_BYTES = (
-    1_000_000  # a whole standard library has ten times as much; far below it the losses of studies can't be compared
+from train.cache import cache_folder, keep, read_checked
+from train.corpora import CORPORA
+from train.corruption import Corruption, corrupt
+from train.documents import Source, TextError
+from train.own_text import is_path, is_tokenized, own_name, own_source, own_tokens
+from train.standard_library import python_source
+from train.tokenizer import (
+    VOCABULARIES,
+    Tokens,
+    check_tokenizer,
+    gpt2_tokenizer,
+    separator_of,
+    token_bytes,
+    token_dtype,
+    tokenize,
+    vocabulary_of,
 )
-NOT_SOURCE = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
-# Written by the build, with the machine's own paths and compiler flags: not source, and not the same on two machines.
-BUILT_FILE, BUILT_FOLDER = "_sysconfigdata", "config-"
-MAGIC = "exmy-tokens-1"
+
+KNOWN_TEXTS = ("python", *CORPORA)
+CLEAN = Corruption()
+BLOCK = 2**24
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A text as tokens, split by file. The arrays are read-only: use `torch.tensor`, not `torch.from_numpy`."""
+    """A text as tokens, split by document. The arrays are read-only: use `torch.tensor`, not `torch.from_numpy`."""
 
     name: str
-    train: Tokens  # [tokens]
+    train: Tokens  # [tokens]; uint8 for a vocabulary of at most 256, else uint16
     validation: Tokens  # [tokens]
     vocabulary: int
     unigram_entropy: float  # nats, of the training tokens
     sha256: str  # hex, of the token file: both splits and where one ends
     source: str  # a sentence for a study's provenance
+    tokenizer: str = "bytes"
+    token_bytes: npt.NDArray[np.uint16] | None = None  # [vocabulary], what each token stands for; None where unknown
+
+    def bytes_per_token(self, tokens: Tokens) -> float:
+        """The mean over these tokens, separators counted as one byte; NaN where a token's bytes are not known."""
+        if self.token_bytes is None or not tokens.size:
+            return math.nan
+        return float(_counts(tokens, self.vocabulary) @ self.token_bytes.astype(np.int64)) / tokens.size
 
 
-def load_text(name: str, cache: Path | None = None) -> Text:
-    """The text called `name`, from its token file in `cache`, or built and put there.
+def load_text(name: str, cache: Path | None = None, tokenizer: str = "bytes", corruption: Corruption = CLEAN) -> Text:
+    """The text of that name or at that path, from its token file in `cache`, or made and put there.
 
-    `cache` is a folder; None means `$EXMY_CACHE`, else `$XDG_CACHE_HOME/exmy`, else `~/.cache/exmy`. A token file that
-    does not match its hash is built again, with a warning. A cache that can't be written costs a warning and the time
-    to build, nothing more. Raises ValueError for an unknown name, RuntimeError where the installed Python has too little source.
+    `cache` is a folder; None means `$EXMY_CACHE`, else `$XDG_CACHE_HOME/exmy`, else `~/.cache/exmy`. What is not there is
+    read from the installed Python (`python`), downloaded (see `corpora`) or read from the path, and tokenised, which takes up
+    to a minute. A token file that does not match its hash is made again, with a warning; a cache that can't be written
+    costs a warning and the time. Raises ValueError for an unknown name or tokenizer, TextError (a RuntimeError) where the
+    text can't be had.
     """
-    if name not in KNOWN_TEXTS:
-        nearest = difflib.get_close_matches(name, KNOWN_TEXTS, n=1, cutoff=0.0) or KNOWN_TEXTS
-        raise ValueError(f"dataset must be one of {', '.join(KNOWN_TEXTS)}, got {name!r}; did you mean {nearest[0]!r}?")
-    root = Path(sysconfig.get_path("stdlib"))
-    paths = source_files(root)
-    try:
-        file = (cache or cache_folder()) / token_file_name(root, paths)
-    except RuntimeError as error:  # no home folder to be found
-        warnings.warn(f"no cache folder ({error}): the text is read from source again", stacklevel=2)
-        return _text(name, _tokenize(root, paths))
-    content = _read_checked(file)
-    if content is None:
-        content = _tokenize(root, paths)
+    check_dataset(name)
+    check_tokenizer(tokenizer)
+    folder = _folder(cache)
+    path = Path(name).expanduser()
+    if is_path(name) and is_tokenized(path):
+        text = _own_tokens(path, tokenizer, folder)
+    else:
+        if tokenizer.startswith("ids-"):
+            raise TextError(f"{name} is text, and {tokenizer} is for a .bin of tokens: take {', '.join(VOCABULARIES)}")
+        text = _from_source(own_source(path) if is_path(name) else known_source(name), tokenizer, folder)
+    return _corrupted(text, corruption) if corruption else text
+
+
+def check_dataset(name: str) -> str:
+    """The name, if it is a known text's or a path; else ValueError."""
+    if name in KNOWN_TEXTS:
+        return name
+    if is_path(name):
+        if own_name(name) in KNOWN_TEXTS:
+            raise ValueError(
+                f"dataset {name!r} would be called {own_name(name)!r}, as the text that comes with exmy: rename it"
+            )
+        return name
+    nearest = (difflib.get_close_matches(name, KNOWN_TEXTS, n=1, cutoff=0.0) or KNOWN_TEXTS)[0]
+    raise ValueError(
+        f"dataset {name!r} is unknown; there are: {', '.join(KNOWN_TEXTS)}, or a path (./{name}); did you mean {nearest!r}?"
+    )
+
+
+def dataset_label(name: str) -> str:
+    """What a dataset is called in results: a known text's name, or the last part of a path, wherever that lies."""
+    return name if name in KNOWN_TEXTS else own_name(name)
+
+
+def known_source(name: str) -> Source:
+    """Of a text that comes with exmy."""
+    return python_source() if name == "python" else CORPORA[name].source()
+
+
+def token_file(source: Source, tokenizer: str, cache: Path) -> Path:
+    """Where a text's tokens are kept."""
+    return cache / f"{source.key}{'' if tokenizer == 'bytes' else f'-{tokenizer}'}.tokens"
+
+
+def kept_tokens(source: Source, cache: Path) -> dict[str, int]:
+    """Tokenizers in which the cache holds a text, with its number of training tokens in each; hashes are not looked at."""
+    kept: dict[str, int] = {}
+    for tokenizer in VOCABULARIES:
         try:
-            _write_whole(file, content)
-        except OSError as error:
-            warnings.warn(f"the text can't be kept in {file.parent} ({error.strerror}): used from memory", stacklevel=2)
-    return _text(name, content)
+            with token_file(source, tokenizer, cache).open("rb") as stream:
+                stream.readline()
+                kept[tokenizer] = int(json.loads(stream.readline())["train"])
+        except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
+            continue
+    return kept
 
 
 def unigram_entropy(tokens: Tokens) -> float:
     """-sum_i p_i ln p_i in nats, p_i the share of token i: the best loss of a model that ignores context."""
-    count = np.bincount(tokens, minlength=1)
+    count = _counts(tokens, 1)
     share = count[count > 0] / tokens.size
     return float(-(share * np.log(share)).sum()) + 0.0  # one token only gives -0.0; an entropy has no sign
 
 
-def source_files(root: Path) -> list[str]:
-    """Posix paths below `root` of the library's own *.py, sorted; tests, installed packages, built files left out."""
-    found: list[str] = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [s for s in subfolders if s not in NOT_SOURCE and not s.startswith(BUILT_FOLDER)]
-        python = (n for n in names if n.endswith(".py") and not n.startswith(BUILT_FILE))
-        found += [(Path(folder) / n).relative_to(root).as_posix() for n in python]
-    return sorted(found)
+def _counts(tokens: Tokens, vocabulary: int) -> npt.NDArray[np.int64]:
+    """How often each token occurs, [at least vocabulary]; by blocks, since bincount makes 64-bit integers of its input."""
+    total = np.zeros(vocabulary, np.int64)
+    for start in range(0, tokens.size, BLOCK):
+        count = np.bincount(tokens[start : start + BLOCK], minlength=total.size)
+        count[: total.size] += total
+        total = count
+    return total
 
 
-def is_validation(path: str) -> bool:
-    """Whether the file at this relative posix path is held out; depends on the path alone."""
-    digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < VALIDATION_SHARE * 2**64
+def _folder(cache: Path | None) -> Path:
+    try:
+        return cache or cache_folder()
+    except RuntimeError as error:  # no home folder to be found
+        warnings.warn(f"no cache folder ({error}): set EXMY_CACHE, or texts are made again each time", stacklevel=3)
+        return _passing_cache()
 
 
-def cache_folder() -> Path:
-    """`$EXMY_CACHE`, else `exmy` in the platform's cache folder. Raises RuntimeError where there is no home folder."""
-    if own := os.environ.get("EXMY_CACHE"):
-        return Path(own)
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification: a relative path is invalid and to be ignored.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "exmy"
+@functools.cache
+def _passing_cache() -> Path:
+    """A folder of this process's own, gone with it."""
+    folder = tempfile.mkdtemp(prefix="exmy-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
-def token_file_name(root: Path, paths: list[str]) -> str:
-    """Keyed by the Python's full version and, no file being read, by which files there are and how long each is."""
-    key = hashlib.blake2b(sys.version.encode(), digest_size=8)
-    for path in paths:
-        key.update(f"{path}\0{(root / path).stat().st_size}\0".encode())
-    return f"python-{platform.python_version()}-{key.hexdigest()}.tokens"
+def _from_source(source: Source, tokenizer: str, cache: Path) -> Text:
+    file = token_file(source, tokenizer, cache)
+    content = read_checked(file)
+    if content is None:
+        content = _content(source, tokenizer, cache)
+        keep(file, content)
+    return _text(source, tokenizer, content)
 
 
-def _tokenize(root: Path, paths: list[str]) -> bytes:
-    """The content of a token file: one line of JSON, the training tokens, the validation tokens."""
-    split: dict[bool, list[bytes]] = {False: [], True: []}
-    for path in paths:
-        split[is_validation(path)].append((root / path).read_bytes() + b"\0")
-    train, validation = b"".join(split[False]), b"".join(split[True])
-    size = len(train) + len(validation)
-    if size < MINIMUM_BYTES:
-        raise RuntimeError(
-            f"the text 'python' needs at least {MINIMUM_BYTES} bytes of standard library source, got {size} in "
-            f"{len(paths)} files below {root}; run with a Python that was installed with its source (this one has been "
-            "stripped or zipped)"
-        )
-    header = {"files": len(paths), "train": len(train), "validation": len(validation)}
-    return json.dumps(header).encode() + b"\n" + train + validation
+def _content(source: Source, tokenizer: str, cache: Path) -> bytes:
+    """A token file: one line of JSON; bytes per token, unless tokens are bytes; training tokens; validation tokens."""
+    documents = source.read(cache)
+    train, validation, lengths = tokenize(documents, tokenizer, source.key, cache)
+    header = {"files": documents.count, "train": train.size, "validation": validation.size}
+    table = b"" if tokenizer == "bytes" else _little(lengths)
+    return json.dumps(header).encode() + b"\n" + table + _little(train) + _little(validation)
 
 
-def _text(name: str, content: bytes) -> Text:
-    line, _, tokens = content.partition(b"\n")
+def _little(tokens: Tokens) -> bytes:
+    return tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _text(source: Source, tokenizer: str, content: bytes) -> Text:
+    line, _, rest = content.partition(b"\n")
     header = json.loads(line)
-    train, validation = np.split(np.frombuffer(tokens, np.uint8), [header["train"]])
-    source = (
-        f"Source of the standard library of {platform.python_implementation()} {platform.python_version()} as bytes, "
-        f"{header['files']} files without tests, each followed by one NUL; split by file."
-    )
+    vocabulary = vocabulary_of(tokenizer)
+    if tokenizer == "bytes":
+        lengths, unit, end = np.ones(vocabulary, np.uint16), "bytes", "NUL"
+        tokens: Tokens = np.frombuffer(rest, np.uint8)
+    else:
+        both = np.frombuffer(rest, "<u2").astype(np.uint16, copy=False)
+        lengths, tokens = both[:vocabulary], both[vocabulary:]
+        unit, end = f"{tokenizer} tokens", "separator"
+    train, validation = tokens[: header["train"]], tokens[header["train"] :]
+    sentence = source.sentence.format(unit=unit, documents=header["files"], end=end)
     digest = hashlib.sha256(content).hexdigest()
-    return Text(name, train, validation, VOCABULARY, unigram_entropy(train), digest, source)
+    return Text(
+        source.name, train, validation, vocabulary, unigram_entropy(train), digest, sentence, tokenizer, lengths
+    )
 
 
-def _read_checked(file: Path) -> bytes | None:
-    """What `_write_whole` wrote, or None where there is none or it is damaged."""
-    try:
-        first, _, content = file.read_bytes().partition(b"\n")
-    except OSError:
-        return None
-    if first.decode(errors="replace") == f"{MAGIC} sha256 {hashlib.sha256(content).hexdigest()}":
-        return content
-    warnings.warn(f"{file} is damaged (its SHA-256 does not match): built again", stacklevel=3)
-    return None
+def _own_tokens(path: Path, tokenizer: str, cache: Path) -> Text:
+    """Tokens that came as such: not kept in the cache, since they are what a cache would hold."""
+    own = own_tokens(path, tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
+    lengths: npt.NDArray[np.uint16] | None = None
+    if tokenizer == "bytes":
+        lengths = np.ones(vocabulary, np.uint16)
+    elif tokenizer == "gpt2":
+        try:
+            lengths = token_bytes(gpt2_tokenizer(cache), tokenizer)
+        except TextError as error:
+            warnings.warn(f"no losses in bits per byte: {error}", stacklevel=4)
+    dtype = token_dtype(vocabulary)
+    train: Tokens = own.train.astype(dtype, copy=False)
+    validation: Tokens = own.validation.astype(dtype, copy=False)
+    for part in (train, validation):
+        part.flags.writeable = False
+    digest = _digest([train, validation])
+    sentence = f"{own.sentence} SHA-256 of both splits {digest}."
+    return Text(
+        own_name(str(path)), train, validation, vocabulary, unigram_entropy(train), digest, sentence, tokenizer, lengths
+    )
 
 
-def _write_whole(file: Path, content: bytes) -> None:
-    """All of it or nothing, also when killed: written aside, flushed to the disk, renamed. Raises OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(f"{MAGIC} sha256 {hashlib.sha256(content).hexdigest()}\n".encode())
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(aside).chmod(0o644)  # mkstemp's files are their owner's alone, a cache may be shared
-        Path(aside).replace(file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(aside).unlink()
-        raise
+def _corrupted(text: Text, corruption: Corruption) -> Text:
+    separator = separator_of(text.tokenizer)
+    train, done = corrupt(text.train, corruption, text.vocabulary, separator)
+    return dataclasses.replace(
+        text, train=train, unigram_entropy=unigram_entropy(train), sha256=_digest([train, text.validation]),
+        source=f"{text.source} Corrupted on purpose ({corruption}): {done}.",
+    )  # fmt: skip
+
+
+def _digest(parts: Sequence[Tokens]) -> str:
+    """SHA-256 over splits and where they end."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part.size}\n".encode())
+        for start in range(0, part.size, BLOCK):
+            digest.update(_little(part[start : start + BLOCK]))
+    return digest.hexdigest()
