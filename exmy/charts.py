@@ -26,7 +26,8 @@ Chart = dict[str, Any]
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross"}
 SYMBOLS |= {"h": "hexagon", "*": "star"}
 GREY, GRID, INK = "#555555", "#E4E4E4", "#222222"
-SHARES = [[0.0, "#FFFFFF"], [0.15, "#FCE3CC"], [0.5, "#F2A66A"], [1.0, "#B24A00"]]  # one hue, light to dark
+# One hue, light to dark, and a step from none to the first, so that one run of thirty is seen.
+SHARES = [[0.0, "#FFFFFF"], [0.001, "#FCE9DA"], [0.5, "#F2A66A"], [1.0, "#B24A00"]]
 FEWEST_POINTS, MOST_POINTS = 60, 400  # of a thinned curve
 MANY_RUNS = 1000  # in a study: above, seeds are drawn as bands, so that the page stays small
 
@@ -194,7 +195,7 @@ def _band_and_median(
         band = thin | along(x) | {"line": {"width": 0}, "hoverinfo": "skip"}
         traces.append(band | {"y": packed(least)})
         traces.append(band | {"y": packed(greatest), "fill": "tonexty", "fillcolor": _faint(look.colour)})
-    elif len(values) > 1:
+    else:
         for seed, curve in zip(seeds, y, strict=True):
             traces.append(
                 thin | along(x) | {"y": packed(curve), "opacity": 0.2, "line": {"color": look.colour, "width": 1}}
