@@ -217,3 +217,27 @@ def show_command(names: tuple[str, ...]) -> None:
         raise Refused(str(error)) from None
     for f in described:
         output().print(format_sheet(f))
+
+
+@formats.command("plot")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "--out", metavar="FILE", type=click.Path(path_type=Path), default=Path("formats.png"), show_default=True,
+    help="The picture: .png, .svg or .pdf.",
+)  # fmt: skip
+def plot_command(names: tuple[str, ...], out: Path) -> None:
+    """Draw formats beside each other: their values, the ulp and the largest relative rounding error against magnitude.
+
+    \b
+    Example: exmy formats plot e4m3fn e5m2 bf16 --out fp8.svg
+    """  # noqa: D301
+    from exmy.grids import grids_figure
+    from formats import get_format
+
+    try:
+        grids_figure([get_format(name) for name in dict.fromkeys(names)], out)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    except OSError as error:
+        raise Refused(f"{out}: can't be written ({error.strerror}); name another file with --out") from None
+    click.echo(out)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from exmy.groups import groups
 from formats import FloatFormat, get_format
 
 if TYPE_CHECKING:
@@ -90,18 +90,13 @@ def _power(value: float) -> str:
 
 
 def stability_tables(tree: xr.DataTree) -> Iterator[Table]:
-    """Recipe × learning rate: mean final loss, k/n diverged, Wilson interval; a table a dataset, model and further axis."""
+    """Recipe × learning rate: mean final loss, k/n diverged, Wilson interval; a table for each group of runs."""
     from train import stability_table
 
     summary = tree["summary"].to_dataset()
-    usual = {"run", "recipe", "format", "learning_rate", "init_seed", "data_seed", "seed", "pack_size"}
-    axes = [str(name) for name in summary.coords if name not in usual and summary[name].dims == ("run",)]
-    varied = [axis for axis in axes if len(set(summary[axis].values.tolist())) > 1]
-    keys = list(zip(*(summary[axis].values.tolist() for axis in varied), strict=True)) or [()] * summary.sizes["run"]
-    for key in dict.fromkeys(keys):
-        part = summary.isel(run=np.flatnonzero([other == key for other in keys]))
-        where = ", ".join(f"{axis} {value}" for axis, value in zip(varied, key, strict=True))
-        yield _stability_table(stability_table(part), part, str(tree.attrs["baseline"]), where)
+    for group in groups(summary):
+        part = summary.isel(run=group.runs)
+        yield _stability_table(stability_table(part), part, str(tree.attrs["baseline"]), group.label)
 
 
 def _stability_table(table: xr.Dataset, summary: xr.Dataset, baseline: str, where: str) -> Table:

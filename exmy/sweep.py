@@ -1,21 +1,19 @@
-"""`exmy sweep`: train a study, then show what became of it: a table on the terminal and a picture beside the results."""
+"""`exmy sweep`: train a study, then show what became of it: a table on the terminal, a page and a picture beside the results."""
 
 from __future__ import annotations
 
 import importlib.resources
 from pathlib import Path
 
-import xarray as xr
-
 from exmy.console import output, stability_tables
 from exmy.data import epochs_seen
-from exmy.figure import study_figure
-from train import RichObserver, Study, StudyError, open_study, run_study
+from exmy.report import write_report
+from train import RichObserver, Study, open_study, run_study
 from train.plan import pick_device
 from train.streams import load_texts
 
 FIRST_LOOK = {"cpu": "first-look-cpu.toml", "cuda": "first-look-gpu.toml"}
-REPORT = Path("report") / "study.png"
+REPORT = "report"
 
 
 def default_study(device: str) -> Path:
@@ -24,7 +22,7 @@ def default_study(device: str) -> Path:
 
 
 def run_sweep(study: Study, directory: Path, device: str) -> None:
-    """Train what is missing in `directory`, print the table, draw the figure. StudyError where that can't be done."""
+    """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done."""
     load_texts(study)  # into the cache, before there is a display: it may take a minute, and shows that itself
     with RichObserver() as observer:
         run_study(study, directory, device, observer)
@@ -34,17 +32,9 @@ def run_sweep(study: Study, directory: Path, device: str) -> None:
         console.print(table)
     for line in epochs_seen(tree):
         console.print(line, soft_wrap=True)
-    picture = directory / REPORT
-    _draw(tree, picture)
+    page, picture = write_report(directory, directory / REPORT)
     console.print(f"Figure: {picture}", soft_wrap=True)
+    console.print(f"Report: {page}", soft_wrap=True)
     console.print(
         f'Results: python -c "from train import open_study; print(open_study({str(directory)!r}))"', soft_wrap=True
     )
-
-
-def _draw(tree: xr.DataTree, picture: Path) -> None:
-    try:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        study_figure(tree, picture)
-    except OSError as error:
-        raise StudyError(f"{picture}: can't be written ({error.strerror}); every run is finished and kept") from None
