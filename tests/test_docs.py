@@ -1,0 +1,92 @@
+"""The guide does what it says: its blocks are run in order, and what it shows is what comes out.
+
+`sh` blocks go through the command line, `python` blocks share one namespace, a `toml` block is the file `mine.toml`, and a `text`
+block is what the python block before it printed. A `console` block is shown and not run: only `make`, which installs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from exmy.cli import main
+
+ROOT = Path(__file__).parent.parent
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str, int]]:
+    """Language, text and first line of each fenced block."""
+    text = page.read_text(encoding="utf-8")
+    return [(m[1], m[2], text.count("\n", 0, m.start()) + 2) for m in FENCE.finditer(text)]
+
+
+def shell(text: str) -> None:
+    for line in text.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "exmy", line
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+
+
+def python(text: str, namespace: dict[str, Any], where: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(text, where, "exec"), namespace)
+    return printed.getvalue()
+
+
+@pytest.fixture
+def after_make_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader stands after `make sweep`, with the results that were committed of it."""
+    shutil.copytree(ROOT / "studies" / "results" / "first-look-cpu", tmp_path / "runs" / "first-look-cpu")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    return tmp_path
+
+
+def test_the_tutorial_does_what_it_says(after_make_sweep: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "tutorial"}
+    printed = ""
+    for language, text, line in blocks(TUTORIAL):
+        where = f"{TUTORIAL.name}:{line}"
+        match language:
+            case "sh":
+                shell(text)
+            case "python":
+                printed = python(text, namespace, where)
+            case "toml":
+                (after_make_sweep / "mine.toml").write_text(text)
+            case "text":
+                assert printed == text, where
+            case "console":
+                assert all(command.startswith("$ make ") for command in text.splitlines()), where
+            case _:
+                pytest.fail(f"{where}: a block of {language or 'no language'} is not tested")
+    left = {path.relative_to(after_make_sweep).as_posix() for path in after_make_sweep.rglob("*") if path.is_file()}
+    assert {
+        "runs/first-look-cpu/report/index.html",
+        "runs/mine/report/index.html",
+        "formats.png",
+        "curves.png",
+    } <= left
+
+
+def test_what_a_python_block_prints_is_shown() -> None:
+    """So that a reader without a shell can follow, and no printed number goes unchecked."""
+    listed = blocks(TUTORIAL)
+    for (language, text, line), (following, _, _) in zip(listed, [*listed[1:], ("", "", 0)], strict=True):
+        assert language != "python" or ("print(" in text) == (following == "text"), f"{TUTORIAL.name}:{line}"
+
+
+def test_the_readme_leads_to_the_tutorial() -> None:
+    assert "(docs/tutorial.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
