@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from train.corruption import KINDS, UNMARKED, Corruption, choose, corrupt, document_bounds
 from train.seeds import random_words
+from train.text import load_text
 from train.tokenizer import Tokens
 
 VOCABULARY = 50
@@ -40,7 +44,8 @@ def changed(before: Tokens, after: Tokens) -> set[int]:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_a_share_of_the_tokens_is_corrupted_in_whole_documents_and_all_else_stays(kind: str, share: float) -> None:
     before = text()
-    after, done = corrupt(before, Corruption(**{kind: share}), VOCABULARY, 0)
+    corrupted = corrupt(before, Corruption(**{kind: share}), VOCABULARY, 0)
+    after, done = corrupted.tokens, corrupted.done
     assert after.size == before.size
     assert after.dtype == before.dtype
     assert not after.flags.writeable
@@ -57,7 +62,7 @@ def test_a_share_of_the_tokens_is_corrupted_in_whole_documents_and_all_else_stay
 
 def test_shuffled_documents_keep_their_tokens_in_another_order() -> None:
     before = text()
-    after, _ = corrupt(before, Corruption(shuffled=0.5), VOCABULARY, 0)
+    after = corrupt(before, Corruption(shuffled=0.5), VOCABULARY, 0).tokens
     differing = 0
     for one, other in zip(documents_of(before, before), documents_of(after, before), strict=True):
         assert collections.Counter(one) == collections.Counter(other)
@@ -67,9 +72,10 @@ def test_shuffled_documents_keep_their_tokens_in_another_order() -> None:
 
 def test_noise_is_the_words_of_the_stream_and_uniform() -> None:
     before = text()
-    after, _ = corrupt(before, Corruption(noise=1.0), VOCABULARY, 0)
+    after = corrupt(before, Corruption(noise=1.0), VOCABULARY, 0).tokens
     ends = before == 0
     inside = ~ends
+    np.testing.assert_array_equal(corrupt(before, Corruption(noise=1.0), VOCABULARY, 0).is_noise, inside)
     expected = random_words(0, "data/noise", 0, before.size) % VOCABULARY
     np.testing.assert_array_equal(after[inside], expected[inside])
     count = np.bincount(after[inside], minlength=VOCABULARY)
@@ -79,7 +85,7 @@ def test_noise_is_the_words_of_the_stream_and_uniform() -> None:
 
 def test_duplicated_documents_are_copies_of_untouched_ones_one_after_the_other() -> None:
     before = text()
-    after, _ = corrupt(before, Corruption(duplicated=0.5), VOCABULARY, 0)
+    after = corrupt(before, Corruption(duplicated=0.5), VOCABULARY, 0).tokens
     lengths = np.array([len(document) for document in documents_of(before, before)])
     taken = set(choose(lengths, Corruption(duplicated=0.5))["duplicated"].tolist())
     untouched = [tuple(d) for i, d in enumerate(documents_of(before, before)) if i not in taken]
@@ -103,7 +109,7 @@ def test_a_larger_share_holds_the_documents_of_a_smaller_one(kind: str) -> None:
 
 def test_noise_at_a_position_is_the_same_whatever_the_share() -> None:
     before = text()
-    few, many = (corrupt(before, Corruption(noise=share), VOCABULARY, 0)[0] for share in (0.2, 0.6))
+    few, many = (corrupt(before, Corruption(noise=share), VOCABULARY, 0).tokens for share in (0.2, 0.6))
     both = few != before
     np.testing.assert_array_equal(few[both], many[both])
 
@@ -122,7 +128,7 @@ def test_no_document_is_taken_twice(lengths: list[int], shares: tuple[float, flo
 def test_two_calls_and_two_neighbours_agree() -> None:
     """A run's text depends on nothing but the text and the shares."""
     before, corruption = text(), Corruption(0.2, 0.2, 0.2)
-    one, other = (corrupt(before, corruption, VOCABULARY, 0)[0] for _ in range(2))
+    one, other = (corrupt(before, corruption, VOCABULARY, 0).tokens for _ in range(2))
     np.testing.assert_array_equal(one, other)
 
 
@@ -139,6 +145,27 @@ def test_where_nothing_marks_documents_they_are_of_4096_tokens() -> None:
     assert document_bounds(tokens, 7).tolist() == [0, UNMARKED, 2 * UNMARKED, 10_000]
     assert document_bounds(np.array([5, 7, 5, 5], np.uint8), 7).tolist() == [0, 2, 4]  # the last is not closed
     assert document_bounds(np.array([7, 7], np.uint8), 7).tolist() == [0, 1, 2]
+
+
+def test_a_collapsed_run_makes_no_progress_on_noisy_text_either(tmp_path: Path) -> None:
+    """A model that knows how frequent bytes are, and which documents are noise, is at the line, not below it."""
+    clean = load_text("python", tmp_path)
+    noisy = load_text("python", tmp_path, corruption=Corruption(noise=0.5))
+    pairs = [part.train.tobytes() for part in (clean, noisy)]
+    ends = np.flatnonzero(clean.train == 0) + 1
+    same = [pairs[0][i:j] for i, j in itertools.pairwise([0, *ends]) if pairs[0][i:j] == pairs[1][i:j]]
+    count = collections.Counter(b"".join(same) + b"\0" * (len(ends) - len(same)))
+    p = np.array(list(count.values())) / count.total()
+    share = 1 - count.total() / clean.train.size
+    half_a_document = np.diff(ends).max() / 2 / clean.train.size  # whole ones are taken, to the nearest sum
+    assert share == pytest.approx(0.5, abs=half_a_document)
+    assert noisy.unigram_entropy == pytest.approx(share * math.log(256) - (1 - share) * (p * np.log(p)).sum(), abs=1e-4)
+    assert noisy.sha256 != clean.sha256
+    np.testing.assert_array_equal(noisy.validation, clean.validation)
+    everything = load_text("python", tmp_path, corruption=Corruption(noise=1.0))
+    assert everything.unigram_entropy == pytest.approx(math.log(256), abs=1e-3)  # the closing NULs are text
+    shuffled = load_text("python", tmp_path, corruption=Corruption(shuffled=0.5))
+    assert shuffled.unigram_entropy == pytest.approx(clean.unigram_entropy, abs=1e-12)
 
 
 def test_in_words_only_what_is_corrupted() -> None:

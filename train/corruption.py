@@ -51,15 +51,26 @@ class Corruption:
         return ", ".join(f"{f.name} {getattr(self, f.name):g}" for f in fields(self) if getattr(self, f.name))
 
 
-def corrupt(train: Tokens, corruption: Corruption, vocabulary: int, separator: int | None) -> tuple[Tokens, str]:
-    """A corrupted copy of the training tokens, same dtype and length, read-only; and what was done, in words."""
+@dataclass(frozen=True, eq=False)
+class Corrupted:
+    """Corrupted training tokens, same dtype and length as before, read-only; which of them are noise; all in words."""
+
+    tokens: Tokens  # [tokens]
+    is_noise: npt.NDArray[np.bool_]  # [tokens]
+    done: str
+
+
+def corrupt(train: Tokens, corruption: Corruption, vocabulary: int, separator: int | None) -> Corrupted:
+    """A corrupted copy of the training tokens; `separator` is the token that closes a document, None where there is none."""
     bounds = document_bounds(train, separator)
     lengths = np.diff(bounds)
     taken = choose(lengths, corruption)
     result = train.copy()
+    is_noise = np.zeros(train.size, bool)
     for document in taken["noise"]:
         start, end = _body(train, bounds, document, separator)
         result[start:end] = random_words(SEED, "data/noise", start, end - start) % np.uint64(vocabulary)
+        is_noise[start:end] = True
     for document in taken["shuffled"]:
         start, end = _body(train, bounds, document, separator)
         order = np.argsort(random_words(SEED, "data/shuffled", start, end - start), kind="stable")
@@ -80,7 +91,8 @@ def corrupt(train: Tokens, corruption: Corruption, vocabulary: int, separator: i
         for kind, documents in taken.items()
         if len(documents)
     )
-    return result, f"{lengths.size} training documents, of which {', '.join(done) or 'none corrupted'}"
+    words = f"{lengths.size} training documents, of which {', '.join(done) or 'none corrupted'}"
+    return Corrupted(result, is_noise, words)
 
 
 def document_bounds(tokens: Tokens, separator: int | None) -> Ints:

@@ -46,7 +46,7 @@ EVALUATION = {
 SUMMARY = {name: Variable(("run",), *row) for name, row in VARIABLES.items()} | {
     "unigram_entropy": Variable(
         ("run",), "nats/token", "unigram entropy of the training tokens",
-        "-sum p ln p over token frequencies: the loss of a model that has learnt nothing from context",
+        "-sum p ln p over token frequencies, ln V for a token of noise: the loss of a model that has learnt nothing from context",
     ),
     "final_bits_per_byte": Variable(
         ("run",), "bits/byte", "final smoothed training loss, for each byte of text",

@@ -4,7 +4,8 @@
 
 The unigram entropy H = -sum_i p_i ln p_i of the training tokens is the loss of a model that knows how frequent each
 token is and nothing else. A run that ends there has learnt nothing from context: it is the line that `no_progress` draws
-(see stability). It belongs to the tokens, so a text has another one with each tokenizer and each corruption.
+(see stability). It belongs to the tokens, so a text has another one with each tokenizer. Where a share s of the tokens is
+noise, H = s ln V + (1 - s) H(the other tokens), since to tell noise from text is easy and teaches nothing about text.
 
 Losses in nats per token say little across tokenizers: a token of GPT-2 stands for four bytes of English. Bits per byte do,
 loss / (ln 2 * bytes per token), and every token's number of bytes is known.
@@ -239,11 +240,15 @@ def _own_tokens(path: Path, tokenizer: str, cache: Path) -> Text:
 
 def _corrupted(text: Text, corruption: Corruption) -> Text:
     separator = separator_of(text.tokenizer)
-    train, done = corrupt(text.train, corruption, text.vocabulary, separator)
+    corrupted = corrupt(text.train, corruption, text.vocabulary, separator)
+    share, rest = float(corrupted.is_noise.mean()), corrupted.tokens[~corrupted.is_noise]
     return dataclasses.replace(
-        text, train=train, unigram_entropy=unigram_entropy(train), sha256=_digest([train, text.validation]),
-        source=f"{text.source} Corrupted on purpose ({corruption}): {done}.",
-    )  # fmt: skip
+        text,
+        train=corrupted.tokens,
+        unigram_entropy=share * math.log(text.vocabulary) + (1 - share) * (unigram_entropy(rest) if rest.size else 0.0),
+        sha256=_digest([corrupted.tokens, text.validation]),
+        source=f"{text.source} Corrupted on purpose ({corruption}): {corrupted.done}.",
+    )
 
 
 def _digest(parts: Sequence[Tokens]) -> str:
