@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from rich.console import Console
 from train import Study
 from train.pack import PackResult, Progress
 from train.plan import PlannedPack, pick_device, plan
-from train.progress import EVERY, RichObserver, duration, number, status_table
+from train.progress import EVERY, RichObserver, duration, number, redraws, status_table
 from train.watch import MARGIN, WINDOW, Watch
 
 ENTROPY = 3.0
@@ -206,7 +207,7 @@ def test_a_terminal_gets_a_table_that_fits(clock: Clock, width: int) -> None:
     assert "1000/1000" in shown
     assert "100 %" in shown
     assert "2 of 2 packs" in shown
-    assert "2 non-finite and 2 without progress of 8 runs so far" in " ".join(shown.split())
+    assert "of 8 runs so far 2 non-finite and 2 without progress" in " ".join(shown.split())
     assert shown.rstrip().endswith("\x1b[?25h")  # the cursor is back
 
 
@@ -221,6 +222,16 @@ def test_a_dumb_terminal_gets_plain_lines(clock: Clock, monkeypatch: pytest.Monk
     out = io.StringIO()
     play(RichObserver(Console(file=out, force_terminal=True), clock), clock)
     assert "pack 2/2 finished" in out.getvalue()
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_redraws_where_it_has_widgets_and_prints_lines_where_not(
+    monkeypatch: pytest.MonkeyPatch, *, widgets: bool
+) -> None:
+    find = importlib.util.find_spec
+    there = SimpleNamespace() if widgets else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there if name == "ipywidgets" else find(name))
+    assert redraws(Console(file=io.StringIO(), force_jupyter=True)) is widgets
 
 
 @pytest.mark.parametrize(

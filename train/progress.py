@@ -36,7 +36,7 @@ class RichObserver:
         self._watch = Watch(clock)
         self._said = clock()
         self._live: Live | None = None
-        if _redraws(self.console):
+        if redraws(self.console):
             self._live = Live(
                 console=self.console, get_renderable=lambda: status_table(self._watch.snapshot()), refresh_per_second=2
             )
@@ -94,7 +94,7 @@ class RichObserver:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _redraws(console: Console) -> bool:
+def redraws(console: Console) -> bool:
     """Whether a display can be redrawn in place here: on a terminal that moves its cursor, or by Jupyter's widgets."""
     if console.is_jupyter:
         return importlib.util.find_spec("ipywidgets") is not None
@@ -125,17 +125,18 @@ def status_table(state: Snapshot) -> Group:
     totals.add_row(
         ProgressBar(total=1.0, completed=share, width=16), Text(f"{100 * share:.0f} %  {totals_line(state)}")
     )
-    return Group(table, totals, Text(LIVE_RULE, style="dim"))
+    began = state.alive + state.non_finite
+    counts = f"of {began} runs so far {state.non_finite} non-finite and {state.no_progress} without progress"
+    return Group(table, totals, Text(counts), Text(LIVE_RULE, style="dim"))
 
 
 def totals_line(state: Snapshot) -> str:
     """All packs of this call in one line."""
     words = [
         f"{state.packs_finished} of {state.packs_planned} packs",
-        f"{state.non_finite} non-finite and {state.no_progress} without progress of {state.alive + state.non_finite} runs so far",
-        *([gibibytes(state.memory_bytes)] if state.memory_bytes else []),
         f"{duration(state.seconds)} gone",
         _left(state.seconds_left),
+        *([gibibytes(state.memory_bytes)] if state.memory_bytes else []),
     ]
     return " · ".join(words)
 
