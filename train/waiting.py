@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
@@ -17,7 +17,7 @@ class Waiting:
     def __init__(self, what: str, total: float | None = None, console: Console | None = None) -> None:
         self.what, self.total = what, total
         self.console = console or Console(stderr=True)
-        self._since = time.monotonic()
+        self._since = monotonic()
         self._done = 0.0
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -36,7 +36,7 @@ class Waiting:
         self._done += amount
         if self._bar:
             self._bar.update(self._task, completed=self._done)
-        elif self.console.is_terminal and time.monotonic() - self._since > PATIENCE:
+        elif self.console.is_terminal and monotonic() - self._since > PATIENCE:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._task = self._bar.add_task(self.what, total=self.total, completed=int(self._done))
