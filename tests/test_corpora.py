@@ -182,3 +182,10 @@ def test_a_split_by_content_leaves_no_side_empty_and_copies_on_one_side(count: i
     assert split.validation
     assert not set(split.train) & set(split.validation)
     assert sorted(b"".join(split.train + split.validation)) == sorted(b"".join([*documents, *documents]))
+
+
+def test_of_few_documents_that_chance_would_all_train_on_one_is_held_out() -> None:
+    documents = [text for i in range(100) if not is_validation(text := f"short {i}".encode())][:3]
+    split = split_by_content(documents)
+    assert len(split.validation) == 1
+    assert sorted(split.train + split.validation) == sorted(documents)
