@@ -92,7 +92,7 @@ def run_study(
     """
     study = study if isinstance(study, Study) else read_study(study)
     if observer is None:
-        load_texts(study, cache)  # into the cache, before there is a display: it may take a minute, and shows that itself
+        load_texts(study, cache)  # into the cache, before there is a display: it shows its own progress
         with RichObserver() as shown:
             return run_study(study, out, device, shown, cache)
     directory = Path(out)
