@@ -27,9 +27,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+SMALL = 0.5
 
 
 def half_width(z: Tensor, epsilon: float) -> Tensor:
@@ -49,39 +52,115 @@ def logit_sharpness(
 
     A token with a NaN or infinite logit gives NaN. Relative error a few times (8 + |m| + c) 2^-24 in FP32, with m and c
     of the module's formula; what lies below the smallest normal number of the dtype becomes 0. Memory: a few times the
-    logits, whatever E. Raises ValueError for shapes, dtypes and epsilons that don't fit; targets out of range raise
-    where indexing does (CPU).
+    logits, whatever E; where all boxes are small (`small_box_sharpness`) time does not depend on E either. Raises
+    ValueError for shapes, dtypes and epsilons that don't fit; targets out of range raise where indexing does (CPU).
     """
     epsilons = _epsilons(epsilon)
     _check(logits, targets)
+    at = _stand(logits, targets, centred)
+    percent, small = _by_moments(at, epsilons)
+    if torch.compiler.is_compiling() or not small.all():
+        percent = torch.where(small, percent, _by_sums(at, epsilons))
+    return percent if isinstance(epsilon, Sequence) else percent.squeeze(-1)
+
+
+def small_box_sharpness(
+    logits: Tensor, targets: Tensor, epsilons: Sequence[float], *, centred: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`logit_sharpness` where boxes are small, [..., E], and where they are, alike; the same bits.
+
+    A box is small where no logit and target move apart by more than 1/2; the values elsewhere mean nothing. For code that
+    can't branch on the values, as in a CUDA graph: all epsilons cost one pass.
+    """
+    _check(logits, targets)
+    return _by_moments(_stand(logits, targets, centred), _epsilons(epsilons))
+
+
+class _Stand(NamedTuple):
+    """Where a token stands: what all epsilons share. Names as in the module's formula."""
+
+    u: Tensor  # [..., V], the other logits below the largest of them; -inf at the target
+    u_sum: Tensor  # [...], sum of e^u
+    m: Tensor  # [...], log-odds against the target
+    loss: Tensor  # [...]
+    width: Tensor  # [..., V], the box's half-width at epsilon 1
+    width_t: Tensor  # [..., 1], the target's
+    width_top: Tensor  # [..., 1], that of the largest other logit
+
+
+def _stand(logits: Tensor, targets: Tensor, centred: bool) -> _Stand:
     z = logits if logits.dtype == torch.float64 else logits.float()
     target = targets.long().unsqueeze(-1)
     is_target = torch.arange(z.shape[-1], device=z.device) == target
     z_t = z.gather(-1, target)
-    # u: the other logits below the largest of them. Differences of logits don't depend on where zero is, the box does.
+    # Differences of logits don't depend on where zero is, the box does.
     others = z.masked_fill(is_target, -math.inf)
     largest = others.amax(-1, keepdim=True)
     u = others - largest
     u_sum = u.exp().sum(-1)
     m = (largest - z_t).squeeze(-1) + u_sum.log()
-    loss = _softplus(m)
-    origin = z - z.mean(-1, keepdim=True) if centred else z
+    zero: Tensor | float = z.mean(-1, keepdim=True) if centred else 0.0
+    return _Stand(
+        u,
+        u_sum,
+        m,
+        _softplus(m),
+        half_width(z - zero, 1.0),
+        half_width(z_t - zero, 1.0),
+        half_width(largest - zero, 1.0),
+    )
+
+
+def _by_moments(at: _Stand, epsilons: list[float]) -> tuple[Tensor, Tensor]:
+    """Sharpness [..., E] for small boxes, and where they are small, alike: from moments over q, which serve all epsilons.
+
+    With c_i = epsilon a_i,   sum_i q_i expm1(c_i) = sum_k epsilon^k / k! sum_i q_i a_i^k:   positive terms, those left out below
+    half an ulp for c <= 1/2. The moments are of a over its largest, so that no power overflows.
+    """
+    a = at.width + at.width_t
+    widest = a.amax(-1)
+    share = a * (1 / widest).unsqueeze(-1)
+    terms = 14 if a.dtype == torch.float64 else 8
+    weight, moments = at.u.exp(), []
+    for _ in range(terms):
+        weight = weight * share
+        moments.append(weight.sum(-1))
+    before = torch.sigmoid(at.m) / at.u_sum
 
     def percent(eps: float) -> Tensor:
-        box = half_width(origin, eps)
-        rise = _rise(u, u_sum, m, box + box.gather(-1, target))
-        return 100 * (rise / (1 + loss))
+        c = eps * widest
+        total = moments[-1] / math.factorial(terms)
+        for k in range(terms - 1, 0, -1):
+            total = total * c + moments[k - 1] / math.factorial(k)
+        return 100 * (torch.log1p(before * (total * c)) / (1 + at.loss))
 
-    if isinstance(epsilon, Sequence):
-        return torch.stack([percent(eps) for eps in epsilons], -1)
-    return percent(epsilons[0])
+    widths = torch.stack([eps * widest for eps in epsilons], -1)
+    small = ~(widths > SMALL) | ~widths.isfinite()  # a logit that is not finite gives NaN either way
+    return torch.stack([percent(eps) for eps in epsilons], -1), small
 
 
-def _rise(u: Tensor, u_sum: Tensor, m: Tensor, c: Tensor) -> Tensor:
-    """log1p(S), S = sigmoid(m) sum_i e^(u_i) expm1(c_i) / u_sum, for u <= 0 with maximum 0 and c >= 0, [..., V] -> [...]."""
+def _by_sums(at: _Stand, epsilons: list[float]) -> Tensor:
+    """Sharpness for boxes of any size, a sum of exponentials for every epsilon."""
+
+    def percent(eps: float) -> Tensor:
+        c = eps * at.width + eps * at.width_t
+        top = eps * at.width_top + eps * at.width_t if eps <= 1 else None
+        return 100 * (_rise(at.u, at.u_sum, at.m, c, top) / (1 + at.loss))
+
+    return torch.stack([percent(eps) for eps in epsilons], -1)
+
+
+def _rise(u: Tensor, u_sum: Tensor, m: Tensor, c: Tensor, top: Tensor | None) -> Tensor:
+    """log1p(S), S = sigmoid(m) sum_i e^(u_i) expm1(c_i) / u_sum, for u <= 0 with maximum 0 and c >= 0, [..., V] -> [...].
+
+    top [..., 1] is the largest u_i + c_i, or None where it has to be looked for. For epsilon <= 1 it is at the largest logit:
+    z + epsilon |z| does not fall with z.
+    """
     w = u + c
-    top = w.amax(-1, keepdim=True)
-    scaled = -((w - top).exp() * torch.expm1(-c)).sum(-1) / u_sum  # S = sigmoid(m) e^top scaled
+    if top is None:
+        top = w.amax(-1, keepdim=True)
+    # S = sigmoid(m) e^top scaled
+    scaled = -((w - top).exp() * torch.expm1(-c)).sum(-1) / u_sum
     top = top.squeeze(-1)
     # e^top is at most e^64 here, far from overflow and exact to a few ulp; above it S is so large that its logarithm
     # serves as well.

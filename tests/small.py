@@ -8,7 +8,7 @@ import torch
 
 from train.model import ModelShape
 from train.optim import AdamW
-from train.pack import Probe, Program, Slot
+from train.program import Probe, Program, Slot
 from train.recipe import Recipe, RecipeTable, resolve_recipe
 
 torch.set_num_threads(1)  # tensors this small gain nothing from a second thread, and tests run side by side

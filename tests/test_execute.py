@@ -16,8 +16,8 @@ import torch
 import xarray as xr
 
 from train import Study, StudyError, execute, open_study, run_study, store, streams, text
-from train.pack import PackResult, Progress
 from train.plan import PlannedPack, choose_pack_size, plan
+from train.program import PackResult, Progress
 from train.schema import GROUPS, RUN_COORDINATES
 
 

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from landscape import logit_sharpness
 from tests.small import SHAPE, make_program, make_slots, resolve
 from train.model import Numerics, cross_entropy, forward
-from train.pack import Pack, Probe, Slot, _losses, train_pack
+from train.pack import Pack, train_pack
+from train.program import Probe, Slot
 from train.seeds import batch_offsets, initial_weights
+from train.step import batch
 from train.text import Text
 
 CPU = torch.device("cpu")
@@ -133,11 +135,16 @@ def test_one_run_of_a_pack_is_the_plain_model_in_fp64(text: Text) -> None:
 
 def cross_entropy_of_next_batch(pack: Pack) -> list[float]:
     """The losses that the next step will see, in the pack's own dtype."""
+    offsets = pack.offsets[int(pack.counter)]
+    tokens, targets = batch(pack.text, offsets, SHAPE.context)
     with torch.no_grad():
-        losses: list[float] = _losses(
-            pack.parameters, pack.text, pack.offsets, pack.counter, pack.program.shape, pack.numerics
-        ).tolist()
+        logits = forward(pack.parameters, by_sequence(tokens), SHAPE, pack.numerics)
+        losses: list[float] = cross_entropy(logits, targets).tolist()
     return losses
+
+
+def by_sequence(tokens_RS: Tensor) -> Tensor:
+    return tokens_RS.view(tokens_RS.shape[0], -1, SHAPE.context)
 
 
 def history(text: Text, device: torch.device, recipes: list[str], slot: int, wild: bool = False) -> bytes:
@@ -237,13 +244,13 @@ def test_the_hessian_vector_product_is_plain_autograds(text: Text) -> None:
     generator = torch.Generator().manual_seed(3)
     vectors = [torch.randn(pack.parameters[n].shape, generator=generator, dtype=torch.float64) for n in names]
     tokens, targets = pack.held_out[0]
-    losses = cross_entropy(forward(pack.parameters, tokens, SHAPE, pack.numerics), targets)
+    losses = cross_entropy(forward(pack.parameters, by_sequence(tokens), SHAPE, pack.numerics), targets)
     ours = hessian_vector_product(losses.sum(), [pack.parameters[n] for n in names], vectors)
 
     model = PlainGPT().double()
     model.load(initial_weights(SHAPE, slots[1].init_seed))
     weights = [model.get_parameter(n) for n in ("wte.weight", "blocks.0.qkv.weight", "blocks.1.fc.weight")]
-    loss = nn.functional.cross_entropy(model(tokens[1]).flatten(0, 1), targets[1])
+    loss = nn.functional.cross_entropy(model(by_sequence(tokens)[1]).flatten(0, 1), targets[1])
     flipped = [vectors[0][1], vectors[1][1].T, vectors[2][1].T]
     plain = hessian_vector_product(loss, weights, flipped)  # type: ignore[arg-type]
     for mine, theirs, turn in zip(ours, plain, (False, True, True), strict=True):
@@ -263,7 +270,7 @@ def test_the_hessian_vector_product_through_quantisers_is_that_of_the_surrogate(
         wide = pack.numerics.body._replace(structure=dataclasses.replace(pack.numerics.body.structure, output="fp32"))
         numerics = Numerics(wide, wide, "math")
         tokens, targets = pack.held_out[0]
-        losses = cross_entropy(forward(pack.parameters, tokens, SHAPE, numerics), targets)
+        losses = cross_entropy(forward(pack.parameters, by_sequence(tokens), SHAPE, numerics), targets)
         weights = [pack.parameters["h.0.attn.qkv"], pack.parameters["h.1.mlp.fc"]]
         vectors = [torch.randn(w.shape, generator=torch.Generator().manual_seed(5)) for w in weights]
         products.append(hessian_vector_product(losses.sum(), weights, vectors))
@@ -289,8 +296,10 @@ def test_sharpness_is_the_mean_over_the_positions_that_the_probe_names(
 
 def test_fused_and_mathematical_attention_agree(text: Text) -> None:
     pack = Pack(make_program("native-fp32"), make_slots(["native-fp32"] * 2), text, CPU)
-    fused = forward(pack.parameters, pack.held_out[0][0], SHAPE, pack.numerics)
-    written_out = forward(pack.parameters, pack.held_out[0][0], SHAPE, pack.numerics._replace(attention="math"))
+    fused = forward(pack.parameters, by_sequence(pack.held_out[0][0]), SHAPE, pack.numerics)
+    written_out = forward(
+        pack.parameters, by_sequence(pack.held_out[0][0]), SHAPE, pack.numerics._replace(attention="math")
+    )
     torch.testing.assert_close(fused, written_out, rtol=0, atol=2e-3)  # outputs are rounded to BF16: 2^-8 of about 0.1
 
 

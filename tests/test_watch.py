@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from train import Study
-from train.pack import PackResult, Progress
 from train.plan import PlannedPack, pick_device, plan
+from train.program import PackResult, Progress
 from train.progress import EVERY, RichObserver, duration, number, redraws, status_table
 from train.watch import MARGIN, WINDOW, Watch
 

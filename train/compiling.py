@@ -1,27 +1,34 @@
 """What is compiled, and where: said once, in the log, when something runs eagerly.
 
-A training step is compiled on a GPU, where it needs Triton and a C compiler. On a CPU compiling a whole step takes
+A training step is compiled on a GPU, in pieces (see `step`), where it needs Triton and a C compiler; compiled code is kept in
+exmy's cache folder, so that the next process finds it. On a CPU compiling a whole step takes
 50-80 s a program, longer than it saves; there only the quantisers are compiled, one small function for all shapes (11
 s on two cores, once), and only where the study is long enough to earn that back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import os
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor
 
 from formats import quantize
+from train.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
 Quantizer = Callable[..., Tensor]
+
+CACHE_VARIABLE, CACHE_CUSTOM = "TORCHINDUCTOR_CACHE_DIR", "autograd_cache_allow_custom_autograd_functions"
 
 # Measured inside packs on two CPU cores: elements a second through the quantiser, and the seconds that compiling
 # takes, with a margin.
@@ -42,6 +49,19 @@ def compiles_steps(device_type: str) -> bool:
         )
         return False
     return True
+
+
+def compiler() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """torch.compile for the pieces of a training step: static shapes, whole functions, and a cache that outlives the process.
+
+    The compiler's own cache is in the temporary folder, which machines empty; $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept.
+    """
+    if CACHE_VARIABLE not in os.environ:
+        with contextlib.suppress(RuntimeError):  # no home folder: the compiler's own
+            os.environ[CACHE_VARIABLE] = str(cache_folder() / "compiled")
+    if hasattr(functorch_config, CACHE_CUSTOM):  # ours are pure functions of their arguments
+        setattr(functorch_config, CACHE_CUSTOM, True)
+    return functools.partial(torch.compile, dynamic=False, fullgraph=True)
 
 
 def quantizer_for(device_type: str, elements: float) -> Quantizer:

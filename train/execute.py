@@ -14,8 +14,9 @@ from typing import Protocol
 
 import torch
 
-from train.pack import PackResult, Progress, train_pack
+from train.pack import train_pack
 from train.plan import PlannedPack, pick_device, plan
+from train.program import PackResult, Progress
 from train.progress import RichObserver
 from train.provenance import device_name, provenance
 from train.status import StatusFile

@@ -36,6 +36,11 @@ class Precision(NamedTuple):
     gradient: FormatParameters | None
     quantizer: Quantizer
 
+    @property
+    def rounds_outputs(self) -> bool:
+        """Whether a product's result needs rounding to BF16, since its carrier does not do so by itself."""
+        return self.structure.output == "bf16" and self.carrier != torch.bfloat16
+
 
 def pack_precision(linears: list[LinearPrecision], device: torch.device, quantizer: Quantizer = quantize) -> Precision:
     """Stack the runs' formats along the run axis. On a CPU the carrier is FP32, since its BF16 products are several
@@ -99,7 +104,7 @@ class _RoundGradient(torch.autograd.Function):
         parameters = ctx.saved_tensors
         value = grad.detach()
         if parameters:
-            value = ctx.quantizer(value, FormatParameters(*parameters), ctx.rounding)
+            value = ctx.quantizer(value.to(torch.float32), FormatParameters(*parameters), ctx.rounding).to(grad.dtype)
         else:
             value = value.to(torch.bfloat16).to(grad.dtype)
         return straight_through(grad, value), None, None, *(None for _ in parameters)
@@ -110,17 +115,50 @@ def _round_gradient(x: Tensor, parameters: FormatParameters | None, precision: P
     return result
 
 
-def _operand(x: Tensor, precision: Precision, parameters: FormatParameters | None) -> Tensor:
-    """The operand on its grid and in the carrier; its gradient, a product's output, rounded as outputs are."""
-    structure, value = precision.structure, x.detach()
+def operand(x: Tensor, precision: Precision, parameters: FormatParameters | None) -> Tensor:
+    """x, of a floating dtype, on its grid and in the carrier, straight through; same shape."""
+    value = x.detach()
     if parameters is not None:
-        value = precision.quantizer(value, parameters, structure.rounding)
-    elif structure.native == "bf16":
+        value = precision.quantizer(value.to(torch.float32), parameters, precision.structure.rounding)
+    elif precision.structure.native == "bf16":
         value = value.to(torch.bfloat16)
-    value = straight_through(x, value.to(precision.carrier))
-    if structure.output == "bf16" and precision.carrier != torch.bfloat16:
-        value = _round_gradient(value, None, precision)
-    return value
+    return straight_through(x, value.to(precision.carrier))
+
+
+def product(x_RSD: Tensor, w_RDF: Tensor, precision: Precision) -> Tensor:
+    """X W run by run, of operands in the carrier, and in it; the result and both gradients rounded to the recipe's output."""
+    if precision.rounds_outputs:
+        x_RSD, w_RDF = _round_gradient(x_RSD, None, precision), _round_gradient(w_RDF, None, precision)
+    y = torch.bmm(x_RSD, w_RDF)
+    return round_output(y, precision)
+
+
+def round_output(y: Tensor, precision: Precision) -> Tensor:
+    """A product's result rounded to the recipe's output where the carrier is wider; straight through."""
+    return straight_through(y, y.detach().to(torch.bfloat16).to(y.dtype)) if precision.rounds_outputs else y
+
+
+def round_gradient(y: Tensor, precision: Precision) -> Tensor:
+    """Y itself, whose gradient is rounded as an operand of the backward products, in the dtype in which it arrives."""
+    if precision.gradient is not None:
+        return _round_gradient(y, precision.gradient, precision)
+    if precision.structure.native == "bf16" and precision.carrier != torch.bfloat16:
+        return _round_gradient(y, None, precision)
+    return y
+
+
+def receive(y: Tensor, precision: Precision) -> Tensor:
+    """A product's result as it is used, FP32 (FP64 in FP64), its gradient rounded once, from there straight to its grid."""
+    return round_gradient(y.to(torch.float64 if precision.carrier == torch.float64 else torch.float32), precision)
+
+
+def gradient_operand(dy: Tensor, precision: Precision) -> Tensor:
+    """A gradient, of a floating dtype, as an operand of the backward products: on its grid and in the carrier."""
+    if precision.gradient is not None:
+        dy = precision.quantizer(dy.to(torch.float32), precision.gradient, precision.structure.rounding)
+    elif precision.structure.native == "bf16":
+        dy = dy.to(torch.bfloat16)
+    return dy.to(precision.carrier)
 
 
 def linear(x_RSD: Tensor, w_RDF: Tensor, precision: Precision) -> Tensor:
@@ -129,17 +167,6 @@ def linear(x_RSD: Tensor, w_RDF: Tensor, precision: Precision) -> Tensor:
 
     x_RSD and w_RDF are FP32 master values, [R, S, D] and [R, D, F]; the FP32 result holds values of the recipe's output type.
     """
-    if precision.structure.native == "fp64":
-        return torch.bmm(x_RSD, w_RDF)
-    x = _operand(x_RSD, precision, precision.activation)
-    w = _operand(w_RDF, precision, precision.weight)
-    y = torch.bmm(x, w)
-    if precision.structure.output == "bf16" and y.dtype != torch.bfloat16:
-        y = straight_through(y, y.detach().to(torch.bfloat16).to(y.dtype))
-    y = y.to(torch.float32)
-    # In FP32, before the carrier's cast: the gradient is rounded once, straight to its grid.
-    if precision.gradient is not None:
-        y = _round_gradient(y, precision.gradient, precision)
-    elif precision.structure.native == "bf16" and precision.carrier != torch.bfloat16:
-        y = _round_gradient(y, None, precision)
-    return y
+    x = operand(x_RSD, precision, precision.activation)
+    w = operand(w_RDF, precision, precision.weight)
+    return receive(product(x, w, precision), precision)

@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.layers import NORM_EPS
 from train.linear import Precision, linear
 
 Attention = Literal["fused", "math"]
 Parameters = Mapping[str, Tensor]
 
-NORM_EPS = 1e-5
 INITIAL_STD = 0.02
 
 
@@ -69,12 +69,20 @@ class ModelShape:
         return INITIAL_STD / math.sqrt(2 * self.layers) if name.endswith(".proj") else INITIAL_STD
 
 
+def is_matrix(name: str) -> bool:
+    """Whether a parameter is a linear layer's weight, and not an embedding or a gain."""
+    return name.startswith("h.") and "ln_" not in name
+
+
 class Numerics(NamedTuple):
-    """How a pack computes: the precision of the blocks' linears and of the LM head, and the form of attention."""
+    """How a pack computes: the precision of the blocks' linears and of the LM head, the form of attention in `forward`, and
+    whether training takes the hand-written passes of `kernels`.
+    """
 
     body: Precision
     lm_head: Precision
     attention: Attention = "fused"
+    kernels: bool = False
 
 
 def _norm(x_RSD: Tensor, gain_RD: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ the device; histories leave it every `CHUNK` steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,124 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from formats import quantize
-from landscape import logit_sharpness
-from train.compiling import compiles_steps, quantizer_for
+from train.capture import Recorded
+from train.compiling import compiler, compiles_steps, quantizer_for
 from train.determinism import deterministic
+from train.layers import embedding_gradient
 from train.linear import pack_precision
-from train.model import Attention, ModelShape, Numerics, Parameters, cross_entropy, forward
-from train.optim import AdamW, learning_rates, update
-from train.recipe import Recipe, Structure
+from train.model import Numerics, forward, is_matrix
+from train.optim import Parts, learning_rates
+from train.program import PackResult, Program, Progress, Slot
 from train.seeds import batch_offsets, held_out_offsets, initial_weights
+from train.step import Pieces, as_operand, batch, chunks, head_operand, head_over_chunks, of_runs
 from train.text import Text
 
 CHUNK = 10  # steps between two reports to the host
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What is measured while training: every `every` steps, on `sequences` held-out sequences; 0 for never."""
-
-    every: int = 0
-    measures: tuple[str, ...] = ("logit_sharpness",)
-    epsilons: tuple[float, ...] = (5e-4, 1e-3)
-    positions: str = "all"
-
-
-@dataclass(frozen=True)
-class Program:
-    """All that the runs of a pack share; two runs can be in one pack only if their programs are equal."""
-
-    shape: ModelShape
-    structure: tuple[Structure, Structure]
-    dataset: str
-    steps: int
-    sequences: int
-    warmup: int
-    schedule: str
-    final_fraction: float
-    optimizer: AdamW
-    evaluate_every: int
-    evaluation_sequences: int
-    probe: Probe
-
-    @property
-    def attention(self) -> Attention:
-        """FP64 has no fused kernel; every other carrier uses the fused one."""
-        return "math" if self.structure[0].carrier == "fp64" else "fused"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of master weights, moments and everything between products."""
-        return torch.float64 if self.structure[0].carrier == "fp64" else torch.float32
-
-    @property
-    def evaluation_steps(self) -> list[int]:
-        """After how many updates the validation loss is taken: 0, every `evaluate_every`, and the end."""
-        return _at_intervals(self.steps, self.evaluate_every)
-
-    @property
-    def probe_steps(self) -> list[int]:
-        """After how many updates the sharpness is taken."""
-        return _at_intervals(self.steps, self.probe.every) if self.probe.every and self.probe.measures else []
-
-    def rounded_elements_per_step(self) -> int:
-        """Elements that one run's quantisers round in a step: every operand of every linear, each once."""
-        tokens, D = self.sequences * self.shape.context, self.shape.width
-        # Activations in, D + D + D + 4D a block, and gradients in, 3D + D + 4D + D; the head takes D and V.
-        return self.shape.size + tokens * (self.shape.layers * 16 * D + D + self.shape.vocabulary)
-
-    def bytes_per_run(self) -> int:
-        """An estimate of one run's device memory in bytes, from counting tensors; upper rather than lower.
-
-        FP32 weights, gradients, two moments and clipped copies; saved activations of about 20 D a token and layer in 4
-        bytes; four copies of the logits.
-        """
-        tokens = self.sequences * self.shape.context
-        width = 8 if self.dtype == torch.float64 else 4
-        activations = tokens * (self.shape.layers * 20 * self.shape.width + 4 * self.shape.vocabulary)
-        return width * (5 * self.shape.size + activations)
-
-
-def _at_intervals(steps: int, every: int) -> list[int]:
-    return sorted({*range(0, steps, every), steps})
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What one run of a pack has to itself."""
-
-    recipe: Recipe
-    learning_rate: float
-    init_seed: int
-    data_seed: int
-
-
-@dataclass(frozen=True)
-class PackResult:
-    """Histories of a pack's runs, the run axis last, in nats per token; sharpness in percent, [probes, R, epsilons]."""
-
-    train_loss: NDArray[np.float32]
-    grad_norm: NDArray[np.float32]
-    validation_loss: NDArray[np.float32]
-    sharpness: Mapping[str, NDArray[np.float32]]
-    seconds: float
-    seconds_first_step: float
-    compiled: bool
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A report from a pack under way: updates done, each slot's training loss of the last of them, [R], and the text's
-    unigram entropy, where a run that learns nothing from context stays; nats per token.
-    """
-
-    step: int
-    loss: NDArray[np.float32]
-    unigram_entropy: float = float("nan")
-
-    def runs_not_finite(self, runs: int) -> int:
-        """How many of the first `runs` slots, padding left out, have lost their way to inf or NaN."""
-        return int(runs - np.isfinite(self.loss[:runs]).sum())
 
 
 _compiled_for: list[object] = []
@@ -150,44 +46,11 @@ def _one_program_at_a_time(key: object) -> None:
         _compiled_for[:] = [key]
 
 
-def _losses(
-    p: Parameters, text: Tensor, offsets: Tensor, counter: Tensor, shape: ModelShape, numerics: Numerics
-) -> Tensor:
-    """Each run's mean training loss on its batch of step `counter`, [R]."""
-    tokens, targets = _batch(text, offsets.index_select(0, counter)[0], shape.context)
-    return cross_entropy(forward(p, tokens, shape, numerics), targets)
-
-
-def _batch(text: Tensor, offsets_RN: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """Tokens [R, N, T] and their successors [R, N·T], from where each sequence starts."""
-    positions = offsets_RN[..., None] + torch.arange(T + 1, device=text.device)
-    window = text[positions].to(torch.int64)
-    return window[..., :-1], window[..., 1:].flatten(1)
-
-
-def _update(
-    parameters: list[Tensor],
-    grads: list[Tensor],
-    first: list[Tensor],
-    second: list[Tensor],
-    rates: Tensor,
-    counter: Tensor,
-    losses_R: Tensor,
-    train_loss: Tensor,
-    grad_norm: Tensor,
-    config: AdamW,
-) -> None:
-    """The optimiser's step and this step's row of the histories; the counter moves on."""
-    norm_R = update(parameters, grads, first, second, rates.index_select(0, counter)[0], counter + 1, config)
-    train_loss.index_copy_(0, counter, losses_R[None].to(train_loss.dtype))
-    grad_norm.index_copy_(0, counter, norm_R[None].to(grad_norm.dtype))
-    counter.add_(1)
-
-
 class Pack:
     """R runs under way: parameters, moments, histories and the step that advances them all.
 
-    `compiled` None lets the device decide (see `compiling`). Parameters are `parameters[name]`, [R, ...].
+    `compiled` None lets the device decide (see `compiling`). `parameters[name]`, [R, ...], are the master weights;
+    `operands[name]` are the matrices among them as products take them, and `wte` as the LM head takes it.
     """
 
     def __init__(
@@ -195,36 +58,55 @@ class Pack:
     ) -> None:
         self.program, self.slots, self.device = program, tuple(slots), device
         self.compiled = compiles_steps(device.type) if compiled is None else compiled
-        work = len(slots) * program.steps * program.rounded_elements_per_step()
-        quantizer = quantize if self.compiled else quantizer_for(device.type, work)
-        self.numerics = Numerics(
-            pack_precision([slot.recipe.body for slot in slots], device, quantizer),
-            pack_precision([slot.recipe.lm_head for slot in slots], device, quantizer),
-            program.attention,
-        )
+        self.numerics = self._numerics()
         self.tf32 = any(s.carrier == "tf32" for s in program.structure)
-        weights = [initial_weights(program.shape, slot.init_seed) for slot in slots]
-        self.parameters = {
-            name: torch.from_numpy(np.stack([w[name] for w in weights])).to(device, program.dtype).requires_grad_()
-            for name in program.shape.parameters()
-        }
-        self.first = [torch.zeros_like(p) for p in self.parameters.values()]
-        self.second = [torch.zeros_like(p) for p in self.parameters.values()]
-        self.counter = torch.zeros(1, dtype=torch.int64, device=device)
+        self._make_parameters()
         self._load_text(text)
+        self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         peaks = [slot.learning_rate for slot in slots]
         rates = learning_rates(peaks, program.steps, program.warmup, program.schedule, program.final_fraction)
         self.rates = torch.tensor(rates, dtype=program.dtype, device=device)
         self.train_loss = torch.full_like(self.rates, torch.nan, dtype=torch.float32)
         self.grad_norm = torch.full_like(self.train_loss, torch.nan)
-        self._losses: Callable[..., Tensor] = _losses
-        self._forward: Callable[..., Tensor] = forward
-        self._update: Callable[..., None] = _update
+        self._evaluated = torch.empty(len(slots), dtype=program.dtype, device=device)
+        self._sharpness = torch.empty(2, len(slots), len(program.probe.epsilons), dtype=program.dtype, device=device)
+        self._small = torch.ones((), dtype=torch.bool, device=device)
         if self.compiled:
             _one_program_at_a_time((program, len(slots), device))
-            self._losses = torch.compile(_losses, dynamic=False, fullgraph=True)
-            self._forward = torch.compile(forward, dynamic=False, fullgraph=True)
-            self._update = torch.compile(_update, dynamic=False, fullgraph=True)
+        self._pieces = Pieces(compiler() if self.compiled else None)
+        recorded = self.compiled and device.type == "cuda"
+        self._step = Recorded(self._train, recorded)
+        self._evaluation = Recorded(self._evaluate, recorded, self._step)
+        self._probe = Recorded(lambda: self._measure(True), recorded, self._step)
+        self._probe_of_any = Recorded(lambda: self._measure(False), recorded, self._step)
+
+    def _numerics(self) -> Numerics:
+        slots, program, device = self.slots, self.program, self.device
+        work = len(slots) * program.steps * program.rounded_elements_per_step()
+        quantizer = quantize if self.compiled else quantizer_for(device.type, work)
+        body = pack_precision([slot.recipe.body for slot in slots], device, quantizer)
+        lm_head = pack_precision([slot.recipe.lm_head for slot in slots], device, quantizer)
+        kernels = self.compiled and device.type == "cuda" and body.carrier == torch.bfloat16
+        return Numerics(body, lm_head, program.attention, kernels)
+
+    def _make_parameters(self) -> None:
+        shape = self.program.shape
+        with ThreadPoolExecutor() as threads:  # NumPy draws without holding the interpreter
+            weights = list(threads.map(lambda slot: initial_weights(shape, slot.init_seed), self.slots))
+        self.parameters = {
+            name: torch.from_numpy(np.stack([w[name] for w in weights])).to(self.device, self.program.dtype).requires_grad_()
+            for name in shape.parameters()
+        }  # fmt: skip
+        self.first = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.second = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        body, lm_head = self.numerics.body, self.numerics.lm_head
+        # Memory of their own, so that no update writes to one tensor under two names.
+        self.operands = {
+            name: as_operand(p, body).clone().requires_grad_() for name, p in self.parameters.items() if is_matrix(name)
+        } | {"wte": head_operand(self.parameters["wte"], lm_head).clone()}
+        self._groups = [
+            [name for name in self.parameters if name.startswith(f"h.{i}.")] for i in range(shape.layers)
+        ] + [["wte", "wpe", "ln_f"]]
 
     def _load_text(self, text: Text) -> None:
         program, T = self.program, self.program.shape.context
@@ -237,51 +119,114 @@ class Pack:
             batch_offsets(slot.data_seed, program.steps, program.sequences, text.train.size - T) for slot in self.slots
         ]
         self.offsets = torch.from_numpy(np.stack(offsets, 1)).to(self.device)
-        self.text = torch.tensor(text.train, device=self.device)
+        self.text = _tokens(text.train).to(self.device)
         starts = torch.from_numpy(held_out_offsets(program.evaluation_sequences, text.validation.size - T))
         rows = starts.view(-1, 1, program.sequences).expand(-1, len(self.slots), -1)
-        validation = torch.tensor(text.validation)
-        self.held_out = [tuple(t.to(self.device) for t in _batch(validation, row, T)) for row in rows]
+        validation = _tokens(text.validation)
+        self.held_out = [tuple(t.to(self.device) for t in batch(validation, row, T)) for row in rows]
 
     def step(self) -> None:
         """One training step of every run: batch, forward, backward, clipping, update, histories."""
-        parameters = list(self.parameters.values())
         with deterministic(self.tf32):
-            losses_R = self._losses(
-                self.parameters, self.text, self.offsets, self.counter, self.program.shape, self.numerics
-            )
-            grads = list(torch.autograd.grad(losses_R.sum(), parameters))
-            with torch.no_grad():
-                self._update(
-                    parameters, grads, self.first, self.second, self.rates, self.counter,
-                    losses_R.detach(), self.train_loss, self.grad_norm, self.program.optimizer,
-                )  # fmt: skip
+            self._step()
+
+    def _train(self) -> None:
+        offsets = self.offsets.index_select(0, self.counter)[0]
+        tokens, targets = self._pieces.batch(self.text, offsets, self.program.shape.context)
+        losses_R, grads = self.gradients(tokens, targets)
+        self._update(losses_R, grads)
+
+    def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Parts]]:
+        """Each run's mean loss on tokens [R, S] and targets [R, S], [R], and the gradient of each parameter, in parts."""
+        shape, numerics, pieces = self.program.shape, self.numerics, self._pieces
+        x, hidden = self._hidden(tokens)
+        losses_R, dx, d_head = head_over_chunks(
+            pieces, hidden.detach(), self.operands["wte"], targets, numerics, shape.vocabulary
+        )
+        names = [name for name in self.parameters if name not in ("wte", "wpe")]
+        leaves = [self.operands[name] if is_matrix(name) else self.parameters[name] for name in names]
+        d_embedded, *rest = torch.autograd.grad(hidden, [x, *leaves], dx)
+        grads: dict[str, Parts] = {name: (grad,) for name, grad in zip(names, rest, strict=True)}
+        d_tokens = embedding_gradient(d_embedded, tokens, shape.vocabulary, numerics.kernels)
+        grads["wte"] = (d_head[:, : shape.vocabulary], d_tokens)
+        grads["wpe"] = (pieces.position_gradient(d_embedded, shape.context),)
+        return losses_R, grads
+
+    def _hidden(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The embedded tokens, a leaf, and the LM head's operand, [R, S, D] each."""
+        p = self.parameters
+        x = self._pieces.start(p["wte"].detach(), p["wpe"].detach(), tokens).requires_grad_()
+        return x, self._pieces.hidden(x, p, self.operands, self.program.shape, self.numerics)
 
     @torch.no_grad()
-    def logits(self, batch: int = 0) -> Tensor:
-        """Logits on a held-out batch, [R, S, V]."""
-        with deterministic(self.tf32):
-            return self._forward(self.parameters, self.held_out[batch][0], self.program.shape, self.numerics)
+    def _update(self, losses_R: Tensor, grads: dict[str, Parts]) -> None:
+        pieces, config = self._pieces, self.program.optimizer
+        sums = [pieces.squares([grads[name] for name in group]) for group in self._groups]
+        norm_R, f = pieces.factors(sums, self.rates, self.counter, config)
+        for group in self._groups:
+            operands = [self.operands[name].detach() if name in self.operands else None for name in group]
+            precision = self.numerics.lm_head if "wte" in group else self.numerics.body
+            pieces.update_group(
+                [self.parameters[name].detach() for name in group], [grads[name] for name in group],
+                [self.first[name] for name in group], [self.second[name] for name in group], f, config, operands, precision,
+            )  # fmt: skip
+        pieces.record(losses_R, norm_R, self.train_loss, self.grad_norm, self.counter)
 
     @torch.no_grad()
+    def logits(self, part: int = 0) -> Tensor:
+        """Logits on a held-out batch, all at once, [R, S, V]; FP32, or FP64 for native-fp64."""
+        with deterministic(self.tf32):
+            tokens = self.held_out[part][0].view(len(self.slots), -1, self.program.shape.context)
+            return forward(self.parameters, tokens, self.program.shape, self.numerics)
+
     def validation_loss(self) -> Tensor:
         """Mean loss of each run over the held-out batches, nats per token, [R]."""
-        losses = [cross_entropy(self.logits(i), targets) for i, (_, targets) in enumerate(self.held_out)]
-        return torch.stack(losses).mean(0)
+        with deterministic(self.tf32):
+            self._evaluation()
+        return self._evaluated.clone()
 
-    @torch.no_grad()
+    def _evaluate(self) -> None:
+        self._evaluated.zero_()
+        vocabulary, S = self.program.shape.vocabulary, self.held_out[0][0].shape[1]
+        for tokens, targets in self.held_out:
+            x, w = self._hidden(tokens)[1].detach(), self.operands["wte"]
+            for r, s in chunks(len(self.slots), S, w.shape[1]):
+                self._evaluated[r] += self._pieces.head_loss(
+                    x[r, s], w[r], targets[r, s], of_runs(self.numerics.lm_head, r), vocabulary
+                )
+        self._evaluated /= S * len(self.held_out)
+
     def sharpness(self) -> dict[str, Tensor]:
         """Mean logit sharpness of each run on the first held-out batch, percent, [R, epsilons] by measure."""
-        probe, shape = self.program.probe, self.program.shape
-        R, N = len(self.slots), self.program.sequences
-        logits = self.logits().view(R, N, shape.context, shape.vocabulary)
-        targets = self.held_out[0][1].view(R, N, shape.context)
+        with deterministic(self.tf32):
+            self._probe()
+            if not self._small:  # a run with wild logits; the others keep their values
+                self._probe_of_any()
+        return dict(zip(("logit_sharpness", "logit_sharpness_centred"), self._sharpness.clone(), strict=True))
+
+    def _measure(self, boxes_are_small: bool) -> None:
+        probe, shape, R = self.program.probe, self.program.shape, len(self.slots)
+        tokens, targets = self.held_out[0]
+        x, w = self._hidden(tokens)[1].detach(), self.operands["wte"]
         if probe.positions == "last":
-            logits, targets = logits[:, :, -1:], targets[:, :, -1:]
-        return {
-            name: logit_sharpness(logits, targets, probe.epsilons, centred=centred).mean((1, 2))
-            for name, centred in (("logit_sharpness", False), ("logit_sharpness_centred", True))
-        }
+            x = x.view(R, -1, shape.context, shape.width)[:, :, -1]
+            targets = targets.view(R, -1, shape.context)[:, :, -1]
+        self._sharpness.zero_()
+        self._small.fill_(True)
+        for r, s in chunks(R, x.shape[1], w.shape[1]):
+            chunk = (x[r, s], w[r], targets[r, s], of_runs(self.numerics.lm_head, r), shape.vocabulary, probe.epsilons)
+            if boxes_are_small:
+                sums, small = self._pieces.head_sharpness(*chunk)
+                self._small &= small
+            else:
+                sums = self._pieces.head_sharpness_of_any(*chunk)
+            self._sharpness[:, r] += sums
+        self._sharpness /= x.shape[1]
+
+
+def _tokens(tokens: NDArray[Any]) -> Tensor:
+    """Tokens as a tensor that can be indexed on every device: uint8 as they are, wider ones as int32."""
+    return torch.tensor(tokens if tokens.dtype == np.uint8 else tokens.astype(np.int32))
 
 
 def train_pack(

@@ -15,7 +15,7 @@ import torch
 
 from train.model import ModelShape
 from train.optim import AdamW
-from train.pack import Probe, Program, Slot
+from train.program import Probe, Program, Slot
 from train.study import PACK_SIZES, Run, Study, StudyError
 from train.tokenizer import vocabulary_of
 

@@ -18,9 +18,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from train.pack import PackResult
-from train.pack import Progress as PackProgress
 from train.plan import PlannedPack, describe
+from train.program import PackResult
+from train.program import Progress as PackProgress
 from train.watch import LIVE_RULE, PackView, Snapshot, Watch
 
 EVERY = 30.0  # seconds between two plain lines of one pack

@@ -35,8 +35,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from train.pack import PackResult, Progress
 from train.plan import PlannedPack
+from train.program import PackResult, Progress
 from train.store import PACKS, STUDY_FILE, open_study, read_packs
 from train.study import StudyError, read_study
 from train.watch import LIVE_RULE, Watch

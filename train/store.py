@@ -21,8 +21,8 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from train.pack import PackResult
 from train.plan import PlannedPack
+from train.program import PackResult
 from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
 from train.stability import DivergenceSettings, divergence
 from train.streams import evaluation_bytes_per_token

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from train.documents import TextError
-from train.pack import Program
+from train.program import Program
 from train.seeds import held_out_offsets
 from train.study import Study, StudyError
 from train.text import Text, load_text

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.pack import PackResult, Program, Progress
 from train.plan import PlannedPack
+from train.program import PackResult, Program, Progress
 from train.stability import DivergenceSettings
 
 WINDOW = 30.0  # seconds that a rate looks back

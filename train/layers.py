@@ -1,0 +1,251 @@
+"""The layers as training runs them: first derivatives only, each operand rounded once, activations kept in the carrier.
+
+`model.forward` says what is computed, in pieces that can be differentiated again and again. Training needs one gradient, and its
+time goes into passes over activations, so here those pieces are joined by what they read and write:
+
+    cross_entropy_gradient   a chunk of logits becomes losses and gradients in place of being kept
+    add_norm   stream <- stream + a product's result; normalise; round: the operand of the next product. Backward: the gradient of
+               the stream, the same rounded to the grid for the product before, and the gain's gradient
+    attend     queries, keys and values stay packed as their product left them, and so does their gradient
+
+The same numbers in the same order of roundings; `tests/test_layers.py` holds one to the other in FP64. On a GPU with Triton the
+backward passes are `kernels`', elsewhere PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from formats import FormatParameters, Rounding
+from train.linear import Precision, gradient_operand, operand
+
+NORM_EPS = 1e-5
+HEAD_SIZES = (16, 32, 64, 128)  # of the attention kernel
+# `kernels`' numbers for how a gradient is rounded on its way out.
+ROUNDINGS = {None: 0, Rounding.NEAREST_EVEN: 1, Rounding.TOWARD_ZERO: 2}
+
+
+@torch.library.custom_op("exmy::norm_backward", mutates_args=())
+def _norm_backward(
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor, stream: Tensor | None, wanted: bool,
+    rounding: int, parameters: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from train import kernels
+
+    return kernels.norm_backward(dy, x, mean, rstd, gain, stream, wanted, rounding, parameters)
+
+
+@_norm_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor, stream: Tensor | None, wanted: bool,  # noqa: ARG001
+    rounding: int, parameters: list[Tensor],  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rounded = x.new_empty(x.shape if wanted else (0,), dtype=torch.bfloat16)
+    return torch.empty_like(x), rounded, x.new_empty(x.shape[0], x.shape[2])
+
+
+@torch.library.custom_op("exmy::attention_forward", mutates_args=())
+def _attention_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    from train import attention_kernels
+
+    return attention_kernels.attention_forward(qkv)
+
+
+@_attention_forward.register_fake
+def _(qkv: Tensor) -> tuple[Tensor, Tensor]:
+    B, T, _, H, d = qkv.shape
+    return qkv.new_empty(B, T, H, d), qkv.new_empty(B, H, T, dtype=torch.float32)
+
+
+@torch.library.custom_op("exmy::attention_backward", mutates_args=())
+def _attention_backward(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:
+    from train import attention_kernels
+
+    return attention_kernels.attention_backward(dy, qkv, y, lse)
+
+
+@_attention_backward.register_fake
+def _(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(qkv)
+
+
+@torch.library.custom_op("exmy::cross_entropy", mutates_args=())
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    from train import kernels
+
+    return kernels.cross_entropy(logits, targets.contiguous(), vocabulary, tokens, rounding, parameters)
+
+
+@_cross_entropy.register_fake
+def _(
+    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor]  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return logits.new_empty(targets.shape, dtype=torch.float32), torch.empty_like(logits)
+
+
+@torch.library.custom_op("exmy::embedding_gradient", mutates_args=())
+def _embedding_gradient(dx: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
+    from train import kernels
+
+    return kernels.embedding_gradient(dx, tokens, vocabulary)
+
+
+@_embedding_gradient.register_fake
+def _(dx: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:  # noqa: ARG001
+    return dx.new_empty(dx.shape[0], vocabulary, dx.shape[2])
+
+
+def _rounding(precision: Precision) -> int:
+    return ROUNDINGS[precision.structure.rounding if precision.gradient is not None else None]
+
+
+class _AddNorm(torch.autograd.Function):
+    """See `add_norm`. Formats come as plain tensors, which is how the compiler sees them: first `ahead`'s, for the operand, then
+    `behind`'s, for the gradient of delta.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, delta: Tensor | None, gain: Tensor, ahead: Precision, behind: Precision, activations: int,
+        keep: bool, kernels: bool, *formats: Tensor,
+    ) -> Any:  # fmt: skip
+        total = x if delta is None else x + delta.to(x.dtype)
+        normal, mean, rstd = torch.native_layer_norm(total, (x.shape[-1],), None, None, NORM_EPS)
+        parameters = FormatParameters(*formats[:activations]) if activations else None
+        a = operand(normal * gain[:, None, :], ahead, parameters)
+        ctx.save_for_backward(total, mean, rstd, gain, *formats[activations:])
+        ctx.has_delta, ctx.behind, ctx.kernels, ctx.inputs = delta is not None, behind, kernels, 8 + len(formats)
+        if not keep:
+            return a
+        return (total.view_as(total) if delta is None else total), a
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        total, mean, rstd, gain, *formats = ctx.saved_tensors
+        stream, da = grads if len(grads) == 2 else (None, grads[0])
+        behind = ctx.behind._replace(gradient=FormatParameters(*formats) if formats else None)
+        d_delta = None
+        if ctx.kernels:
+            rounding = _rounding(behind)
+            dx, rounded, d_gain = _norm_backward(da, total, mean, rstd, gain, stream, ctx.has_delta, rounding, formats)
+            d_delta = rounded if ctx.has_delta else None
+        else:
+            dy = da.to(total.dtype)
+            d_gain = (dy * ((total - mean) * rstd)).sum(1)
+            dx = torch.ops.aten.native_layer_norm_backward(
+                dy * gain[:, None, :], total, (total.shape[-1],), mean, rstd, None, None, [True, False, False]
+            )[0]
+            dx = dx if stream is None else dx + stream
+            d_delta = gradient_operand(dx, behind) if ctx.has_delta else None
+        return dx, d_delta, d_gain, *(None for _ in range(ctx.inputs - 3))
+
+
+def _bare(precision: Precision) -> Precision:
+    return precision._replace(activation=None, weight=None, gradient=None)
+
+
+def _add_norm(
+    x: Tensor, delta: Tensor | None, gain: Tensor, ahead: Precision, behind: Precision, keep: bool, kernels: bool
+) -> Any:
+    formats = [*(ahead.activation or ()), *(behind.gradient or ())]
+    return _AddNorm.apply(
+        x, delta, gain, _bare(ahead), _bare(behind), len(ahead.activation or ()), keep, kernels, *formats
+    )
+
+
+def add_norm(
+    x: Tensor, delta: Tensor | None, gain: Tensor, precision: Precision, kernels: bool
+) -> tuple[Tensor, Tensor]:
+    """X + delta, and its norm times the gain as an operand of the next product: ([R, S, D] as x is, [R, S, D] in the carrier).
+
+    x [R, S, D] FP32 (FP64 for native-fp64); delta [R, S, D] a product's result, in the carrier, or None; gain [R, D]. The
+    gradient that goes to delta is rounded as an operand already.
+    """
+    total, a = _add_norm(x, delta, gain, precision, precision, True, kernels)
+    return total, a
+
+
+def last_norm(x: Tensor, delta: Tensor, gain: Tensor, body: Precision, head: Precision, kernels: bool) -> Tensor:
+    """The norm before the LM head: the operand alone, rounded for the head; delta's gradient is rounded for the blocks."""
+    a: Tensor = _add_norm(x, delta, gain, head, body, False, kernels)
+    return a
+
+
+class _Attention(torch.autograd.Function):
+    """The kernels' attention."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+        y: Tensor
+        y, lse = _attention_forward(qkv)
+        ctx.save_for_backward(qkv, y, lse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        gradient: Tensor = _attention_backward(dy, *ctx.saved_tensors)
+        return gradient
+
+
+def attend(qkv: Tensor, kernels: bool) -> Tensor:
+    """Causal attention of packed queries, keys and values [B, T, 3, H, d], in the carrier -> [B, T, H, d] alike."""
+    if kernels and qkv.shape[-1] in HEAD_SIZES:
+        y: Tensor = _Attention.apply(qkv)
+        return y
+    q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def embedding_gradient(dx: Tensor, tokens: Tensor, vocabulary: int, kernels: bool) -> Tensor:
+    """[R, V, D]: for each run, the rows of dx [R, S, D] summed by token [R, S]; in a fixed order."""
+    gradient: Tensor
+    if kernels:
+        gradient = _embedding_gradient(dx, tokens, vocabulary)
+        return gradient
+    R, _, D = dx.shape
+    rows = tokens + vocabulary * torch.arange(R, device=tokens.device)[:, None]
+    gradient = torch.ops.aten.embedding_dense_backward(dx, rows, R * vocabulary, -1, False)
+    return gradient.view(R, vocabulary, D)
+
+
+def cross_entropy_gradient(
+    logits: Tensor, targets: Tensor, precision: Precision, vocabulary: int, tokens: int, kernels: bool
+) -> tuple[Tensor, Tensor]:
+    """Sums of each run's losses [r], and the gradient of those sums / tokens as an operand [r, s, V'], in the carrier.
+
+    logits [r, s, V'] in the carrier, of which the first `vocabulary` count; targets [r, s].
+    """
+    if kernels:
+        losses, gradient = _cross_entropy(
+            logits, targets, vocabulary, tokens, _rounding(precision), list(precision.gradient or ())
+        )
+        return losses.sum(1), gradient
+    z = wide_logits(logits, vocabulary)
+    log_sum, is_target, losses = token_losses(z, targets)
+    dz = (torch.exp(z - log_sum) - is_target.to(z.dtype)) / tokens
+    return losses.sum(1), gradient_operand(dz, precision)
+
+
+def wide_logits(logits: Tensor, vocabulary: int) -> Tensor:
+    """Logits [r, s, V'] in FP32 (FP64 in FP64); what pads the vocabulary is at minus infinity, so that rows stay aligned."""
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    return z if z.shape[-1] == vocabulary else z.masked_fill(_ticks(z) >= vocabulary, -math.inf)
+
+
+def token_losses(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The log sums of logits z [r, s, V'], [r, s, 1], which of them is the target's, and the losses, [r, s]."""
+    is_target = targets[..., None] == _ticks(z)
+    # By comparison, not by a gather: one fused pass.
+    log_sum = z.logsumexp(-1, keepdim=True)
+    return log_sum, is_target, log_sum[..., 0] - torch.where(is_target, z, 0.0).sum(-1)
+
+
+def _ticks(z: Tensor) -> Tensor:
+    return torch.arange(z.shape[-1], device=z.device)

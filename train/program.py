@@ -1,0 +1,123 @@
+"""What a pack trains and what it gives back: the program that its runs share, a slot for each, results and reports under way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from train.model import Attention, ModelShape
+from train.optim import AdamW
+from train.recipe import Recipe, Structure
+from train.step import CHUNK_OF_ONE_RUN
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is measured while training: every `every` steps, on `sequences` held-out sequences; 0 for never."""
+
+    every: int = 0
+    measures: tuple[str, ...] = ("logit_sharpness",)
+    epsilons: tuple[float, ...] = (5e-4, 1e-3)
+    positions: str = "all"
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that the runs of a pack share; two runs can be in one pack only if their programs are equal."""
+
+    shape: ModelShape
+    structure: tuple[Structure, Structure]
+    dataset: str
+    steps: int
+    sequences: int
+    warmup: int
+    schedule: str
+    final_fraction: float
+    optimizer: AdamW
+    evaluate_every: int
+    evaluation_sequences: int
+    probe: Probe
+
+    @property
+    def attention(self) -> Attention:
+        """FP64 has no fused kernel; every other carrier uses the fused one."""
+        return "math" if self.structure[0].carrier == "fp64" else "fused"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of master weights, moments and everything between products."""
+        return torch.float64 if self.structure[0].carrier == "fp64" else torch.float32
+
+    @property
+    def evaluation_steps(self) -> list[int]:
+        """After how many updates the validation loss is taken: 0, every `evaluate_every`, and the end."""
+        return _at_intervals(self.steps, self.evaluate_every)
+
+    @property
+    def probe_steps(self) -> list[int]:
+        """After how many updates the sharpness is taken."""
+        return _at_intervals(self.steps, self.probe.every) if self.probe.every and self.probe.measures else []
+
+    def rounded_elements_per_step(self) -> int:
+        """Elements that one run's quantisers round in a step: every operand of every linear, each once."""
+        tokens, D = self.sequences * self.shape.context, self.shape.width
+        # Activations in, D + D + D + 4D a block, and gradients in, 3D + D + 4D + D; the head takes D and V.
+        return self.shape.size + tokens * (self.shape.layers * 16 * D + D + self.shape.vocabulary)
+
+    def bytes_per_run(self) -> int:
+        """An estimate of one run's device memory in bytes, from counting tensors; upper rather than lower.
+
+        Master weights and two moments in FP32, operands and gradients in the carrier; 38 D bytes a token and layer of saved
+        activations in a BF16 carrier; a chunk of logits and its gradient, at most, for a run that needs one to itself.
+        """
+        tokens, D = self.sequences * self.shape.context, self.shape.width
+        wide = {"bf16": 1, "tf32": 2, "fp32": 2, "fp64": 4}[self.structure[0].carrier]
+        activations = tokens * D * (44 * self.shape.layers + 40) * wide
+        logits = 8 * min(tokens * self.shape.vocabulary, CHUNK_OF_ONE_RUN) * wide
+        return 20 * self.shape.size * wide + activations + logits
+
+
+def _at_intervals(steps: int, every: int) -> list[int]:
+    return sorted({*range(0, steps, every), steps})
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one run of a pack has to itself."""
+
+    recipe: Recipe
+    learning_rate: float
+    init_seed: int
+    data_seed: int
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """Histories of a pack's runs, the run axis last, in nats per token; sharpness in percent, [probes, R, epsilons]."""
+
+    train_loss: NDArray[np.float32]
+    grad_norm: NDArray[np.float32]
+    validation_loss: NDArray[np.float32]
+    sharpness: Mapping[str, NDArray[np.float32]]
+    seconds: float
+    seconds_first_step: float
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A report from a pack under way: updates done, each slot's training loss of the last of them, [R], and the text's
+    unigram entropy, where a run that learns nothing from context stays; nats per token.
+    """
+
+    step: int
+    loss: NDArray[np.float32]
+    unigram_entropy: float = float("nan")
+
+    def runs_not_finite(self, runs: int) -> int:
+        """How many of the first `runs` slots, padding left out, have lost their way to inf or NaN."""
+        return int(runs - np.isfinite(self.loss[:runs]).sum())
