@@ -70,7 +70,7 @@ class Pack:
         self.grad_norm = torch.full_like(self.train_loss, torch.nan)
         self._evaluated = torch.empty(len(slots), dtype=program.dtype, device=device)
         self._sharpness = torch.empty(2, len(slots), len(program.probe.epsilons), dtype=program.dtype, device=device)
-        self._small = torch.ones((), dtype=torch.bool, device=device)
+        self._small = torch.ones(len(slots), dtype=torch.bool, device=device)
         if self.compiled:
             _one_program_at_a_time((program, len(slots), device))
         self._pieces = Pieces(compiler() if self.compiled else None)
@@ -200,7 +200,7 @@ class Pack:
         """Mean logit sharpness of each run on the first held-out batch, percent, [R, epsilons] by measure."""
         with deterministic(self.tf32):
             self._probe()
-            if not self._small:  # a run with wild logits; the others keep their values
+            if not self._small.all():  # a run with wild logits, which is measured again; the others keep their values
                 self._probe_of_any()
         return dict(zip(("logit_sharpness", "logit_sharpness_centred"), self._sharpness.clone(), strict=True))
 
@@ -211,17 +211,22 @@ class Pack:
         if probe.positions == "last":
             x = x.view(R, -1, shape.context, shape.width)[:, :, -1]
             targets = targets.view(R, -1, shape.context)[:, :, -1]
-        self._sharpness.zero_()
-        self._small.fill_(True)
+        sums = torch.zeros_like(self._sharpness)
+        small = torch.ones_like(self._small)
         for r, s in chunks(R, x.shape[1], w.shape[1]):
             chunk = (x[r, s], w[r], targets[r, s], of_runs(self.numerics.lm_head, r), shape.vocabulary, probe.epsilons)
             if boxes_are_small:
-                sums, small = self._pieces.head_sharpness(*chunk)
-                self._small &= small
+                part, small_part = self._pieces.head_sharpness(*chunk)
+                small[r] &= small_part
             else:
-                sums = self._pieces.head_sharpness_of_any(*chunk)
-            self._sharpness[:, r] += sums
-        self._sharpness /= x.shape[1]
+                part = self._pieces.head_sharpness_of_any(*chunk)
+            sums[:, r] += part
+        means = sums / x.shape[1]
+        if boxes_are_small:
+            self._sharpness.copy_(means)
+            self._small.copy_(small)
+        else:
+            self._sharpness.copy_(torch.where(self._small[:, None], self._sharpness, means))
 
 
 def _tokens(tokens: NDArray[Any]) -> Tensor:

@@ -218,13 +218,13 @@ def head_loss(x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocab
 def head_sharpness(
     x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int, epsilons: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
-    """A chunk's logit sharpness summed over its tokens, percent, [2, r, epsilons]: as defined, and centred; and whether all its
-    boxes are small.
+    """A chunk's logit sharpness summed over its tokens, percent, [2, r, epsilons]: as defined, and centred; and which runs'
+    boxes are all small, [r]: the sums of others mean nothing.
     """
     z = _logits(x, w, precision)[..., :vocabulary]
     plain, small = small_box_sharpness(z, targets, epsilons)
     centred, small_too = small_box_sharpness(z, targets, epsilons, centred=True)
-    return torch.stack([plain.sum(1), centred.sum(1)]), (small & small_too).all()
+    return torch.stack([plain.sum(1), centred.sum(1)]), (small & small_too).flatten(1).all(1)
 
 
 def head_sharpness_of_any(
