@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from train.study import DataSettings, ModelSettings, ProbeSettings, Study, StudyError, TrainingSettings, read_study
+from train.settings import DataSettings, ModelSettings, ProbeSettings, TrainingSettings
+from train.study import Study, StudyError
+from train.study_file import read_study
 
 SMALL = """
 name = "small"

@@ -5,7 +5,8 @@ from train.progress import RichObserver
 from train.stability import DivergenceSettings, divergence, stability_table, wilson_interval
 from train.status import study_status
 from train.store import open_study
-from train.study import Study, StudyError, read_study
+from train.study import Study, StudyError
+from train.study_file import read_study
 
 __all__ = [
     "DivergenceSettings",

@@ -22,7 +22,8 @@ from train.provenance import device_name, provenance
 from train.status import StatusFile
 from train.store import PACKS, STUDY_FILE, atomically, finished_runs, pack_tree, write_pack
 from train.streams import load_texts, report_epochs
-from train.study import Study, StudyError, read_study
+from train.study import Study, StudyError
+from train.study_file import read_study
 from train.text import Text
 
 

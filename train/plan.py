@@ -16,7 +16,8 @@ import torch
 from train.model import ModelShape
 from train.optim import AdamW
 from train.program import Probe, Program, Slot
-from train.study import PACK_SIZES, Run, Study, StudyError
+from train.settings import PACK_SIZES
+from train.study import Run, Study, StudyError
 from train.tokenizer import vocabulary_of
 
 LARGEST = {"cpu": 16, "cuda": 128}

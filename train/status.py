@@ -38,7 +38,8 @@ from typing import Any
 from train.plan import PlannedPack
 from train.program import PackResult, Progress
 from train.store import PACKS, STUDY_FILE, open_study, read_packs
-from train.study import StudyError, read_study
+from train.study import StudyError
+from train.study_file import read_study
 from train.watch import LIVE_RULE, Watch
 
 STATUS_FILE = "status.json"

@@ -26,7 +26,8 @@ from train.program import PackResult
 from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
 from train.stability import DivergenceSettings, divergence
 from train.streams import evaluation_bytes_per_token
-from train.study import Run, Study, StudyError, read_study
+from train.study import Run, Study, StudyError
+from train.study_file import read_study
 from train.text import Text
 
 STUDY_FILE, PACKS = "study.toml", "packs"

@@ -1,0 +1,212 @@
+"""The tables of a study file: every setting with its default and its limits, and the axes that are multiplied out.
+
+A table is frozen and closed: an unknown key, a value out of its limits or two that contradict each other are refused with
+the value, the limit and the mend. Where in the file that stands is `study_file`'s to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from formats import Rounding
+from train.corruption import Corruption
+from train.recipe import Output, RecipeTable
+from train.text import check_dataset, dataset_label
+from train.tokenizer import check_tokenizer
+
+PACK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+CONTEXT_LIMIT, STEPS_LIMIT = 8192, 1_000_000
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Table(BaseModel):
+    """A table of a study file: frozen, and closed to keys that mean nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Table):
+    """[model]: the architecture and its sizes; width and context in units of features and tokens."""
+
+    architecture: Literal["gpt2"] = "gpt2"
+    layers: Annotated[int, Field(ge=1, le=200)] = 4
+    heads: Annotated[int, Field(ge=1, le=256)] = 4
+    width: Annotated[int, Field(ge=1, le=65536)] = 128
+    context: Annotated[int, Field(ge=1, le=CONTEXT_LIMIT)] = 128
+    tokenizer: Annotated[str, AfterValidator(check_tokenizer)] = "bytes"
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelSettings:
+        if self.width % self.heads:
+            nearest = max(1, round(self.width / self.heads)) * self.heads
+            raise ValueError(
+                f"width must be a multiple of heads={self.heads}, got {self.width}; the nearest is {nearest}"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """The model as a word of a dataset: "gpt2-4x128"."""
+        return f"{self.architecture}-{self.layers}x{self.width}"
+
+
+class DataSettings(Table):
+    """[data]: what is done to the training text on purpose, in shares of its tokens, and to whole documents.
+
+    Validation is never touched. Which documents it is depends on the text alone: see `corruption`, which defines each kind.
+    """
+
+    noise: Share = 0.0
+    shuffled: Share = 0.0
+    duplicated: Share = 0.0
+
+    @model_validator(mode="after")
+    def _a_share_of_one(self) -> DataSettings:
+        if (total := self.noise + self.shuffled + self.duplicated) > 1:
+            raise ValueError(f"noise, shuffled and duplicated must be at most 1 together, got {total:g}")
+        return self
+
+    @property
+    def corruption(self) -> Corruption:
+        """The same as `load_text` takes it."""
+        return Corruption(self.noise, self.shuffled, self.duplicated)
+
+
+class TrainingSettings(Table):
+    """[training]: one run's batch, schedule and optimiser (AdamW)."""
+
+    steps: Annotated[int, Field(ge=1, le=STEPS_LIMIT)] = 300
+    sequences: Positive = 8
+    warmup: Annotated[int, Field(ge=0)] = 50
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    evaluate_every: Positive = 50
+    evaluation_batches: Positive = 2
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> TrainingSettings:
+        if self.warmup >= self.steps:
+            raise ValueError(
+                f"warmup must be less than steps={self.steps}, got {self.warmup}; take {self.steps // 10} or more steps"
+            )
+        return self
+
+
+class ProbeSettings(Table):
+    """[probe]: sharpness measured while training, every `every` steps (0 for never), on a fixed held-out batch."""
+
+    every: Annotated[int, Field(ge=0)] = 50
+    measures: list[Literal["logit_sharpness"]] = ["logit_sharpness"]
+    epsilons: list[Annotated[float, Field(gt=0, le=1)]] = [5e-4, 1e-3]
+    positions: Literal["all", "last"] = "all"
+    snapshots: Annotated[list[str], Field(max_length=0)] = []
+
+    @field_validator("epsilons")
+    @classmethod
+    def _distinct(cls, epsilons: list[float]) -> list[float]:
+        if not epsilons or len(set(epsilons)) < len(epsilons):
+            raise ValueError(f"epsilons must be one or more different numbers, got {epsilons}")
+        return epsilons
+
+
+class DivergenceTable(Table):
+    """[divergence]: which definition the study reports, and the margins of all of them (nats, steps, standard deviations)."""
+
+    definition: Literal["non_finite", "no_progress", "spike", "gap"] = "no_progress"
+    window: Positive = 20
+    progress_margin: Annotated[float, Field(ge=0)] = 0.1
+    gap_margin: Annotated[float, Field(ge=0)] = 0.2
+    sigma: Annotated[float, Field(gt=0)] = 6.0
+    spike_window: Annotated[int, Field(ge=8)] = 128
+    recovery_margin: Annotated[float, Field(ge=0)] = 0.1
+
+
+class ExecutionTable(Table):
+    """[execution]: how runs become packs; a run's identity does not depend on it."""
+
+    pack_size: Literal["auto"] | int = "auto"
+
+    @field_validator("pack_size")
+    @classmethod
+    def _from_the_list(cls, size: Literal["auto"] | int) -> Literal["auto"] | int:
+        if size != "auto" and size not in PACK_SIZES:
+            raise ValueError(f'pack_size must be "auto" or one of {", ".join(map(str, PACK_SIZES))}, got {size}')
+        return size
+
+
+class RecipeSettings(Table):
+    """[recipes.NAME]: a recipe of one's own."""
+
+    activation: str
+    weight: str
+    gradient: str
+    rounding: Rounding = Rounding.NEAREST_EVEN
+    output: Literal["bf16", "fp32"] = "bf16"
+    lm_head: str | None = None
+
+    def table(self) -> RecipeTable:
+        """The same as `recipe.resolve_recipe` takes it."""
+        output: Output = self.output
+        return RecipeTable(self.activation, self.weight, self.gradient, self.rounding.value, output, self.lm_head)
+
+
+class Axes(BaseModel):
+    """[axes]: lists to be multiplied out. A bare value is a list of one, and `seed = 8` means seeds 0..7."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    recipe: list[str] = Field(min_length=1)
+    learning_rate: list[Rate] = Field(min_length=1)
+    seed: list[Seed] = Field(default=[0], min_length=1)
+    init_seed: list[Seed] | None = None
+    data_seed: list[Seed] | None = None
+    dataset: list[str] = Field(default=["python"], min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        lists: dict[str, Any] = {}
+        for key, value in data.items():
+            if key in ("seed", "init_seed", "data_seed") and isinstance(value, int) and not isinstance(value, bool):
+                if value < 1:
+                    raise ValueError(
+                        f"{key} counts seeds from 0, so it must be at least 1, got {value}; or give a list"
+                    )
+                lists[key] = list(range(value))
+            else:
+                lists[key] = value if isinstance(value, list) else [value]
+        return lists
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Axes:
+        for key, values in self.items():
+            if len(set(map(str, values))) < len(values):
+                raise ValueError(f"{key} names a value twice: {values}")
+        for key in ("init_seed", "data_seed"):
+            if getattr(self, key) is not None and "seed" in self.model_fields_set:
+                raise ValueError(f"seed sets init_seed and data_seed both: leave it out where {key} is given")
+        labels = [dataset_label(check_dataset(dataset)) for dataset in self.dataset]
+        if len(set(labels)) < len(labels):
+            raise ValueError(
+                f"datasets are called by the last part of their paths, and two of {self.dataset} are one: rename it"
+            )
+        return self
+
+    def items(self) -> list[tuple[str, list[Any]]]:
+        """Every axis that was given or has a default, with its values."""
+        named = [(key, getattr(self, key)) for key in type(self).model_fields]
+        return [(k, v) for k, v in [*named, *(self.model_extra or {}).items()] if v is not None]

@@ -1,0 +1,133 @@
+"""A study file: TOML, with overrides, read into a `Study` or refused in one line.
+
+The line says where the mistake stands (file:line, or --set), the key, the value, the limit and the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from train.settings import (
+    Axes,
+    DataSettings,
+    DivergenceTable,
+    ExecutionTable,
+    ModelSettings,
+    ProbeSettings,
+    RecipeSettings,
+    Table,
+    TrainingSettings,
+)
+from train.study import Study, StudyError
+
+
+def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
+    """The study in a TOML file, with `key=value` overrides; StudyError with one line where it can't be run.
+
+    An override's key is a path ("training.steps") or a field's own name where only one table has it ("steps", "seed").
+    """
+    path = Path(path)
+    try:
+        source = path.read_text(encoding="utf-8")
+        content = tomllib.loads(source)
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: not a TOML file: {error}") from None
+    overridden = [_override(content, text) for text in overrides or []]
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise StudyError(_first_error(error, path, source, overridden)) from None
+
+
+def _override(content: dict[str, Any], text: str) -> tuple[str, ...]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise StudyError(f"--set {text!r}: needs key=value, for example training.steps=500")
+    location = _locate(content, key.strip())
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    table = content
+    for part in location[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise StudyError(f"--set {text!r}: {part} is no table")
+    table[location[-1]] = parsed
+    return location
+
+
+def _locate(content: dict[str, Any], key: str) -> tuple[str, ...]:
+    """A key's place in the study: as written if it has a dot or stands at the top, else the one table that knows it."""
+    if "." in key or key in Study.model_fields:
+        return tuple(key.split("."))
+    if key in Axes.model_fields or key in content.get("axes", {}):
+        return ("axes", key)
+    tables: dict[str, type[Table]] = {"model": ModelSettings, "training": TrainingSettings, "data": DataSettings}
+    tables |= {"probe": ProbeSettings, "divergence": DivergenceTable, "execution": ExecutionTable}
+    for name, table in tables.items():
+        if key in table.model_fields:
+            return (name, key)
+    every = (
+        {f for table in tables.values() for f in table.model_fields} | set(Axes.model_fields) | set(Study.model_fields)
+    )
+    near = difflib.get_close_matches(key, every, n=1)
+    raise StudyError(
+        f"--set {key}: no table of a study has this key" + (f"; did you mean {near[0]!r}?" if near else "")
+    )
+
+
+def _first_error(error: ValidationError, path: Path, source: str, overridden: list[tuple[str, ...]]) -> str:
+    """The first thing wrong, in one line: file:line, key, what is wrong, and the nearest key that exists."""
+    first = error.errors()[0]
+    location = tuple(str(part) for part in first["loc"] if part not in ("function-after", "literal", "int"))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key{_nearest_key(location)}"
+    elif first["type"] == "missing":
+        message = "is missing"
+    elif (
+        first["input"] is not None
+        and not isinstance(first["input"], dict | BaseModel)
+        and repr(first["input"]) not in message
+    ):
+        message += f", got {first['input']!r}"
+    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    keys = tuple(part for part in location if not part.isdigit())
+    where = "--set" if keys in overridden else f"{path}:{_line_of(source, keys)}"
+    return f"{where}: {'.'.join(keys)}: {message}{more}" if keys else f"{where}: {message}{more}"
+
+
+def _nearest_key(location: tuple[str, ...]) -> str:
+    tables: dict[tuple[str, ...], type[Table]] = {
+        (): Study, ("model",): ModelSettings, ("training",): TrainingSettings, ("probe",): ProbeSettings,
+        ("data",): DataSettings, ("divergence",): DivergenceTable, ("execution",): ExecutionTable,
+    }  # fmt: skip
+    table = RecipeSettings if location[:1] == ("recipes",) else tables.get(location[:-1], Study)
+    near = difflib.get_close_matches(location[-1], table.model_fields, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(table.model_fields)}"
+
+
+def _line_of(source: str, keys: tuple[str, ...]) -> int:
+    """The line on which a key stands, or its table begins; 1 where neither is to be found."""
+    table: tuple[str, ...] = ()
+    best, depth = 1, 0
+    for number, line in enumerate(source.splitlines(), start=1):
+        text = line.split("#")[0].strip()
+        if text.startswith("["):
+            table = tuple(part.strip(" \"'") for part in text.strip("[]").split("."))
+            here = table
+        elif "=" in text:
+            here = (*table, *(part.strip(" \"'") for part in text.split("=")[0].split(".")))
+        else:
+            continue
+        if here == keys[: len(here)] and len(here) > depth:
+            best, depth = number, len(here)
+    return best
