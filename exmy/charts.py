@@ -1,7 +1,7 @@
 """The report's figures as plotly reads them: dictionaries of data and layout, made from a group of runs.
 
 Nothing is drawn here; the page's script draws a figure when it comes into view. Colours, markers and dashes are those of
-`figure`, and so are the marks of a run that diverged: an open marker; a cross where the loss is not finite; a triangle at
+`looks`, and `figure`'s are the marks of a run that diverged: an open marker; a cross where the loss is not finite; a triangle at
 the upper edge where it is finite and above the axis. Titles and legends are the page's own, so that they cannot overlap a plot.
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from exmy.figure import FEW_SEEDS, Look, highest, limits, smoothed
+from exmy.figure import FEW_SEEDS, highest, limits, smoothed
+from exmy.looks import Look
 from exmy.thinning import thinned
 
 Floats = npt.NDArray[np.float64]

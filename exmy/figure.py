@@ -6,15 +6,13 @@ learning rate that suits the baseline best, the one at which a change of format 
 the text's unigram entropy: a run that ends there has learnt nothing from context.
 
 No run is left out of the picture. A diverged run is an open marker; a loss that is not finite has no place on an axis
-and is a cross at its upper edge, counted above it; a finite loss above the axis is a triangle at the edge. Colours are
-Okabe and Ito's, told apart in any kind of colour blindness, and each comes with its own marker and dashes.
+and is a cross at its upper edge, counted above it; a finite loss above the axis is a triangle at the edge. How
+a recipe is drawn is `looks`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,49 +27,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from exmy.groups import groups
+from exmy.looks import LETTERING, Look, in_order, recipe_looks
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-WIDTH, ROW_HEIGHT, DPI = (
-    16.0,
-    5.6,
-    100,
-)  # inches; 1600 pixels wide, which a README shows without shrinking the text away
-DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (6, 2)),
-    (0, (2, 1.5)),
-    (0, (6, 2, 1.5, 2)),
-    (0, (10, 3)),
-    (0, (4, 1, 1, 1, 1, 1)),
-    (0, (1, 1)),
-)
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800")
-MARKERS = ("s", "^", "D", "v", "P", "h", "*")
-BASELINE_COLOUR, BASELINE_MARKER = "#000000", "o"
+WIDTH, ROW_HEIGHT, DPI = 16.0, 5.6, 100  # inches; 1600 pixels wide: a README shows them without shrinking the text away
 FEW_SEEDS = 8  # up to here a thin line a seed; more become a band
 POINTS = 800  # of a curve: what a panel can show
-LETTERING: dict[Any, Any] = {
-    "font.size": 12.5,
-    "axes.titlesize": 13.5,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "legend.frameon": False,
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one recipe is drawn, and how far its points stand to the side of the learning rate, in units of the rates' spacing."""
-
-    colour: str
-    marker: str
-    dashes: Any
-    aside: float
 
 
 def study_figure(tree: xr.DataTree, path: Path) -> None:
@@ -105,22 +68,6 @@ def study_figure(tree: xr.DataTree, path: Path) -> None:
         handles = [*_recipe_handles(summary, looks), *_sign_handles(summary)]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), handlelength=3.2)
         figure.savefig(path, format="png")
-
-
-def recipe_looks(recipes: Sequence[str], baseline: str) -> dict[str, Look]:
-    """A look for each recipe in order; the baseline is black with round markers, whichever place it has."""
-    others = [r for r in recipes if r != baseline]
-    looks = {}
-    for place, recipe in enumerate(recipes):
-        aside = (place - (len(recipes) - 1) / 2) / max(len(recipes), 2) * 0.7
-        if recipe == baseline:
-            looks[recipe] = Look(BASELINE_COLOUR, BASELINE_MARKER, "-", aside)
-        else:
-            i = others.index(recipe)
-            # A step of the dashes from round to round, so that the eighth recipe is not drawn as the first.
-            dashes = DASHES[(i + i // len(COLOURS)) % len(DASHES)]
-            looks[recipe] = Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], dashes, aside)
-    return looks
 
 
 def reference_rate(runs: xr.Dataset, baseline: str) -> tuple[float, str]:
@@ -334,11 +281,6 @@ def _sign_handles(summary: xr.Dataset) -> list[Line2D]:
         Line2D([], [], marker="x", label="not finite, counted above (n×)", **grey),
         Line2D([], [], marker=6, mfc="#555555", label="finite, above the axis", **grey),
     ]
-
-
-def in_order(names: xr.DataArray) -> list[str]:
-    """Each name once, in the order of its first run."""
-    return list(dict.fromkeys(names.values.astype(str).tolist()))
 
 
 def _finite(values: npt.ArrayLike) -> Floats:

@@ -22,7 +22,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from exmy.figure import BASELINE_COLOUR, COLOURS, DASHES, LETTERING
+from exmy.looks import BASELINE_COLOUR, COLOURS, DASHES, LETTERING
 from formats import FloatFormat
 
 Floats = npt.NDArray[np.float64]

@@ -22,8 +22,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from exmy import charts
-from exmy.figure import Look, in_order, recipe_looks, reference_rate, study_figure
+from exmy.figure import reference_rate, study_figure
 from exmy.groups import Group, groups
+from exmy.looks import Look, in_order, recipe_looks
 from exmy.version import __version__
 from train import Study, StudyError, open_study, read_study, stability_table
 from train.store import STUDY_FILE, atomically

@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from exmy.figure import highest, recipe_looks, reference_rate, smoothed, study_figure
+from exmy.figure import highest, reference_rate, smoothed, study_figure
+from exmy.looks import recipe_looks
 from train.stability import DivergenceSettings, divergence
 
 NAN = float("nan")

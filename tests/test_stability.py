@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from train.rates import stability_table, wilson_interval
 from train.spikes import above_trend
 from train.stability import (
     VARIABLES,
@@ -23,8 +24,6 @@ from train.stability import (
     smoothed_final_loss,
     spike_score,
     spikes,
-    stability_table,
-    wilson_interval,
 )
 
 NAN, INF = float("nan"), float("inf")

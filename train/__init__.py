@@ -2,7 +2,8 @@
 
 from train.execute import Outcome, run_study
 from train.progress import RichObserver
-from train.stability import DivergenceSettings, divergence, stability_table, wilson_interval
+from train.rates import stability_table, wilson_interval
+from train.stability import DivergenceSettings, divergence
 from train.status import study_status
 from train.store import open_study
 from train.study import Study, StudyError

@@ -1,11 +1,10 @@
-"""Did a run diverge? Named definitions, each of them stored, and the statistics of how often runs do.
+"""Did a run diverge? Named definitions, each of them stored.
 
 There is no one definition of divergence, and the definition moves the answer, so each gets a name, all are stored
 beside each other, and a study says which one it reports:
 
-- `non_finite`: a loss or a gradient norm was NaN or infinite. The strictest evidence, and the rarest: clipping, BF16's
-  range
-  and AdamW's normalised step keep most failed runs finite.
+- `non_finite`: a loss or a gradient norm was NaN or infinite. The strictest evidence, and the rarest: clipping, BF16's range and
+  AdamW's normalised step keep most failed runs finite.
 - `no_progress`: the final smoothed loss is not below the training tokens' unigram entropy by a margin. A collapsed
   model predicts each byte by its frequency alone and stays there, far below where it started (3.24 nats on Python's
   source, from 5.55), so "lower than at the start" would call it trained.
@@ -17,10 +16,7 @@ beside each other, and a study says which one it reports:
 
 NaN means something in all of them, and comparisons with NaN are false, so each definition is written to say what NaN
 does: a non-finite loss diverges, is a spike, makes no progress, and is a gap. Steps after a run's `last_step` are
-padding and never looked at.
-
-The rates come with Wilson's score interval (Wilson 1927), which keeps its coverage where rates of failure live, near 0
-and with few seeds, and never leaves [0, 1]. NumPy and xarray in, xarray out; loss in nats per token.
+padding and never looked at. NumPy and xarray in, xarray out; loss in nats per token. How often runs diverge is `rates`'s.
 """
 
 from __future__ import annotations
@@ -33,7 +29,6 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.stats import norm
 
 from train.spikes import above_trend, carried_forward
 
@@ -65,29 +60,6 @@ class DivergenceSettings:
             least = {"window": 1, "spike_window": 3}.get(field.name, 0)  # two points leave no residual about their line
             if field.name != "definition" and not least <= value < np.inf:
                 raise ValueError(f"{field.name} must be at least {least} and finite, got {value}")
-
-
-def wilson_interval(
-    k: npt.ArrayLike, n: npt.ArrayLike, confidence: float = 0.95
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Wilson's score interval for the rate behind k events in n trials, elementwise: (low, high); n = 0 gives NaN.
-
-    The rates p with |k/n - p| <= z sqrt(p (1 - p) / n), solved for p (Wilson 1927, JASA 22:209). Raises ValueError
-    unless 0 <= k <= n and 0 < confidence < 1.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    events, trials = np.broadcast_arrays(np.asarray(k, np.float64), np.asarray(n, np.float64))
-    if not ((events >= 0) & (events <= trials)).all():
-        raise ValueError(f"k must be between 0 and n, got k = {k!r} with n = {n!r}")
-    z = norm.ppf((1 + confidence) / 2)
-    with np.errstate(invalid="ignore"):
-        middle = (events + z**2 / 2) / (trials + z**2)
-        half = z / (trials + z**2) * np.sqrt(events * (trials - events) / trials + z**2 / 4)
-    # At the ends one limit is 0 or 1 exactly, and the subtraction would leave 1e-17 of either sign.
-    low = np.where(events == 0, 0.0 * half, middle - half)
-    high = np.where(events == trials, 1 + 0.0 * half, middle + half)
-    return low, high
 
 
 def smoothed_final_loss(train_loss: xr.DataArray, last_step: xr.DataArray, window: int) -> xr.DataArray:
@@ -227,44 +199,6 @@ def divergence(
     return _described(result.drop_vars("step", errors="ignore"), settings, baseline)
 
 
-def stability_table(summary: xr.Dataset) -> xr.Dataset:
-    """Runs, divergences and final losses by recipe and learning rate: a Dataset over (recipe, learning_rate).
-
-    summary: diverged (run) and final_loss (run) with coordinates recipe and learning_rate on run. Recipes keep the
-    order in which they first appear, learning rates rise. Whatever else varies along run (seeds, datasets, models) is
-    pooled: select before where that is not wanted. `final_loss_mean` is over the runs with a finite final loss,
-    diverged or not, and `finite` says how many those are: leaving out the diverged would make a recipe look better the
-    more of its runs fail. Runs whose `diverged` is missing don't count.
-    """
-    known = summary["diverged"].notnull().values
-    recipe, rate = summary["recipe"].values[known], summary["learning_rate"].values[known]
-    recipes = list(dict.fromkeys(recipe.tolist()))
-    rates, column = np.unique(rate, return_inverse=True)
-    shape = (len(recipes), len(rates))
-    cell = np.array([recipes.index(r) for r in recipe.tolist()], np.int64) * len(rates) + column
-    loss = summary["final_loss"].values[known].astype(np.float64)
-    finite = np.isfinite(loss)
-
-    def per_cell(weight: npt.NDArray[np.generic]) -> Floats:
-        total = np.bincount(cell, weights=weight.astype(np.float64), minlength=shape[0] * shape[1])
-        return total.astype(np.float64).reshape(shape)
-
-    n, k = per_cell(np.ones(cell.size)), per_cell(summary["diverged"].values[known])
-    count = per_cell(finite)
-    with np.errstate(invalid="ignore"):
-        rate_kn, mean = k / n, per_cell(np.where(finite, loss, 0.0)) / count
-    lower, upper = wilson_interval(k, n)
-    values = {"n": n.astype(np.int64), "k": k.astype(np.int64), "rate": rate_kn, "rate_lower": lower}
-    values |= {"rate_upper": upper, "final_loss_mean": mean, "finite": count.astype(np.int64)}
-    described = {"units": "1", "long_name": "learning rate"}
-    table = xr.Dataset(
-        {name: (("recipe", "learning_rate"), value, dict(TABLE_VARIABLES[name])) for name, value in values.items()},
-        coords={"recipe": recipes, "learning_rate": ("learning_rate", rates, described)},
-    )
-    table.attrs["definition"] = str(summary["diverged"].attrs.get("definition", ""))
-    return table
-
-
 def _described(result: xr.Dataset, settings: DivergenceSettings, baseline: str) -> xr.Dataset:
     numbers = {field.name: getattr(settings, field.name) for field in fields(settings)} | {"baseline": baseline}
     for name, (units, long_name, sentence) in VARIABLES.items():
@@ -315,16 +249,6 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
         "the best final loss of the baseline",
         "lowest seed-median of final_loss over the learning rates of {baseline}, non-finite taken as infinite",
     ),
-}
-
-TABLE_VARIABLES: dict[str, dict[str, str]] = {
-    "n": {"units": "1", "long_name": "runs"},
-    "k": {"units": "1", "long_name": "runs that diverged"},
-    "rate": {"units": "1", "long_name": "share of runs that diverged"},
-    "rate_lower": {"units": "1", "long_name": "lower 95 % limit of the rate", "source": "Wilson 1927, score interval"},
-    "rate_upper": {"units": "1", "long_name": "upper 95 % limit of the rate", "source": "Wilson 1927, score interval"},
-    "final_loss_mean": {"units": "nats/token", "long_name": "mean final loss of the runs where it is finite"},
-    "finite": {"units": "1", "long_name": "runs with a finite final loss"},
 }
 
 
