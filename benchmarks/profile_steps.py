@@ -15,7 +15,6 @@ from collections.abc import Mapping
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.test_packs import CASES, DEVICE, PACKS, Case, make_pack, median_seconds
@@ -87,7 +86,7 @@ def measured_milliseconds(case: Case, recipe: str, steps: int = 3) -> tuple[dict
         torch.cuda.synchronize()
     kinds: dict[str, float] = {}
     for event in profiled.events():
-        if event.device_type == DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             kind = kind_of(event.name)
             kinds[kind] = kinds.get(kind, 0.0) + event.self_device_time_total / 1e3 / steps
     return kinds, whole

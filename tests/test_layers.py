@@ -7,7 +7,11 @@ PyTorch's own functions, or sums made by hand.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+import os
+import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from formats import get_format, quantize
 from landscape import logit_sharpness
 from tests.small import SHAPE, make_program, make_slots
-from train import layers, step
+from train import compiling, layers, step
 from train.determinism import deterministic
 from train.layers import add_norm, attend, cross_entropy_gradient, embedding_gradient, last_norm
 from train.linear import Precision, pack_precision
@@ -231,6 +235,47 @@ def test_operands_are_the_weights_on_their_grid_after_every_step(text: Text) -> 
             f = "bf16" if name == "wte" else "e4m3fn"
             assert torch.equal(operand.detach(), quantize(pack.parameters[name].detach(), f)), name
         pack.step()
+
+
+def test_the_training_path_refuses_second_derivatives(text: Text) -> None:
+    """They would be wrong without an error: `model.forward` is for them."""
+    pack = Pack(make_program(), make_slots(["e4m3"] * 2), text, CPU)
+    x, hidden = pack._hidden(pack.held_out[0][0])
+    torch.autograd.grad(hidden.sum(), x, retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(hidden.sum(), x, create_graph=True)
+
+
+def test_a_pack_frees_its_memory_without_the_garbage_collector(text: Text) -> None:
+    """The next pack may need it before the collector runs."""
+    gc.disable()
+    try:
+        pack = Pack(make_program(), make_slots(["e4m3"] * 2), text, CPU)
+        pack.step()
+        pack.sharpness()
+        watched = weakref.ref(pack)
+        del pack
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_compiled_code_is_kept_in_the_cache_folder_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, writable: bool
+) -> None:
+    folder = tmp_path / "cache"
+    if not writable:
+        folder.write_text("a file where the folder should be")
+    monkeypatch.setenv("EXMY_CACHE", str(folder))
+    monkeypatch.setenv(compiling.CACHE_VARIABLE, "put back when the test ends")
+    monkeypatch.delenv(compiling.CACHE_VARIABLE)
+    compiling.compiler()
+    kept = os.environ.get(compiling.CACHE_VARIABLE)
+    assert kept == (str(folder / "compiled") if writable else None)
+    monkeypatch.setenv(compiling.CACHE_VARIABLE, "mine")
+    compiling.compiler()
+    assert os.environ[compiling.CACHE_VARIABLE] == "mine"
 
 
 # On a GPU: the kernels.

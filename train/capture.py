@@ -19,25 +19,24 @@ class Recorded:
     of `beside`, as long as none of them leaves anything there for later.
     """
 
-    def __init__(self, work: Callable[[], None], enabled: bool, beside: Recorded | None = None) -> None:
-        self._work, self._enabled, self._beside = work, enabled, beside
+    def __init__(self, enabled: bool, beside: Recorded | None = None) -> None:
+        self._enabled, self._beside = enabled, beside
         self._warm = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self) -> None:
-        """Run or replay."""
+    def __call__(self, work: Callable[[], None]) -> None:
+        """Run or replay. The work is the same every time; it comes with the call, so that who owns both makes no cycle."""
         if not self._enabled or not self._warm:
-            self._work()
+            work()
             self._warm = True
             return
         if self._graph is None:
-            self._record()
-        assert self._graph is not None
+            self._graph = self._record(work)
         self._graph.replay()
 
-    def _record(self) -> None:
+    def _record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         pool = self._beside._graph.pool() if self._beside and self._beside._graph else None
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
-            self._work()
-        self._graph = graph
+            work()
+        return graph

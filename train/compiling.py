@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -57,8 +58,13 @@ def compiler() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     The compiler's own cache is in the temporary folder, which machines empty; $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept.
     """
     if CACHE_VARIABLE not in os.environ:
-        with contextlib.suppress(RuntimeError):  # no home folder: the compiler's own
-            os.environ[CACHE_VARIABLE] = str(cache_folder() / "compiled")
+        with contextlib.suppress(
+            RuntimeError, OSError
+        ):  # no home folder, or none that can be written to: the compiler's own
+            folder = cache_folder() / "compiled"
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                os.environ[CACHE_VARIABLE] = str(folder)
     if hasattr(functorch_config, CACHE_CUSTOM):  # ours are pure functions of their arguments
         setattr(functorch_config, CACHE_CUSTOM, True)
     return functools.partial(torch.compile, dynamic=False, fullgraph=True)

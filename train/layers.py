@@ -102,6 +102,12 @@ def _(dx: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:  # noqa: ARG001
     return dx.new_empty(dx.shape[0], vocabulary, dx.shape[2])
 
 
+def _once() -> None:
+    """Refuse to be differentiated again, which would give Hessian-vector products that are wrong without an error."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("training's layers are differentiable once: take model.forward for second derivatives")
+
+
 def _rounding(precision: Precision) -> int:
     return ROUNDINGS[precision.structure.rounding if precision.gradient is not None else None]
 
@@ -128,6 +134,7 @@ class _AddNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        _once()
         total, mean, rstd, gain, *formats = ctx.saved_tensors
         stream, da = grads if len(grads) == 2 else (None, grads[0])
         behind = ctx.behind._replace(gradient=FormatParameters(*formats) if formats else None)
@@ -190,6 +197,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:
+        _once()
         gradient: Tensor = _attention_backward(dy, *ctx.saved_tensors)
         return gradient
 

@@ -75,10 +75,8 @@ class Pack:
             _one_program_at_a_time((program, len(slots), device))
         self._pieces = Pieces(compiler() if self.compiled else None)
         recorded = self.compiled and device.type == "cuda"
-        self._step = Recorded(self._train, recorded)
-        self._evaluation = Recorded(self._evaluate, recorded, self._step)
-        self._probe = Recorded(lambda: self._measure(True), recorded, self._step)
-        self._probe_of_any = Recorded(lambda: self._measure(False), recorded, self._step)
+        self._step = Recorded(recorded)
+        self._evaluation, self._probe, self._probe_of_any = (Recorded(recorded, self._step) for _ in range(3))
 
     def _numerics(self) -> Numerics:
         slots, program, device = self.slots, self.program, self.device
@@ -128,7 +126,7 @@ class Pack:
     def step(self) -> None:
         """One training step of every run: batch, forward, backward, clipping, update, histories."""
         with deterministic(self.tf32):
-            self._step()
+            self._step(self._train)
 
     def _train(self) -> None:
         offsets = self.offsets.index_select(0, self.counter)[0]
@@ -182,7 +180,7 @@ class Pack:
     def validation_loss(self) -> Tensor:
         """Mean loss of each run over the held-out batches, nats per token, [R]."""
         with deterministic(self.tf32):
-            self._evaluation()
+            self._evaluation(self._evaluate)
         return self._evaluated.clone()
 
     def _evaluate(self) -> None:
@@ -199,9 +197,9 @@ class Pack:
     def sharpness(self) -> dict[str, Tensor]:
         """Mean logit sharpness of each run on the first held-out batch, percent, [R, epsilons] by measure."""
         with deterministic(self.tf32):
-            self._probe()
+            self._probe(lambda: self._measure(boxes_are_small=True))
             if not self._small.all():  # a run with wild logits, which is measured again; the others keep their values
-                self._probe_of_any()
+                self._probe_of_any(lambda: self._measure(boxes_are_small=False))
         return dict(zip(("logit_sharpness", "logit_sharpness_centred"), self._sharpness.clone(), strict=True))
 
     def _measure(self, boxes_are_small: bool) -> None:
