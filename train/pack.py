@@ -156,6 +156,13 @@ class Pack:
         x = self._pieces.start(p["wte"].detach(), p["wpe"].detach(), tokens).requires_grad_()
         return x, self._pieces.hidden(x, p, self.operands, self.program.shape, self.numerics)
 
+    def _held_out_hidden(self, tokens: Tensor) -> Tensor:
+        """The LM head's operand for text that is not trained on. Compiled code is training's own, gradients and all, so that
+        nothing is compiled twice; an eager pass needs none.
+        """
+        with torch.set_grad_enabled(self.compiled):
+            return self._hidden(tokens)[1].detach()
+
     @torch.no_grad()
     def _update(self, losses_R: Tensor, grads: dict[str, Parts]) -> None:
         pieces, config = self._pieces, self.program.optimizer
@@ -187,7 +194,7 @@ class Pack:
         self._evaluated.zero_()
         vocabulary, S = self.program.shape.vocabulary, self.held_out[0][0].shape[1]
         for tokens, targets in self.held_out:
-            x, w = self._hidden(tokens)[1].detach(), self.operands["wte"]
+            x, w = self._held_out_hidden(tokens), self.operands["wte"]
             for r, s in chunks(len(self.slots), S, w.shape[1]):
                 self._evaluated[r] += self._pieces.head_loss(
                     x[r, s], w[r], targets[r, s], of_runs(self.numerics.lm_head, r), vocabulary
@@ -205,7 +212,7 @@ class Pack:
     def _measure(self, boxes_are_small: bool) -> None:
         probe, shape, R = self.program.probe, self.program.shape, len(self.slots)
         tokens, targets = self.held_out[0]
-        x, w = self._hidden(tokens)[1].detach(), self.operands["wte"]
+        x, w = self._held_out_hidden(tokens), self.operands["wte"]
         if probe.positions == "last":
             x = x.view(R, -1, shape.context, shape.width)[:, :, -1]
             targets = targets.view(R, -1, shape.context)[:, :, -1]
