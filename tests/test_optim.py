@@ -1,0 +1,62 @@
+"""The optimiser's factors by hand; that whole runs are torch.optim.AdamW's is `test_pack`'s."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from train.optim import AdamW, factors, learning_rates, squares, update
+
+
+def test_a_warm_up_climbs_evenly_and_a_cosine_ends_at_its_final_fraction() -> None:
+    [*rates] = zip(*learning_rates([1.0, 4.0], 9, 4, "cosine", 0.2), strict=True)
+    # From step 4, the peak, to step 8: halfway between 1 and 0.2 at step 6; 0.5 (1 + cos(pi / 4)) of the way at step 5.
+    quarter = 0.2 + 0.8 * (0.5 + math.sqrt(0.125))
+    assert rates[0] == pytest.approx((0.25, 0.5, 0.75, 1.0, 1.0, quarter, 0.6, 1.2 - quarter, 0.2), rel=1e-12)
+    assert rates[1] == pytest.approx([4 * rate for rate in rates[0]], rel=1e-12)
+
+
+def test_a_constant_schedule_stays_at_the_peak() -> None:
+    assert learning_rates([2.0], 5, 2, "constant", 0.1) == [[1.0], [2.0], [2.0], [2.0], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [
+        (10.0, (1.0, 10 / 13.000001)),  # norms of 5 and 13
+        (5.0, (5 / 5.000001, 5 / 13.000001)),
+        (math.inf, (1.0, 1.0)),
+    ],
+)
+def test_each_run_is_clipped_by_its_own_norm_over_all_its_gradients(clip: float, expected: tuple[float, float]) -> None:
+    """Run 0 has (3, 4), run 1 (5, 12): one number in each of two groups, the second in two parts."""
+    first = squares([(torch.tensor([[3.0], [5.0]], dtype=torch.float64),)])
+    second = squares([(torch.tensor([[1.0], [20.0]]).double(), torch.tensor([[3.0], [-8.0]]).double())])
+    rates = torch.tensor([[9.0, 9.0], [2.0, 3.0]], dtype=torch.float64)
+    norms, f = factors([first, second], rates, torch.tensor([1]), AdamW(0.9, 0.95, 1e-8, 0.1, clip))
+    assert norms.tolist() == [5.0, 13.0]
+    assert f.clip.tolist() == pytest.approx(expected, rel=1e-12)
+    assert f.decay.tolist() == pytest.approx([0.2, 0.3], rel=1e-12)
+    assert f.rate.tolist() == pytest.approx([2 / 0.19, 3 / 0.19], rel=1e-12)  # 1 - 0.9^2
+    assert f.correction.tolist() == pytest.approx([math.sqrt(0.0975)], rel=1e-12)  # 1 - 0.95^2
+
+
+def test_bias_corrections_keep_their_digits_in_fp32() -> None:
+    """1 - 0.9999^1 has four digits of FP32's seven left, taken in FP32."""
+    squares_R = torch.ones(1)
+    for done, exact in ((0, 1e-4), (1, 1 - 0.9999**2)):
+        f = factors([squares_R], torch.ones(2, 1), torch.tensor([done]), AdamW(beta2=0.9999))[1]
+        assert float(f.correction) == pytest.approx(math.sqrt(exact), rel=2**-24)
+
+
+def test_decay_shrinks_matrices_and_leaves_gains_alone() -> None:
+    """Without a gradient nothing else moves."""
+    matrix, gain = torch.full((2, 1, 1), 8.0), torch.full((2, 1), 8.0)
+    zeros = [torch.zeros_like(p) for p in (matrix, gain)]
+    config = AdamW(weight_decay=0.5)
+    f = factors([torch.zeros(2)], torch.tensor([[0.5, 1.0]]), torch.tensor([0]), config)[1]
+    update([matrix, gain], [(z,) for z in zeros], [z.clone() for z in zeros], [z.clone() for z in zeros], f, config)
+    assert matrix.flatten().tolist() == [6.0, 4.0]
+    assert gain.flatten().tolist() == [8.0, 8.0]
