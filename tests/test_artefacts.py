@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -106,9 +106,22 @@ def test_a_registry_that_fails_is_quoted_with_the_way_round_it(
 
 
 def test_a_python_without_pip_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(PathFinder, "find_spec", lambda _: None)
     with pytest.raises(TextError, match=r"pip, which this Python lacks: run .* -m ensurepip, or put thing-1.0.pip"):
         fetched(pinned(CONTENT), tmp_path)
+
+
+def test_looking_for_pip_wakes_no_import_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setuptools' hook, asked for pip, turns its distutils off for the whole process, and torch.compile fails without it."""
+    asked = []
+
+    class Witness:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            asked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Witness()])
+    artefacts._command(pinned(CONTENT), tmp_path)
+    assert asked == []
 
 
 def test_a_machine_without_apt_is_told_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

