@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from formats import get_format
+from landscape import logit_sharpness
 from tests.small import SHAPE, make_program, make_slots
 from train import step
 from train.linear import pack_precision
@@ -230,6 +231,48 @@ def test_probes_measure_the_two_sharpnesses_of_a_padded_vocabulary(text: Text, m
             # The next term is of relative size 2 epsilon (max |z| + 1).
             torch.testing.assert_close(measured[name][:, column], expected, rtol=1e-4, atol=0)
     assert float((measured["logit_sharpness"] / measured["logit_sharpness_centred"] - 1).abs().min()) > 1e-3
+
+
+def test_boxes_are_small_where_those_of_every_token_are_around_zero_and_around_the_mean() -> None:
+    """By hand, epsilon 1e-3, target 0: widths of |z| + 1 there and at another logit make no more than 0.5."""
+    calm, wild = torch.zeros(16), torch.tensor([0.0, *[1000.0] * 15])
+    # 1 and 241 around zero; around the mean, 195, they are 196 and 436.
+    off_centre = torch.tensor([0.0, -240.0, *[240.0] * 14])
+    rows = torch.stack([torch.stack([a, b]) for a, b in ((calm, calm), (calm, off_centre), (wild, calm), (calm, wild))])
+    p = pack_precision([resolve_recipe("native-fp32").body] * 4, CPU)
+    # The columns of w are the tokens' logits; x picks them.
+    x, targets = torch.eye(2).expand(4, -1, -1), torch.zeros(4, 2, dtype=torch.int64)
+    _, small = step.head_sharpness(x, rows.transpose(1, 2), targets, p, 16, (1e-4, 1e-3))
+    assert small.tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("limit", [10**9, 64 * SHAPE.context])
+def test_a_run_with_one_wild_token_is_measured_again_and_no_other(
+    text: Text, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Whole, or in chunks of which the wild token is in the first; 50 logits and what pads them."""
+    monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", limit)
+    shape = dataclasses.replace(SHAPE, vocabulary=50)
+    pack = Pack(make_program(shape=shape), make_slots(["e4m3"] * 3), text, CPU)
+    (tokens, targets), again = pack.held_out[0], pack._pieces.head_sharpness_of_any
+    x = pack._hidden(tokens)[1].detach()
+    monkeypatch.setattr(pack, "_hidden", lambda _: (None, x))
+    before = pack.sharpness()
+    x[1, 2] *= 1e6
+
+    def wrong_of_others(*arguments: Any) -> Tensor:
+        sums: Tensor = again(*arguments)
+        if sums.shape[1] == 3:
+            sums[:, [0, 2]] = torch.nan
+        return sums
+
+    monkeypatch.setattr(pack._pieces, "head_sharpness_of_any", wrong_of_others)
+    after = pack.sharpness()
+    z = (x[1] @ pack.operands["wte"][1, :50].T).to(torch.bfloat16).double()
+    for name, centred in (("logit_sharpness", False), ("logit_sharpness_centred", True)):
+        assert torch.equal(after[name][[0, 2]], before[name][[0, 2]])
+        expected = logit_sharpness(z, targets[1], pack.program.probe.epsilons, centred=centred).mean(0)
+        torch.testing.assert_close(after[name][1].double(), expected, rtol=1e-5, atol=0)
 
 
 def most_memory(work: Callable[[], object]) -> int:
