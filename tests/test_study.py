@@ -149,6 +149,7 @@ def test_set_changes_axes(tmp_path: Path) -> None:
         ('weight = "e4m3fn"', "", r"study.toml:20: recipes.mine.weight: is missing"),
         ('weight = "e4m3fn"', 'weight = "e4m3fx"', r"recipe 'mine'|e4m3fx"),
         ("seed = 3", "seed = 3\nwidth = [16, 17]", r"width must be a multiple of heads=2, got 17"),
+        ("seed = 3", "seed = 3\nnoise = [0, 2]", r"study.toml:9: axes.noise: .*less than or equal to 1, got 2"),
         ("[axes]", "[axes", r"study.toml: not a TOML file"),
     ],
 )
@@ -167,11 +168,20 @@ def test_a_bad_study_is_refused_with_the_line_and_the_mend(tmp_path: Path, old: 
         ("training.steps=-3", r"--set: training.steps: .*got -3"),
         ("training.stepz=3", r"--set: training.stepz: unknown key; did you mean 'steps'\?"),
         ("name.x=3", "name is no table"),
+        ("dataset=rust", r"^--set: axes: dataset 'rust' is unknown"),
+        ("width=15", r"^--set: model: width must be a multiple of heads=2, got 15"),
+        ("steps=5", r"^--set: training: warmup must be less than steps=5, got 5; take 0, or more steps"),
+        ("axes.noise=[0, 2]", r"^--set: axes.noise: .*less than or equal to 1, got 2"),
     ],
 )
 def test_a_bad_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(StudyError, match=message):
         read_study(write(tmp_path, SMALL), [override])
+
+
+def test_a_file_that_is_wrong_already_is_blamed_before_the_override(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"study.toml:10: model: width must be a multiple"):
+        read_study(write(tmp_path, SMALL.replace("width = 16", "width = 15")), ["seed=2"])
 
 
 def test_a_missing_file_is_one_line() -> None:

@@ -99,7 +99,7 @@ class TrainingSettings(Table):
     def _warm_up_ends(self) -> TrainingSettings:
         if self.warmup >= self.steps:
             raise ValueError(
-                f"warmup must be less than steps={self.steps}, got {self.warmup}; take {self.steps // 10} or more steps"
+                f"warmup must be less than steps={self.steps}, got {self.warmup}; take {self.steps // 10}, or more steps"
             )
         return self
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -36,14 +36,25 @@ def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
         source = path.read_text(encoding="utf-8")
         content = tomllib.loads(source)
     except OSError as error:
-        raise StudyError(f"{path}: {error.strerror}") from None
+        raise StudyError(
+            f"{path}: {error.strerror}; name a TOML file with a study in it, such as studies/first-look-cpu.toml"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: not a TOML file: {error}") from None
     overridden = [_override(content, text) for text in overrides or []]
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise StudyError(_first_error(error, path, source, overridden)) from None
+        blamed = overridden and _is_study(tomllib.loads(source))
+        raise StudyError(_first_error(error, "--set" if blamed else path, source, overridden)) from None
+
+
+def _is_study(content: dict[str, Any]) -> bool:
+    try:
+        Study.model_validate(content)
+    except ValidationError:
+        return False
+    return True
 
 
 def _override(content: dict[str, Any], text: str) -> tuple[str, ...]:
@@ -84,8 +95,10 @@ def _locate(content: dict[str, Any], key: str) -> tuple[str, ...]:
     )
 
 
-def _first_error(error: ValidationError, path: Path, source: str, overridden: list[tuple[str, ...]]) -> str:
-    """The first thing wrong, in one line: file:line, key, what is wrong, and the nearest key that exists."""
+def _first_error(
+    error: ValidationError, blamed: Path | Literal["--set"], source: str, overridden: list[tuple[str, ...]]
+) -> str:
+    """The first thing wrong, in one line: file:line or --set, key, what is wrong, and the nearest key that exists."""
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"] if part not in ("function-after", "literal", "int"))
     message = first["msg"].removeprefix("Value error, ")
@@ -101,7 +114,9 @@ def _first_error(error: ValidationError, path: Path, source: str, overridden: li
         message += f", got {first['input']!r}"
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     keys = tuple(part for part in location if not part.isdigit())
-    where = "--set" if keys in overridden else f"{path}:{_line_of(source, keys)}"
+    if len(keys) == 1 and keys[0] not in Study.model_fields and first["type"] != "extra_forbidden":
+        keys = ("axes", *keys)  # a value of an axis that the table whose field it is refuses
+    where = "--set" if keys in overridden or blamed == "--set" else f"{blamed}:{_line_of(source, keys)}"
     return f"{where}: {'.'.join(keys)}: {message}{more}" if keys else f"{where}: {message}{more}"
 
 
