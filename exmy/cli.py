@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import IO, Any
@@ -77,7 +78,7 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
     except StudyError as error:
         raise Refused(str(error)) from None
     except KeyboardInterrupt:
-        again = " ".join(["exmy", *sys.argv[1:]])
+        again = shlex.join(["exmy", *sys.argv[1:]])  # quoted, so that it may be pasted
         click.echo(f"\nexmy: stopped; the packs that were finished are kept. To go on: {again}", err=True)
         sys.exit(INTERRUPTED)
 

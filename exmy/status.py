@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ LATEST = 12  # finished packs that are listed
 
 def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     """A study's status, as `train.study_status` gives it, from the head line to how to go on."""
-    runs = status["runs"]
+    runs, directory = status["runs"], str(status["directory"])
     head = Text(f"{status['name']} ", style="bold")
     head.append(status["state"].replace("_", " "), style=COLOURS.get(status["state"], "bold red"))
     head.append(f": {status['message']}", style="not bold")
@@ -30,10 +31,9 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     if status["under_way"]:
         yield from _under_way(status["under_way"], at_work=status["state"] == "running")
     if status["state"] not in ("running", "finished"):
-        study = f"{status['directory']}/study.toml"
-        yield Text(f"To go on: exmy sweep {study} --out {status['directory']}")
+        yield Text(f"To go on: {shlex.join(['exmy', 'sweep', directory + '/study.toml', '--out', directory])}")
     if runs["finished"]:
-        yield Text(f"To look at what is there: exmy report {status['directory']}")
+        yield Text(f"To look at what is there: {shlex.join(['exmy', 'report', directory])}")
 
 
 def _finished_packs(packs: list[Mapping[str, Any]]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) 
 
 
 def test_ctrl_c_says_how_to_go_on(study: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "my out"
     command = [
         sys.executable,
         "-m",
@@ -110,6 +111,8 @@ def test_ctrl_c_says_how_to_go_on(study: Path, tmp_path: Path) -> None:
         "cpu",
         "--set",
         "steps=100000",
+        "--set",
+        'axes.tokenizer=["bytes"]',
     ]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -121,7 +124,9 @@ def test_ctrl_c_says_how_to_go_on(study: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait(timeout=60) == 130
-    assert "exmy: stopped; the packs that were finished are kept. To go on: exmy sweep" in rest
+    assert (
+        f"exmy: stopped; the packs that were finished are kept. To go on: {shlex.join(['exmy', *command[3:]])}" in rest
+    )
     assert "Traceback" not in rest
 
 
