@@ -35,6 +35,11 @@ def groups(summary: xr.Dataset) -> list[Group]:
     varied = [axis for axis in axes if len(set(summary[axis].values.tolist())) > 1]
     keys = list(zip(*(summary[axis].values.tolist() for axis in varied), strict=True)) or [()] * summary.sizes["run"]
     return [
-        Group(dict(zip(varied, map(str, key), strict=True)), np.array([other == key for other in keys], np.bool_))
+        Group(dict(zip(varied, map(_word, key), strict=True)), np.array([other == key for other in keys], np.bool_))
         for key in dict.fromkeys(keys)
     ]
+
+
+def _word(value: object) -> str:
+    """As a study file would have it: 0, not 0.0."""
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

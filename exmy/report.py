@@ -27,13 +27,14 @@ from exmy.groups import Group, groups
 from exmy.looks import Look, in_order, recipe_looks
 from exmy.version import __version__
 from train import Study, StudyError, open_study, read_study, stability_table
-from train.store import STUDY_FILE, atomically
+from train.store import PACKS, STUDY_FILE, atomically
 
 PAGE, PICTURE = "index.html", "study.png"
 TEMPLATE = "report.html.j2"
 SHAPES = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "h": "⬢", "*": "★"}
 PROVENANCE = {
     "device": "device", "dataset": "text", "dataset_source": "text's source", "dataset_sha256": "text's SHA-256",
+    "tokenizer": "tokenizer", "vocabulary": "tokens of its vocabulary", "corruption": "corrupted on purpose",
     "unigram_entropy": "text's unigram entropy (nats/token)", "parameters_per_run": "parameters of a run",
     "tokens_per_step": "tokens of a run's step", "pack_size": "pack size R", "packs": "packs", "seconds": "training time (s)",
     "seconds_first_step": "of it first steps, with compiling (s)", "git_commit": "commit", "study_hash": "study's hash",
@@ -42,13 +43,15 @@ PROVENANCE = {
 }  # fmt: skip
 
 
-def write_report(directory: Path, out: Path) -> list[Path]:
+def write_report(directory: Path, out: Path, tree: xr.DataTree | None = None) -> list[Path]:
     """Write the page, and the figure where a run is finished, into the folder `out`; the paths written, the page first.
 
+    tree: what `open_study(directory)` gives, from a caller who has it already; None to open it.
     StudyError where `directory` holds no study or `out` can't be written.
     """
     study = _study(directory)
-    tree = open_study(directory) if any((directory / "packs").glob("*.nc")) else None
+    if tree is None and any((directory / PACKS).glob("*.nc")):
+        tree = open_study(directory)
     page = render(study, tree)
     written = [out / PAGE]
     try:
@@ -148,6 +151,7 @@ def _section(
         "number": number,
         "label": group.label,
         "size": int(group.runs.sum()),
+        "bits": _bits_of_a_nat(runs),
         "table": _rows(table, baseline),
         "rates": [f"{rate:.3g}" for rate in table["learning_rate"].values],
         "choices": choices,
@@ -155,6 +159,15 @@ def _section(
         "window": max(1, history.sizes["step"] // 60),
         "data": {"group": group.where, "cells": _cells(table)},
     }
+
+
+def _bits_of_a_nat(runs: xr.Dataset) -> str:
+    """Bits per byte in a nat per token of a group's text; empty where tokens' bytes are not known."""
+    if "final_bits_per_byte" not in runs:
+        return ""
+    ratio = (runs["final_bits_per_byte"] / runs["final_loss"]).values
+    known = ratio[np.isfinite(ratio)]
+    return f"{known[0]:.4g}" if known.size else ""
 
 
 def _rows(table: xr.Dataset, baseline: str) -> list[dict[str, Any]]:

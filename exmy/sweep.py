@@ -32,7 +32,7 @@ def run_sweep(study: Study, directory: Path, device: str) -> None:
         console.print(table)
     for line in epochs_seen(tree):
         console.print(line, soft_wrap=True)
-    page, picture = write_report(directory, directory / REPORT)
+    page, picture = write_report(directory, directory / REPORT, tree)
     console.print(f"Figure: {picture}", soft_wrap=True)
     console.print(f"Report: {page}", soft_wrap=True)
     console.print(

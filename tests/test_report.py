@@ -275,6 +275,28 @@ def test_the_command_writes_the_page_and_the_picture(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "elsewhere" / "deep").iterdir()) == ["index.html", "study.png"]
 
 
+def test_a_tree_that_is_there_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = shutil.copytree(ROOT / "studies" / "results" / "first-look-cpu", tmp_path / "study")
+    tree = open_study(source)
+    monkeypatch.setattr(report, "open_study", lambda _: pytest.fail("read again"))
+    page, _ = write_report(source, tmp_path / "report", tree)
+    assert "48 of 48 runs finished" in page.read_text(encoding="utf-8")
+
+
+def test_other_tokens_than_bytes_and_other_text_than_it_was_are_told() -> None:
+    tree = make_tree(tokenizer="bpe-4096", vocabulary="4096", corruption="noise 0.3")
+    summary = tree["summary"].to_dataset()
+    bits = summary["final_loss"] / (np.log(2) * 3.67)
+    tree["summary"] = xr.DataTree(
+        summary.assign_coords(noise=("run", np.repeat([0.0, 0.3], 24))).assign(final_bits_per_byte=bits)
+    )
+    page = Page(render(STUDY, tree))
+    for words in ("tokenizerbpe-4096", "tokens of its vocabulary4096", "corrupted on purposenoise 0.3"):  # dt, then dd
+        assert words in page.words
+    assert f"1 nat/token is {1 / (np.log(2) * 3.67):.4g} bits/byte" in page.words
+    assert "noise 0noise 0.3" in page.words  # the groups to choose from, as a study file has them: not 0.0
+
+
 def test_a_study_with_nothing_finished_says_so(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY.to_toml())
     done = invoke("report", tmp_path)
