@@ -14,7 +14,9 @@ import torch
 import xarray as xr
 
 from train import Study, StudyError, open_study, run_study, store
-from train.plan import plan, program_of
+from train.plan import PlannedPack, plan, program_of
+from train.program import Progress
+from train.progress import RichObserver
 from train.streams import epochs, evaluation_bytes_per_token, load_texts
 from train.text import load_text
 
@@ -135,6 +137,20 @@ def test_results_say_what_the_text_was(mine: Path, tmp_path: Path) -> None:
     assert (attributes["tokenizer"], attributes["vocabulary"]) == ("bytes", 256)
     assert "Corrupted on purpose (shuffled 0.25)" in attributes["dataset_source"]
     assert str(tmp_path) not in attributes["dataset_source"]
+
+
+def test_a_run_under_way_is_held_against_the_line_that_will_judge_it(mine: Path, tmp_path: Path) -> None:
+    lines: list[float] = []
+
+    class Ear(RichObserver):
+        def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:
+            lines.append(progress.unigram_entropy)
+
+    run_study(small(str(mine), data={"noise": 0.5}), tmp_path / "out", "cpu", Ear(), tmp_path / "cache")
+    line = float(summary_of(tmp_path / "out")["unigram_entropy"].item())
+    assert set(lines) == {line}
+    clean = load_text(str(mine), tmp_path / "cache").unigram_entropy
+    assert line == pytest.approx((math.log(256) + clean) / 2, abs=0.2)  # documents are whole, so half is about half
 
 
 def test_a_byte_costs_the_loss_over_ln_2_in_bits(mine: Path, tmp_path: Path) -> None:
