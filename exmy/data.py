@@ -21,8 +21,8 @@ def text_table(cache: Path) -> Table:
     """Every text that comes with exmy, a row each."""
     table = Table(
         title="Texts; each is downloaded by the package manager named, under its publisher's licence, and never installed",
-        caption=f"Kept in {cache}. Steps are of {TOKENS_A_STEP:,} tokens, and read a text once: an epoch. A file or folder of "
-        "your own: exmy sweep --set dataset=./mine.txt",
+        caption=f"Kept in {cache}. That many steps, of {TOKENS_A_STEP:,} tokens each, read a text once (an epoch). A file or "
+        "folder of your own: exmy sweep --set dataset=./mine.txt",
         show_lines=True,
     )
     for heading in ("text", "what it is, and from", "licence", "size", "SHA-256", "cached, to train on"):

@@ -100,7 +100,7 @@ def _look(place: int) -> tuple[str, object]:
 
 
 def _label(f: FloatFormat) -> str:
-    return f"{f.name}: {f.bits} bits, {f.smallest_subnormal:.3g} to {f.max:.4g}"
+    return f"{f.name}: {f.bits} bits, {f.smallest_subnormal:.3g} to {f.max:.5g}"
 
 
 def _draw_values(axes: Axes, f: FloatFormat, row: int, colour: str) -> None:

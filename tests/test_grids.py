@@ -100,6 +100,10 @@ def test_text_is_whole_and_apart(drawn: Callable[[list[str]], Figure], names: li
             assert not a.overlaps(boxes[j]), (shown[i], shown[j])
 
 
+def test_the_ends_of_a_format_are_numbers_as_people_write_them(drawn: Callable[[list[str]], Figure]) -> None:
+    assert "e5m2: 8 bits, 1.53e-05 to 57344" in [text.get_text() for text in texts(drawn(["e5m2"]))]
+
+
 def test_few_values_are_strokes_and_many_a_band(drawn: Callable[[list[str]], Figure]) -> None:
     top = drawn(["e4m3fn", "fp32"]).axes[0]
     strokes = [c for c in top.collections if len(c.get_paths()) > 1]
