@@ -24,7 +24,7 @@ def default_study(device: str) -> Path:
 def run_sweep(study: Study, directory: Path, device: str) -> None:
     """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done."""
     load_texts(study)  # into the cache, before there is a display: it may take a minute, and shows that itself
-    with RichObserver() as observer:
+    with RichObserver(margin=study.divergence.progress_margin) as observer:
         run_study(study, directory, device, observer)
     tree = open_study(directory)
     console = output()

@@ -116,6 +116,11 @@ def test_ctrl_c_is_told_from_a_kill(begun: Path) -> None:
     assert killed["under_way"]["packs"][0]["step"] == 10
 
 
+def test_the_live_rule_is_by_the_studys_own_margin(tmp_path: Path) -> None:
+    run_study(tiny(divergence={"progress_margin": 0.7}), tmp_path, "cpu", Recorder())
+    assert " is not 0.7 nats below " in json.loads((tmp_path / STATUS_FILE).read_text())["live_rule"]
+
+
 def test_an_error_is_told(tmp_path: Path) -> None:
     with pytest.raises(StudyError):
         run_study(tiny(), tmp_path, "cpu", Witness(tmp_path, StudyError("no room\nleft")))

@@ -141,6 +141,15 @@ def test_runs_are_counted_by_the_live_definitions(watch: Watch, clock: Clock) ->
     assert state.no_progress == 0  # the mean over three reports: (3 + 3 + 1) / 3 is below 2.9
 
 
+def test_the_margin_is_the_studys(clock: Clock) -> None:
+    watch, todo = Watch(clock, margin=0.9), packs()
+    watch.planned(todo, 0, "cpu")
+    watch.pack_started(todo[0])
+    for step in (60, 70, 80):
+        watch.pack_progress(todo[0], report(step, ENTROPY - 0.8, ENTROPY - 1.0, 1.0, 1.0))
+    assert watch.snapshot().no_progress == 1
+
+
 def test_one_batch_that_is_hard_is_no_lack_of_progress(watch: Watch) -> None:
     todo = packs()
     watch.planned(todo, 0, "cpu")

@@ -95,7 +95,7 @@ def run_study(
     study = study if isinstance(study, Study) else read_study(study)
     if observer is None:
         load_texts(study, cache)  # into the cache, before there is a display: it shows its own progress
-        with RichObserver() as shown:
+        with RichObserver(margin=study.divergence.progress_margin) as shown:
             return run_study(study, out, device, shown, cache)
     directory = Path(out)
     where = pick_device(device)
@@ -108,7 +108,7 @@ def run_study(
     report_epochs({pack.program for pack in packs}, texts)
     _write_study(directory, study)
     found = sum(identity in finished for identity in wanted)
-    with StatusFile(directory) as status:
+    with StatusFile(directory, margin=study.divergence.progress_margin) as status:
         _train(packs, texts, where, directory, provenance(study, where), Together(status, observer), found)
     return Outcome(directory, sum(len(pack.runs) for pack in packs), found, len(finished) - found)
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from train.plan import PlannedPack, describe
 from train.program import PackResult
 from train.program import Progress as PackProgress
-from train.watch import LIVE_RULE, PackView, Snapshot, Watch
+from train.watch import MARGIN, PackView, Snapshot, Watch, live_rule
 
 EVERY = 30.0  # seconds between two plain lines of one pack
 SHOWN = 4  # packs in the table; the finished ones before them are counted
@@ -30,15 +30,19 @@ SHOWN = 4  # packs in the table; the finished ones before them are counted
 class RichObserver:
     """Shows a study's progress; use it as a context, so that the terminal is left as it was, whatever happens."""
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic, margin: float = MARGIN
+    ) -> None:
         self.console = console or Console(stderr=True)
         self._clock = clock
-        self._watch = Watch(clock)
+        self._watch = Watch(clock, margin=margin)
         self._said = clock()
         self._live: Live | None = None
         if redraws(self.console):
             self._live = Live(
-                console=self.console, get_renderable=lambda: status_table(self._watch.snapshot()), refresh_per_second=2
+                console=self.console,
+                get_renderable=lambda: status_table(self._watch.snapshot(), margin),
+                refresh_per_second=2,
             )
 
     def __enter__(self) -> RichObserver:
@@ -101,7 +105,7 @@ def redraws(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def status_table(state: Snapshot) -> Group:
+def status_table(state: Snapshot, margin: float = MARGIN) -> Group:
     """The packs that have begun, latest last, and the totals."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold", collapse_padding=True)
     for heading in ("pack", "runs", "step", "steps/s", "run-steps/s", "alive", "no progress", "left"):
@@ -127,7 +131,7 @@ def status_table(state: Snapshot) -> Group:
     )
     began = state.alive + state.non_finite
     counts = f"of {began} runs so far {state.non_finite} non-finite and {state.no_progress} without progress"
-    return Group(table, totals, Text(counts), Text(LIVE_RULE, style="dim"))
+    return Group(table, totals, Text(counts), Text(live_rule(margin), style="dim"))
 
 
 def totals_line(state: Snapshot) -> str:

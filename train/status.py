@@ -40,7 +40,7 @@ from train.program import PackResult, Progress
 from train.store import PACKS, STUDY_FILE, open_study, read_packs
 from train.study import StudyError
 from train.study_file import read_study
-from train.watch import LIVE_RULE, Watch
+from train.watch import MARGIN, Watch, live_rule
 
 STATUS_FILE = "status.json"
 SCHEMA = 1
@@ -63,10 +63,11 @@ class StatusFile:
         directory: Path,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime.datetime] = utc_now,
+        margin: float = MARGIN,
     ) -> None:
         self.path = directory / STATUS_FILE
         self._aside = directory / f".{STATUS_FILE}.{os.getpid()}"
-        self._watch = Watch(clock)
+        self._watch = Watch(clock, margin=margin)
         self._now = now
         self._started = now()
         self._state = "running"
@@ -131,7 +132,8 @@ class StatusFile:
         packs = [dataclasses.asdict(view) for view in state.packs if view.state != "finished"]
         return {
             "schema": SCHEMA, "state": self._state, "error": self._error, "started": _iso(self._started),
-            "heartbeat": _iso(self._now()), "live_rule": LIVE_RULE, **dataclasses.asdict(state), "packs": packs,
+            "heartbeat": _iso(self._now()), "live_rule": live_rule(self._watch.margin),
+            **dataclasses.asdict(state), "packs": packs,
         }  # fmt: skip
 
     def _beat(self) -> None:

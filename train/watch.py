@@ -7,7 +7,8 @@ for each program that has not been compiled yet. Where nothing is measured yet t
 
 Whether a run *diverged* is decided when it has ended (`stability`). While it runs, two counts are cheap and honest:
 `non_finite`, a training loss that is NaN or infinite, and `no_progress`: after warm-up, the mean of the last `REPORTS` reported
-losses is not `MARGIN` nats below the text's unigram entropy, so that the run would count as one without progress if it ended now.
+losses is not below the line that the ended run will be held against: the text's unigram entropy, as `text` defines it where a
+share is noise, less the study's margin.
 """
 
 from __future__ import annotations
@@ -33,10 +34,15 @@ from train.stability import DivergenceSettings
 WINDOW = 30.0  # seconds that a rate looks back
 REPORTS = 3  # whose mean loss is held against the unigram entropy
 MARGIN = DivergenceSettings().progress_margin
-LIVE_RULE = (
-    f"no progress so far: after warm-up, the mean of the last {REPORTS} reported losses is not {MARGIN:g} nats below the text's "
-    "unigram entropy; whether a run diverged is decided when it has ended"
-)
+
+
+def live_rule(margin: float = MARGIN) -> str:
+    """What "no progress so far" means, in words."""
+    return (
+        f"no progress so far: after warm-up, the mean of the last {REPORTS} reported losses is not {margin:g} nats below the "
+        "text's unigram entropy; whether a run diverged is decided when it has ended"
+    )
+
 
 PackState = Literal["first step", "training", "finished"]
 
@@ -116,24 +122,30 @@ class _Account:
         while len(self.reports) > 2 and self.reports[1][0] < now - WINDOW:
             self.reports.popleft()
 
-    def counts(self) -> tuple[int, int]:
+    def counts(self, margin: float) -> tuple[int, int]:
         """Runs whose last loss is not finite, and finite ones without progress so far."""
         if not self.losses:
             return 0, 0
         finite = np.isfinite(self.losses[-1])
         idle = np.zeros_like(finite)
         if self.step > self.pack.program.warmup and len(self.losses) == REPORTS:
-            idle = finite & ~(np.mean(self.losses, axis=0) < self.unigram_entropy - MARGIN)
+            idle = finite & ~(np.mean(self.losses, axis=0) < self.unigram_entropy - margin)
         return int((~finite).sum()), int(idle.sum())
 
 
 class Watch:
-    """Keeps the accounts of a study under way; give it an observer's events, ask it for a `snapshot` from any thread."""
+    """Keeps the accounts of a study under way; give it an observer's events, ask it for a `snapshot` from any thread.
+
+    margin: the study's `divergence.progress_margin`, nats.
+    """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, memory: Callable[[], int | None] | None = None
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], int | None] | None = None,
+        margin: float = MARGIN,
     ) -> None:
-        self._clock, self._memory = clock, memory or memory_in_use
+        self._clock, self._memory, self.margin = clock, memory or memory_in_use, margin
         self._lock = threading.Lock()
         self._began = clock()
         self._packs: list[PlannedPack] = []
@@ -194,7 +206,7 @@ class Watch:
 
     def _view(self, account: _Account, now: float) -> PackView:
         pack, rate = account.pack, account.rate
-        non_finite, no_progress = account.counts()
+        non_finite, no_progress = account.counts(self.margin)
         finished = account.ended is not None
         return PackView(
             number=account.number,
