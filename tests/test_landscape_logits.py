@@ -8,6 +8,7 @@ NumPy at every corner, scipy's L-BFGS-B from inside, mpmath at 80 digits for the
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from landscape import SHARPNESS, half_width, logit_sharpness
+from landscape import SHARPNESS, half_width, logit_sharpness, small_box_sharpness
 
 Floats = npt.NDArray[np.float64]
 U32 = 2.0**-24  # unit roundoff of FP32
@@ -201,6 +202,36 @@ def test_the_rise_does_not_cancel_where_two_losses_subtracted_do() -> None:
     f, f_worst = (torch.nn.functional.cross_entropy(x, t) for x in (z, worst))
     assert abs(float(100 * (f_worst - f) / (1 + f)) / expected - 1) > 0.005
     assert abs(float(logit_sharpness(z, t, eps)) / expected - 1) < 3e-6
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, U32), (torch.float64, 2.0**-53)])
+@pytest.mark.parametrize(("low", "high"), [(0.24, 0.25), (0.2501, 0.5)])
+def test_nothing_is_left_out_where_the_series_ends_and_the_sums_begin(
+    dtype: torch.dtype, unit: float, low: float, high: float
+) -> None:
+    """Two equal logits of 0: widths of 1 and 1, so c = 2 epsilon, S = expm1(c) / 2, and small boxes end at epsilon 1/4.
+
+    Roundings go either way and average out, but for that of 1 + log 2, which all share; a term less, 2 units in FP32 and
+    more in FP64, would not.
+    """
+    epsilons = np.linspace(low, high, 200).tolist()
+    got = logit_sharpness(torch.zeros(2, dtype=dtype), torch.tensor(0), epsilons).tolist()
+    with mpmath.workdps(40):
+        errors = [
+            float(g * (1 + mpmath.log(2)) / (100 * mpmath.log1p(mpmath.expm1(2 * mpmath.mpf(eps)) / 2)) - 1) / unit
+            for g, eps in zip(got, epsilons, strict=True)
+        ]
+    assert abs(np.mean(errors)) < 1.5
+    assert max(map(abs, errors)) < 6
+
+
+def test_boxes_are_small_up_to_a_half() -> None:
+    """Two logits and their widths: 1 + 1, 2 + 1, and one without end, which is NaN by either way."""
+    logits, targets = torch.tensor([[0.0, 0.0], [1.0, 0.0], [math.inf, 0.0]]), torch.zeros(3, dtype=torch.int64)
+    percent, small = small_box_sharpness(logits, targets, (0.125, 0.25, 0.26))
+    assert small.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+    assert percent[2].isnan().all()
+    assert torch.equal(percent[small][:3], logit_sharpness(logits, targets, (0.125, 0.25, 0.26))[small][:3])
 
 
 @settings(max_examples=150, deadline=None)
