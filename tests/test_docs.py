@@ -88,5 +88,13 @@ def test_what_a_python_block_prints_is_shown() -> None:
         assert language != "python" or ("print(" in text) == (following == "text"), f"{TUTORIAL.name}:{line}"
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", TUTORIAL])
+def test_a_reader_is_told_where_the_command_is_before_it_is_used(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    first = re.search(r"^exmy ", text, re.MULTILINE)
+    assert first is not None
+    assert "`. .venv/bin/activate`" in text[: first.start()]
+
+
 def test_the_readme_leads_to_the_tutorial() -> None:
     assert "(docs/tutorial.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
