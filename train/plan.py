@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from train.compiling import compiles_steps
 from train.model import ModelShape
 from train.optim import AdamW
 from train.program import Probe, Program, Slot
@@ -91,7 +92,7 @@ def choose_pack_size(runs: int, largest: int, overhead: int) -> int:
 
 
 def _pack_size(study: Study, program: Program, runs: int, device: torch.device) -> int:
-    need, have = program.bytes_per_run(), _free_memory(device)
+    need, have = program.bytes_per_run(compiles_steps(device.type)), _free_memory(device)
     fit = int(MEMORY_SHARE * have // need)
     if fit < 1:
         raise StudyError(

@@ -68,16 +68,19 @@ class Program:
         # Activations in, D + D + D + 4D a block, and gradients in, 3D + D + 4D + D; the head takes D and V.
         return self.shape.size + tokens * (self.shape.layers * 16 * D + D + self.shape.vocabulary)
 
-    def bytes_per_run(self) -> int:
+    def bytes_per_run(self, compiled: bool) -> int:
         """An estimate of one run's device memory in bytes, from counting tensors; upper rather than lower.
 
         Master weights and two moments in FP32, operands and gradients in the carrier; 38 D bytes a token and layer of saved
-        activations in a BF16 carrier; a chunk of logits and its gradient, at most, for a run that needs one to itself.
+        activations in a BF16 carrier; a chunk of logits, at most, for a run that needs one to itself. Compiled, that is the
+        logits and their gradient; an eager step, or probe, makes up to nine tensors of them, and its carriers are a CPU's.
         """
         tokens, D = self.sequences * self.shape.context, self.shape.width
         wide = {"bf16": 1, "tf32": 2, "fp32": 2, "fp64": 4}[self.structure[0].carrier]
+        wide = wide if compiled else max(wide, 2)
         activations = tokens * D * (44 * self.shape.layers + 40) * wide
-        logits = 8 * min(tokens * self.shape.vocabulary, CHUNK_OF_ONE_RUN) * wide
+        a_logit = 8 * wide if compiled else 44
+        logits = a_logit * min(tokens * self.shape.vocabulary, CHUNK_OF_ONE_RUN)
         return 20 * self.shape.size * wide + activations + logits
 
 
