@@ -1,13 +1,17 @@
 """Many small GPTs at once, in any number format: studies, packs of runs, and what became of them."""
 
-from train.execute import Outcome, run_study
-from train.progress import RichObserver
-from train.rates import stability_table, wilson_interval
-from train.stability import DivergenceSettings, divergence
-from train.status import study_status
-from train.store import open_study
-from train.study import Study, StudyError
-from train.study_file import read_study
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.execute import Outcome, run_study
+    from train.progress import RichObserver
+    from train.rates import stability_table, wilson_interval
+    from train.stability import DivergenceSettings, divergence
+    from train.status import study_status
+    from train.store import open_study
+    from train.study import Study, StudyError
+    from train.study_file import read_study
 
 __all__ = [
     "DivergenceSettings",
@@ -23,3 +27,21 @@ __all__ = [
     "study_status",
     "wilson_interval",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that has a name when the name is asked for: texts can be listed without waiting for torch."""
+    modules = {
+        "execute": ("Outcome", "run_study"),
+        "progress": ("RichObserver",),
+        "rates": ("stability_table", "wilson_interval"),
+        "stability": ("DivergenceSettings", "divergence"),
+        "status": ("study_status",),
+        "store": ("open_study",),
+        "study": ("Study", "StudyError"),
+        "study_file": ("read_study",),
+    }
+    for module, names in modules.items():
+        if name in names:
+            return getattr(importlib.import_module(f"train.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,6 +29,17 @@ def _scores(q, k, q_at, k_at, T, scale, DIAGONAL: tl.constexpr):  # type: ignore
 
 
 @triton.jit
+def _attend(acc, top, weight, q, k, v, q_at, k_at, T, scale, DIAGONAL: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One more block of keys and values, against the running maximum (online softmax, Milakov & Gimelshein 2018)."""
+    s = _scores(q, k, q_at, k_at, T, scale, DIAGONAL)
+    higher = tl.maximum(top, tl.max(s, 1))
+    p = tl.exp2(s - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+    return acc, higher, weight * shrink + tl.sum(p, 1)
+
+
+@triton.jit
 def _attention_forward_kernel(  # type: ignore[no-untyped-def]
     qkv, y, lse, T, scale, H: tl.constexpr, HD: tl.constexpr, M: tl.constexpr, N: tl.constexpr
 ):
@@ -46,25 +57,13 @@ def _attention_forward_kernel(  # type: ignore[no-untyped-def]
         k_at = start + tl.arange(0, N)
         k = tl.load(base + H * HD + k_at[:, None] * step + d[None, :])
         v = tl.load(base + 2 * H * HD + k_at[:, None] * step + d[None, :])
-        s = _scores(q, k, q_at, k_at, T, scale, False)
-        higher = tl.maximum(top, tl.max(s, 1))
-        p = tl.exp2(s - higher[:, None])
-        shrink = tl.exp2(top - higher)
-        weight = weight * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
-        top = higher
+        acc, top, weight = _attend(acc, top, weight, q, k, v, q_at, k_at, T, scale, False)
     for start in range(block * M, block * M + M, N):
         k_at = start + tl.arange(0, N)
         there = (k_at < T)[:, None]
         k = tl.load(base + H * HD + k_at[:, None] * step + d[None, :], mask=there, other=0.0)
         v = tl.load(base + 2 * H * HD + k_at[:, None] * step + d[None, :], mask=there, other=0.0)
-        s = _scores(q, k, q_at, k_at, T, scale, True)
-        higher = tl.maximum(top, tl.max(s, 1))
-        p = tl.exp2(s - higher[:, None])
-        shrink = tl.exp2(top - higher)
-        weight = weight * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
-        top = higher
+        acc, top, weight = _attend(acc, top, weight, q, k, v, q_at, k_at, T, scale, True)
     out = (acc / weight[:, None]).to(y.dtype.element_ty)
     tl.store(y + (b * T + q_at[:, None]) * (H * HD) + h * HD + d[None, :], out, mask=(q_at < T)[:, None])
     tl.store(lse + bh.to(tl.int64) * T + q_at, top + tl.log2(weight), mask=q_at < T)

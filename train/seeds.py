@@ -8,11 +8,13 @@ drawn before.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.model import ModelShape
+if TYPE_CHECKING:
+    from train.model import ModelShape
 
 WORDS_PER_COUNTER = 4  # Philox 4x64 gives four words for each value of its counter
 
