@@ -199,9 +199,9 @@ DICTIONARY = Artefact(
 CORPORA = {
     corpus.name: corpus
     for corpus in (
-        Corpus("english", "Prose of botocore's API documentation", "service", ENGLISH, 31_000_000, english_documents),
-        Corpus("hebrew", "Hebrew and Aramaic scriptures without points", "chapter", HEBREW, 41_000_000, hebrew_documents),
-        Corpus("maths", "Metamath's set.mm without proofs", "section", MATHS, 16_000_000, maths_documents),
-        Corpus("dictionary", "GNU's Dictionary of English", "slice", DICTIONARY, 40_000_000, dictionary_documents),
+        Corpus("english", "Prose of botocore's API documentation", "service", ENGLISH, 31_600_000, english_documents),
+        Corpus("hebrew", "Hebrew and Aramaic scriptures without points", "chapter", HEBREW, 41_200_000, hebrew_documents),
+        Corpus("maths", "Metamath's set.mm without proofs", "section", MATHS, 16_400_000, maths_documents),
+        Corpus("dictionary", "GNU's Dictionary of English", "slice", DICTIONARY, 39_800_000, dictionary_documents),
     )
 }  # fmt: skip
