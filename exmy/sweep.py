@@ -8,9 +8,8 @@ from pathlib import Path
 from exmy.console import output, stability_tables
 from exmy.data import epochs_seen
 from exmy.report import write_report
-from train import RichObserver, Study, open_study, run_study
+from train import Study, open_study, run_study
 from train.plan import pick_device
-from train.streams import load_texts
 
 FIRST_LOOK = {"cpu": "first-look-cpu.toml", "cuda": "first-look-gpu.toml"}
 REPORT = "report"
@@ -23,9 +22,7 @@ def default_study(device: str) -> Path:
 
 def run_sweep(study: Study, directory: Path, device: str) -> None:
     """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done."""
-    load_texts(study)  # into the cache, before there is a display: it may take a minute, and shows that itself
-    with RichObserver(margin=study.divergence.progress_margin) as observer:
-        run_study(study, directory, device, observer)
+    run_study(study, directory, device)
     tree = open_study(directory)
     console = output()
     for table in stability_tables(tree):

@@ -8,6 +8,7 @@ the licence that a table names is the publisher's.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import warnings
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -133,9 +133,10 @@ def _run(command: list[str], folder: Path, what: str) -> str:
             command, cwd=folder, stdin=quiet, stdout=quiet, stderr=errors, env=os.environ | {"LC_ALL": "C"}
         )
         try:
-            while process.poll() is None:
+            while process.returncode is None:
                 waiting.advance()
-                time.sleep(0.05)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.05)
         finally:
             process.kill()
             process.wait()

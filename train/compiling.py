@@ -1,9 +1,9 @@
 """What is compiled, and where: said once, in the log, when something runs eagerly.
 
 A training step is compiled on a GPU, in pieces (see `step`), where it needs Triton and a C compiler; compiled code is kept in
-exmy's cache folder, so that the next process finds it. On a CPU compiling a whole step takes
-50-80 s a program, longer than it saves; there only the quantisers are compiled, one small function for all shapes (11
-s on two cores, once), and only where the study is long enough to earn that back.
+exmy's cache folder, so that the next process finds it. On a CPU compiling a whole step takes 50-80 s a program, longer than it
+saves; there only the quantisers are compiled, one small function for all shapes (11 s on two cores, once), and only where
+the study is long enough to earn that back.
 """
 
 from __future__ import annotations
@@ -58,9 +58,8 @@ def compiler() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     The compiler's own cache is in the temporary folder, which machines empty; $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept.
     """
     if CACHE_VARIABLE not in os.environ:
-        with contextlib.suppress(
-            RuntimeError, OSError
-        ):  # no home folder, or none that can be written to: the compiler's own
+        # Without a home folder, or one that can be written to, the compiler keeps its own.
+        with contextlib.suppress(RuntimeError, OSError):
             folder = cache_folder() / "compiled"
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):

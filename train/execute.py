@@ -6,6 +6,7 @@ not packs, so a study that grew seeds or formats trains what is new. A pack unde
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -93,10 +94,6 @@ def run_study(
     directory or the device won't do.
     """
     study = study if isinstance(study, Study) else read_study(study)
-    if observer is None:
-        load_texts(study, cache)  # into the cache, before there is a display: it shows its own progress
-        with RichObserver(margin=study.divergence.progress_margin) as shown:
-            return run_study(study, out, device, shown, cache)
     directory = Path(out)
     where = pick_device(device)
     finished = _prepare(directory, study)
@@ -108,7 +105,11 @@ def run_study(
     report_epochs({pack.program for pack in packs}, texts)
     _write_study(directory, study)
     found = sum(identity in finished for identity in wanted)
-    with StatusFile(directory, margin=study.divergence.progress_margin) as status:
+    margin = study.divergence.progress_margin
+    with contextlib.ExitStack() as stack:
+        # The display comes last: fetching and tokenising texts shows itself.
+        observer = observer or stack.enter_context(RichObserver(margin=margin))
+        status = stack.enter_context(StatusFile(directory, margin=margin))
         _train(packs, texts, where, directory, provenance(study, where), Together(status, observer), found)
     return Outcome(directory, sum(len(pack.runs) for pack in packs), found, len(finished) - found)
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from formats import FormatParameters, Rounding
-from train.linear import Precision, gradient_operand, operand
+from train.linear import Precision, on_grid, operand
 
 NORM_EPS = 1e-5
 HEAD_SIZES = (16, 32, 64, 128)  # of the attention kernel
@@ -150,7 +150,7 @@ class _AddNorm(torch.autograd.Function):
                 dy * gain[:, None, :], total, (total.shape[-1],), mean, rstd, None, None, [True, False, False]
             )[0]
             dx = dx if stream is None else dx + stream
-            d_delta = gradient_operand(dx, behind) if ctx.has_delta else None
+            d_delta = on_grid(dx, behind, behind.gradient) if ctx.has_delta else None
         return dx, d_delta, d_gain, *(None for _ in range(ctx.inputs - 3))
 
 
@@ -170,7 +170,7 @@ def _add_norm(
 def add_norm(
     x: Tensor, delta: Tensor | None, gain: Tensor, precision: Precision, kernels: bool
 ) -> tuple[Tensor, Tensor]:
-    """X + delta, and its norm times the gain as an operand of the next product: ([R, S, D] as x is, [R, S, D] in the carrier).
+    """The sum x + delta, [R, S, D] as x is, and its norm times the gain as an operand of the next product, alike in the carrier.
 
     x [R, S, D] FP32 (FP64 for native-fp64); delta [R, S, D] a product's result, in the carrier, or None; gain [R, D]. The
     gradient that goes to delta is rounded as an operand already.
@@ -238,7 +238,7 @@ def cross_entropy_gradient(
     z = wide_logits(logits, vocabulary)
     log_sum, is_target, losses = token_losses(z, targets)
     dz = (torch.exp(z - log_sum) - is_target.to(z.dtype)) / tokens
-    return losses.sum(1), gradient_operand(dz, precision)
+    return losses.sum(1), on_grid(dz, precision, precision.gradient)
 
 
 def wide_logits(logits: Tensor, vocabulary: int) -> Tensor:

@@ -115,31 +115,36 @@ def _round_gradient(x: Tensor, parameters: FormatParameters | None, precision: P
     return result
 
 
-def operand(x: Tensor, precision: Precision, parameters: FormatParameters | None) -> Tensor:
-    """x, of a floating dtype, on its grid and in the carrier, straight through; same shape."""
-    value = x.detach()
+def on_grid(x: Tensor, precision: Precision, parameters: FormatParameters | None) -> Tensor:
+    """x, of a floating dtype, as products take it: on the grid of `parameters` and in the carrier; carries no gradient."""
+    x = x.detach()
     if parameters is not None:
-        value = precision.quantizer(value.to(torch.float32), parameters, precision.structure.rounding)
+        x = precision.quantizer(x.to(torch.float32), parameters, precision.structure.rounding)
     elif precision.structure.native == "bf16":
-        value = value.to(torch.bfloat16)
-    return straight_through(x, value.to(precision.carrier))
+        x = x.to(torch.bfloat16)
+    return x.to(precision.carrier)
+
+
+def operand(x: Tensor, precision: Precision, parameters: FormatParameters | None) -> Tensor:
+    """`on_grid`, straight through; same shape."""
+    return straight_through(x, on_grid(x, precision, parameters))
 
 
 def product(x_RSD: Tensor, w_RDF: Tensor, precision: Precision) -> Tensor:
-    """X W run by run, of operands in the carrier, and in it; the result and both gradients rounded to the recipe's output."""
+    """Each run's x W, of operands in the carrier, and in it; the result and both gradients rounded to the recipe's output."""
     if precision.rounds_outputs:
         x_RSD, w_RDF = _round_gradient(x_RSD, None, precision), _round_gradient(w_RDF, None, precision)
     y = torch.bmm(x_RSD, w_RDF)
-    return round_output(y, precision)
+    return straight_through(y, round_output(y.detach(), precision)) if precision.rounds_outputs else y
 
 
 def round_output(y: Tensor, precision: Precision) -> Tensor:
-    """A product's result rounded to the recipe's output where the carrier is wider; straight through."""
-    return straight_through(y, y.detach().to(torch.bfloat16).to(y.dtype)) if precision.rounds_outputs else y
+    """A product's result rounded to the recipe's output where the carrier is wider."""
+    return y.to(torch.bfloat16).to(y.dtype) if precision.rounds_outputs else y
 
 
 def round_gradient(y: Tensor, precision: Precision) -> Tensor:
-    """Y itself, whose gradient is rounded as an operand of the backward products, in the dtype in which it arrives."""
+    """The same values, whose gradient is rounded as an operand of the backward products, in the dtype in which it arrives."""
     if precision.gradient is not None:
         return _round_gradient(y, precision.gradient, precision)
     if precision.structure.native == "bf16" and precision.carrier != torch.bfloat16:
@@ -150,15 +155,6 @@ def round_gradient(y: Tensor, precision: Precision) -> Tensor:
 def receive(y: Tensor, precision: Precision) -> Tensor:
     """A product's result as it is used, FP32 (FP64 in FP64), its gradient rounded once, from there straight to its grid."""
     return round_gradient(y.to(torch.float64 if precision.carrier == torch.float64 else torch.float32), precision)
-
-
-def gradient_operand(dy: Tensor, precision: Precision) -> Tensor:
-    """A gradient, of a floating dtype, as an operand of the backward products: on its grid and in the carrier."""
-    if precision.gradient is not None:
-        dy = precision.quantizer(dy.to(torch.float32), precision.gradient, precision.structure.rounding)
-    elif precision.structure.native == "bf16":
-        dy = dy.to(torch.bfloat16)
-    return dy.to(precision.carrier)
 
 
 def linear(x_RSD: Tensor, w_RDF: Tensor, precision: Precision) -> Tensor:

@@ -120,7 +120,3 @@ class Progress:
     step: int
     loss: NDArray[np.float32]
     unigram_entropy: float = float("nan")
-
-    def runs_not_finite(self, runs: int) -> int:
-        """How many of the first `runs` slots, padding left out, have lost their way to inf or NaN."""
-        return int(runs - np.isfinite(self.loss[:runs]).sum())

@@ -23,7 +23,7 @@ from torch import Tensor
 from formats import FormatParameters
 from landscape import logit_sharpness, small_box_sharpness
 from train.layers import add_norm, attend, cross_entropy_gradient, last_norm, token_losses, wide_logits
-from train.linear import Precision, operand, product, receive, round_gradient
+from train.linear import Precision, on_grid, operand, product, receive, round_gradient, round_output
 from train.model import ModelShape, Numerics
 from train.optim import AdamW, Factors, Parts, factors, squares, update
 
@@ -39,7 +39,7 @@ def padded_vocabulary(vocabulary: int) -> int:
 
 def as_operand(w: Tensor, precision: Precision) -> Tensor:
     """A master weight as its products take it: on its grid, in the carrier."""
-    return operand(w.detach(), precision, precision.weight)
+    return on_grid(w, precision, precision.weight)
 
 
 def head_operand(wte_RVD: Tensor, precision: Precision) -> Tensor:
@@ -164,11 +164,6 @@ def chunks(runs: int, tokens: int, vocabulary: int) -> Iterator[tuple[slice, sli
             yield slice(r, r + 1), slice(s, min(s + size, tokens))
 
 
-def _rounded(y: Tensor, precision: Precision) -> Tensor:
-    """A product's result, rounded to the recipe's output where the carrier is wider."""
-    return y.to(torch.bfloat16).to(y.dtype) if precision.rounds_outputs else y
-
-
 def of_runs(precision: Precision, r: slice) -> Precision:
     """The precision of some runs; of formats only the gradient's, which is all that the head still needs."""
     formats = precision.gradient
@@ -178,7 +173,7 @@ def of_runs(precision: Precision, r: slice) -> Precision:
 
 def _logits(x: Tensor, w: Tensor, precision: Precision) -> Tensor:
     """[r, s, V'], in the carrier."""
-    return _rounded(torch.bmm(x, w.transpose(1, 2)), precision)
+    return round_output(torch.bmm(x, w.transpose(1, 2)), precision)
 
 
 def head(
@@ -199,10 +194,10 @@ def head(
     logits = _logits(x, w, precision)
     kernels = kernels and precision.carrier == torch.bfloat16
     losses, dz = cross_entropy_gradient(logits, targets, precision, vocabulary, tokens, kernels)
-    dx = _rounded(torch.bmm(dz, w), precision)
+    dx = round_output(torch.bmm(dz, w), precision)
     if not whole:
         return losses, dx, _wide_product(dz.transpose(1, 2), x)
-    return losses, dx, _rounded(torch.bmm(dz.transpose(1, 2), x), precision)
+    return losses, dx, round_output(torch.bmm(dz.transpose(1, 2), x), precision)
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
@@ -261,5 +256,5 @@ def head_over_chunks(
         else:
             sums = dw_part if s.start == 0 or sums is None else sums.add_(dw_part)
             if s.stop == S:
-                dw[r] = _rounded(sums, precision)
+                dw[r] = round_output(sums, precision)
     return losses / S, dx, dw
