@@ -1,0 +1,156 @@
+"""The arithmetic of scales on tensors: exact exponents, exact quotients, products rounded once. Nothing here knows of axes.
+
+Magnitudes are FP32 numbers of either view, float or int32 pattern; x travels through FP32 exactly. What must hold, and why:
+
+1. Powers of two (`power_of_two_scale`). With t a threshold on the mantissa, floor(log2(amax)) + (mantissa >= t) is
+   ((pattern - t) >> 23) + 1 - bias, an integer operation. Every rule for E8M0 scales is one such t:
+
+       floor    never: t = 2^23             rceil     mantissa > that of largest
+       ceil     mantissa > 0: t = 1         nearest   mantissa >= that of 1.5 * largest
+       even     mantissa >= 2^23 - 2^(22-M), from where M bits round up to the next binade (a tie goes there too: the mantissa
+                below it is all ones, hence odd)
+
+   FP32's subnormals have no leading one. Shifted left by one, those from 2^-127 on do, as a binade with field 1, and all
+   others gain 1 in their field. The smaller ones stay at field 0: an exponent of at most -127, where E8M0 ends.
+
+2. Quotients by powers of two are products with the inverse, 2^-127 included, which FP32 holds as a subnormal. They are
+   exact where they are normal; smaller ones lie below 2^-126, far from what an element can tell from 0.
+
+3. Other quotients (`nudged_quotient`): x / S with S = c * t, c short (an E4M3 scale, or 1) and t an FP32 number. What an
+   element's rounding can tell apart are the intervals between neighbours of a set D, the numbers of at most p bits: the
+   element's values and the middles between them have no more. So any number of the quotient's own interval will do, and a
+   point of D itself only for a quotient equal to it. Such a number is
+
+       m   the number of at most p bits nearest to an approximate quotient. An error of less than half a step of D, 2^-(p+1),
+           leaves m one of the interval's two ends, so nothing depends on how the approximation was rounded; a division that a
+           compiler made two ulps wrong is as good.
+       e   x - m * S, with the right sign. S = c * (high + low), t cut after 12 bits. With p + bits(c) <= 12, (m * c) * high and
+           (m * c) * low are exact in FP32; so is x - (m * c) * high, of two numbers within a factor 2 of each other (Sterbenz);
+           and the last difference has the sign of what it rounds. All products being exact, whether a compiler contracts a
+           product and a difference to a fused multiply-add changes nothing.
+       m, or the FP32 number next to it, up if e > 0 and down if e < 0. D has no other point so near.
+
+   To keep all of this away from overflow and underflow, x and t are first multiplied by the same power of two (`frame`), which
+   brings t into [1, 4), or for t < 2^-100, which is brought up by 2^100, into [2^-49, 1).
+
+4. Rounding to an element (`round_to_element`), nearest even, for y >= 0: with 2^b <= y < 2^(b+1), b at least emin, adding
+   c = 2^(b - M + 23) leaves the sum in [c, 2c), where FP32's spacing is the element's, 2^(b - M). So the hardware's
+   rounding of the sum is the one wanted, ties by the same parity since c / 2^(b-M) is even, and subtracting c is exact.
+   This needs M <= 22, a y that is clamped to the largest value first, and a sign put back afterwards.
+
+5. Products (`product`) element * c * t, rounded once to x's dtype. In FP32 one multiplication of the short element * c by t does.
+   BF16 and FP16 would be rounded twice. There the product is cut to 16 bits, and the last of them set if anything was cut off
+   (round to odd); the sign of the remainder is found as in 3. 16 bits are at least 2 more than either has, so rounding
+   that number rounds the product (Boldo and Melquiond, "When double rounding is odd"), subnormal results included: FP32 holds
+   16 bits of anything from BF16's smallest middle, 2^-134, on.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAGNITUDE = 0x7FFFFFFF
+INFINITY = 0x7F800000
+NAN = 0x7FC00000
+SMALLEST_NORMAL = 0x00800000
+HALF_OF_SMALLEST_NORMAL = 0x00400000  # 2^-127
+HIGH = ~0xFFF  # 12 of the 24 bits of a significand
+SIXTEEN_BITS = ~0xFF
+SPLIT_BITS = 12
+
+
+class ElementConstants(NamedTuple):
+    """What `round_to_element` needs of a format: two FP32 patterns, and log2 of c over y's binade."""
+
+    max_bits: int
+    smallest_normal_bits: int
+    magic_shift: int
+
+
+def power_of_two_scale(amax: Tensor, threshold: int, offset: int) -> tuple[Tensor, Tensor]:
+    """The E8M0 scale for amax and its inverse, both FP32.
+
+    amax: int32 patterns of FP32 magnitudes. The exponent is floor(log2(amax)) + (mantissa >= threshold) - offset, clamped
+    to [-127, 127]; NaN, twice, where amax is inf or NaN; 2^-127 for a zero.
+    """
+    coded = torch.where(amax < SMALLEST_NORMAL, amax << 1, amax + SMALLEST_NORMAL)  # bias 128: up to 2^31 - 1
+    exponent = torch.clamp(((coded - threshold) >> 23) - (127 + offset), -127, 127)
+    finite = amax < INFINITY
+    scale = torch.where(finite, _power_bits(exponent), NAN)
+    inverse = torch.where(finite, _power_bits(-exponent), NAN)
+    return scale.view(torch.float32), inverse.view(torch.float32)
+
+
+def _power_bits(exponent: Tensor) -> Tensor:
+    return torch.where(exponent == -127, HALF_OF_SMALLEST_NORMAL, (exponent + 127) << 23)
+
+
+class Scale(NamedTuple):
+    """S = short * t, as 3 needs it: all FP32, broadcast against x."""
+
+    frame: Tensor  # the power of two by which x is multiplied first
+    high: Tensor  # t * frame, cut after 12 bits
+    low: Tensor  # the rest of it
+    short: Tensor | float  # 1 where the scale is t itself
+
+
+def fp32_scale(amax: Tensor, largest: float) -> Tensor:
+    """The quotient amax / largest, rounded once to FP32, within FP32's positive finite numbers; NaN where amax is inf or NaN.
+
+    amax: int32 patterns of FP32 magnitudes. largest has at most 12 bits. In FP64 a product with a rounded inverse is right
+    to 2^-51. Where the quotient is no point d between FP32 numbers, of at most 25 bits, amax and d * largest, of 24 and
+    37 bits, differ by 2^-37 of themselves. So to round to 40 bits first moves the product onto d if that is the quotient, and
+    across no d if not.
+    """
+    wide = amax.view(torch.float32).to(torch.float64) * (1.0 / largest)
+    snapped = ((wide.view(torch.int64) + (1 << 12)) & -(1 << 13)).view(torch.float64).to(torch.float32)
+    pattern = torch.clamp(snapped.view(torch.int32), 1, INFINITY - 1)
+    return torch.where(amax < INFINITY, pattern, NAN).view(torch.float32)
+
+
+def split_scale(t: Tensor, short: Tensor | float = 1.0) -> Scale:
+    """A scale t (FP32, positive, or NaN) in its frame and two halves."""
+    field = t.view(torch.int32) >> 23
+    frame = (torch.clamp(254 - field, 1, 227) << 23).view(torch.float32)
+    framed = t * frame
+    high = (framed.view(torch.int32) & HIGH).view(torch.float32)
+    return Scale(frame, high, framed - high, short)
+
+
+def nudged_quotient(a: Tensor, s: Scale, p: int, limit: int) -> Tensor:
+    """A number that every deterministic rounding to an element of p - 1 bits takes to where it takes a / S.
+
+    a: FP32, >= 0. p + bits(short) <= 12. limit: pattern of the number of at most p bits, at least the largest element,
+    to which larger quotients are cut. FP32, as float; anything where S is NaN.
+    """
+    x = a * s.frame
+    approximate = x * (1.0 / (s.short * (s.high + s.low)))
+    pattern = torch.clamp(approximate.view(torch.int32), max=limit)
+    drop = 24 - p
+    m = (pattern + (1 << (drop - 1))) & -(1 << drop)
+    multiple = m.view(torch.float32) * s.short
+    e = (x - multiple * s.high) - multiple * s.low
+    return (m + (e > 0).to(torch.int32) - (e < 0).to(torch.int32)).view(torch.float32)
+
+
+def round_to_element(y: Tensor, p: ElementConstants) -> Tensor:
+    """The element's value nearest to y >= 0, ties to even, saturating; FP32. Anything for a NaN."""
+    pattern = torch.clamp(y.view(torch.int32), max=p.max_bits)
+    binade = torch.clamp(pattern & INFINITY, min=p.smallest_normal_bits)
+    c = (binade + (p.magic_shift << 23)).view(torch.float32)
+    return (pattern.view(torch.float32) + c) - c
+
+
+def product(q: Tensor, s: Scale, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number that rounds to dtype as the exact product q * S does; FP32. q: magnitudes of elements, short as in 3."""
+    multiple = q * s.short
+    if dtype == torch.float32:
+        return multiple * t
+    rounded = multiple * (s.high + s.low)
+    cut = rounded.view(torch.int32) & SIXTEEN_BITS
+    e = (multiple * s.high - cut.view(torch.float32)) + multiple * s.low
+    cut = torch.where(e < 0, cut + SIXTEEN_BITS, cut)
+    odd = torch.where(e != 0, cut | -SIXTEEN_BITS, cut)
+    frame = (254 << 23) - s.frame.view(torch.int32)
+    return odd.view(torch.float32) * frame.view(torch.float32)

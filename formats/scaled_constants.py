@@ -1,0 +1,114 @@
+"""What the tensor functions of scaled formats need of a format, a rule and the modes, as numbers for the compiler to fold."""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from formats.names import get_format
+from formats.rounding import Overflow, Rounding, check_modes
+from formats.scale_arithmetic import SPLIT_BITS, ElementConstants
+from formats.scaled import ScaledFormat, ScaleRule, largest_product, scaled_format
+from formats.spec import FloatFormat
+
+
+class ScaledConstants(NamedTuple):
+    """A format, a rule and the modes as numbers that the compiler folds into the program."""
+
+    granularity: str
+    group: tuple[int, ...]
+    scale: str
+    element: str
+    rounding: str
+    overflow: str
+    threshold: int
+    offset: int
+    largest: float
+    largest_product: float
+    p: int
+    limit: int
+    fast: bool
+    wide: bool
+    element_constants: ElementConstants
+    scale_constants: ElementConstants
+    smallest_scale_bits: int
+
+
+def resolve(f: ScaledFormat | str, rule: str | None) -> ScaledFormat:
+    """The format, or the one of that name, with another rule if one is given."""
+    return (scaled_format(f) if isinstance(f, str) else f).with_rule(rule)
+
+
+# As in formats.quantizer: the compiler runs this itself, guarding on names, so that a program is one of constants.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def scaled_constants(name: str, rule: str | None, rounding: str, overflow: str) -> ScaledConstants:
+    """The numbers for a format's name; ValueError for a name, rule or mode that there is not."""
+    return _derive(resolve(name, rule), *check_modes(rounding, overflow))
+
+
+@cache
+def _derive(f: ScaledFormat, rounding: Rounding, overflow: Overflow) -> ScaledConstants:
+    element, bits = f.element, significant_bits(f.element)
+    fast = rounding is Rounding.NEAREST_EVEN and overflow is Overflow.SATURATE and _is_plain(element)
+    threshold, offset = _threshold(f)
+    scale_format = get_format("e4m3fn")
+    return ScaledConstants(
+        granularity=str(f.granularity),
+        group=f.group,
+        scale=f.scale,
+        element=element.canonical_name,
+        rounding=str(rounding),
+        overflow=str(overflow),
+        threshold=threshold,
+        offset=offset,
+        largest=element.max,
+        largest_product=largest_product(f),
+        p=min(bits + 1, SPLIT_BITS),
+        limit=_pattern(element.max) if fast else _pattern(2.0 ** (_exponent(element.max) + 3)),
+        fast=fast,
+        wide=str(rounding).startswith("stochastic") or bits >= SPLIT_BITS,
+        element_constants=_element_constants(element) if fast else ElementConstants(0, 0, 0),
+        scale_constants=_element_constants(scale_format),
+        smallest_scale_bits=_pattern(scale_format.smallest_subnormal),
+    )
+
+
+def _is_plain(element: FloatFormat) -> bool:
+    """Whether `round_to_element` serves the format: subnormals, a -0, and a mantissa."""
+    kept = getattr(element, "subnormals", True) and getattr(element, "has_negative_zero", True)
+    return isinstance(element, FloatFormat) and kept and 1 <= element.mantissa_bits < SPLIT_BITS - 1
+
+
+def _element_constants(f: FloatFormat) -> ElementConstants:
+    return ElementConstants(_pattern(f.max), _pattern(f.smallest_normal), 23 - f.mantissa_bits)
+
+
+def _threshold(f: ScaledFormat) -> tuple[int, int]:
+    """Of power_of_two_scale, for a rule; each derived in formats.scale_arithmetic."""
+    emax = _exponent(f.element.max)
+    whole = 1 << 23
+    if f.rule is ScaleRule.CEIL:
+        return 1, emax
+    if f.rule is ScaleRule.RCEIL:
+        return (_pattern(f.element.max) & (whole - 1)) + 1, emax
+    if f.rule is ScaleRule.NEAREST:
+        middle = 1.5 * f.element.max
+        return _pattern(middle) & (whole - 1), _exponent(middle)
+    if f.rule is ScaleRule.EVEN:
+        return whole - (whole >> significant_bits(f.element)), emax
+    return whole, emax
+
+
+@cache
+def significant_bits(element: FloatFormat) -> int:
+    """Of the element's longest value: M + 1."""
+    return element.mantissa_bits + 1
+
+
+def _exponent(value: float) -> int:
+    return (_pattern(value) >> 23) - 127
+
+
+def _pattern(value: float) -> int:
+    """The bits of a positive number that FP32 holds."""
+    return int(get_format("fp32").encode(value))

@@ -1,0 +1,454 @@
+"""Scaled formats on tensors against the rational reference, elementwise and to the last bit; and what happens at their edges."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from formats import get_format
+from formats.scaled import ScaledFormat, ScaleRule, rules_for, scaled_format
+from formats.scaled_codes import decode_scaled, encode_scaled
+from formats.scaled_reference import quantize_group, reference_tensor_scale
+from formats.scaling import quantize_scaled, scales_of, tensor_amax
+from verification.points import CARRIERS
+from verification.test_conditional import needs_compiler
+
+MX = ["mxfp8_e4m3fn", "mxfp8_e5m2", "mxfp6_e2m3fn", "mxfp6_e3m2fn", "mxfp4"]
+E8M0_RULES = [str(rule) for rule in rules_for("e8m0fnu")]
+BY_RULE = [f"{name}:{rule}" for name in MX for rule in E8M0_RULES]
+WITH_FP32_SCALES = ["e4m3fn@block8", "e5m2@block8", "e2m1fn@block8", "e5m10@block8", "e3m4@block8", "e1m2f@block8"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LIMITS = {torch.float32: 2.0**128, torch.bfloat16: 2.0**128, torch.float16: 2.0**16}
+
+
+def bits(x: Tensor) -> Tensor:
+    """Patterns of x in FP32, every NaN the same."""
+    wide = x.to(torch.float32)
+    return torch.where(wide.isnan(), torch.tensor(0x7FC00000), wide.view(torch.int32))
+
+
+def expected(x: Tensor, name: str, rounding: str = "nearest_even", tensor_scale: float | None = None) -> Tensor:
+    """By the reference: x is cut into groups along its only axis."""
+    f, values = scaled_format(name), x.tolist()
+    upper = tensor_scale
+    if f.has_tensor_scale and upper is None:
+        exact = reference_tensor_scale(values, f)
+        if exact is None:
+            return torch.full_like(x, float("nan"))
+        upper = float(exact)
+    n = f.elements_per_scale or len(values)
+    out: list[float] = []
+    for start in range(0, len(values), n):
+        group = quantize_group(values[start : start + n], f, rounding, tensor_scale=upper)
+        out += group.values(CARRIERS[x.dtype])
+    return torch.tensor(out).to(x.dtype)
+
+
+def assert_same(got: Tensor, want: Tensor, x: Tensor) -> None:
+    wrong = bits(got) != bits(want)
+    assert got.dtype == want.dtype
+    assert not wrong.any(), [
+        (x[i].item(), got[i].item(), want[i].item()) for i in wrong.nonzero().flatten().tolist()[:4]
+    ]
+
+
+def decision_points(f: ScaledFormat) -> list[float]:
+    """Every value of the element and every middle between two, the last overflowing one included, positive."""
+    codes = np.arange(min(f.element.max_code, 300) + 1)
+    grid = f.element.decode(codes)
+    top = f.element.decode(np.array([f.element.max_code - 1, f.element.max_code]))
+    return [*grid, *((grid[1:] + grid[:-1]) / 2), top[1], 1.5 * top[1] - 0.5 * top[0]]
+
+
+@st.composite
+def nasty_blocks(draw: st.DrawFn, f: ScaledFormat, dtype: torch.dtype, size: int = 8) -> Tensor:
+    """Values a few ulps around decision points times a scale, powers of two, subnormals and zeros, or any bit patterns."""
+    points = decision_points(f)
+    smallest = -149 if dtype != torch.float16 else -24
+    exponent = draw(st.integers(smallest - 4, 127 if dtype != torch.float16 else 15))
+    scale = 2.0**exponent
+    if f.scale != "e8m0fnu":
+        scale *= draw(st.sampled_from([1.0, 1.125, 1.75]) | st.integers(2**23, 2**24 - 1).map(lambda m: m / 2**23))
+    near = st.builds(lambda p: p * scale, st.sampled_from(points))
+    power = st.builds(lambda e: 2.0**e, st.integers(smallest, 127))
+    mixed = st.builds(lambda m, e: m * 2.0**e * scale, st.floats(1, 2), st.integers(-12, 12))
+    value = st.one_of(near, near, power, mixed, st.just(0.0), st.floats(0, 1e-38))
+    chosen = draw(st.lists(value, min_size=size, max_size=size))
+    if draw(st.booleans()):  # so that the scale is the one that the points were multiplied by
+        chosen[0] = f.element.max * scale
+    return spread(draw, chosen, dtype)
+
+
+def spread(draw: st.DrawFn, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """To the dtype, kept finite, some moved by an ulp or two, with signs."""
+    n = len(values)
+    nudges = draw(st.lists(st.integers(-2, 2), min_size=n, max_size=n))
+    signs = draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    kind, top = (torch.int32, 0x7F7FFFFF) if dtype == torch.float32 else (torch.int16, 0)
+    top = top or (0x7F7F if dtype == torch.bfloat16 else 0x7BFF)
+    patterns = torch.tensor(values, dtype=torch.float64).to(dtype).view(kind).to(torch.int64)
+    moved = torch.clamp(patterns + torch.tensor(nudges), 0, top).to(kind).view(dtype)
+    return torch.where(torch.tensor(signs), -moved, moved)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*BY_RULE, *WITH_FP32_SCALES])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_equals_the_reference(name: str, dtype: torch.dtype, data: st.DataObject) -> None:
+    x = data.draw(nasty_blocks(scaled_format(name), dtype))
+    assert_same(quantize_scaled(x, name), expected(x, name), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_nvfp4_equals_the_reference(dtype: torch.dtype, data: st.DataObject) -> None:
+    x = data.draw(nasty_blocks(scaled_format("nvfp4"), dtype, 20))
+    assert_same(quantize_scaled(x, "nvfp4"), expected(x, "nvfp4"), x)
+
+
+@st.composite
+def near_products(draw: st.DrawFn, dtype: torch.dtype, t: float) -> Tensor:
+    """A block whose E4M3 scale is drawn, and elements beside decision points times that scale times t."""
+    f = scaled_format("nvfp4")
+    scale = float(get_format("e4m3fn").decode(draw(st.integers(1, 126)))) * t
+    points = st.sampled_from(decision_points(f)).map(lambda p: p * scale)
+    return spread(draw, [6 * scale, *draw(st.lists(points, min_size=15, max_size=15))], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_nvfp4_under_a_given_tensor_scale(dtype: torch.dtype, data: st.DataObject) -> None:
+    low, high = (-20, 3) if dtype == torch.float16 else (-150, 110)
+    mantissa = data.draw(st.integers(2**23, 2**24 - 1))
+    t = float(torch.tensor(mantissa / 2**23 * 2.0 ** data.draw(st.integers(low, high)), dtype=torch.float32))
+    if t == 0.0:
+        return
+    x = data.draw(near_products(dtype, t))
+    assert_same(quantize_scaled(x, "nvfp4", tensor_scale=t), expected(x, "nvfp4", tensor_scale=t), x)
+
+
+@pytest.mark.parametrize("rounding", ["toward_zero"])
+@pytest.mark.parametrize("name", [*MX, *WITH_FP32_SCALES])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_other_roundings_equal_the_reference(name: str, rounding: str, data: st.DataObject) -> None:
+    x = data.draw(nasty_blocks(scaled_format(name), torch.float32))
+    assert_same(quantize_scaled(x, name, rounding=rounding), expected(x, name, rounding), x)
+
+
+EVERY_BINADE = torch.arange(0, 255 << 23, 1 << 22, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("rule", E8M0_RULES)
+@pytest.mark.parametrize("name", MX)
+def test_scale_rules_at_every_power_of_two(name: str, rule: str) -> None:
+    """2^k, 1.5 * 2^k, FP32's subnormal powers, the largest element and 1.5 times it, each with its FP32 neighbours."""
+    f = scaled_format(f"{name}:{rule}")
+    shape = torch.tensor([1.0, f.element.max, 1.5 * f.element.max, 2 - 2.0 ** -(f.element.mantissa_bits + 1)])
+    binades = torch.cat([shape.view(torch.int32) & 0x7FFFFF | k << 23 for k in range(0, 255, 1)])
+    centres = torch.cat([EVERY_BINADE, binades, (2.0 ** torch.arange(-149.0, -126.0)).view(torch.int32)])
+    around = (centres[:, None] + torch.arange(-1, 2)).clamp(0, 0x7F7FFFFF).unique()
+    x = around.to(torch.int32).view(torch.float32)
+    got = scales_of(x[:, None], f).group[:, 0]
+    want = [quantize_group([value], f).scale for value in x.tolist()]
+    assert got.tolist() == [float(scale) for scale in want if scale is not None]
+
+
+@pytest.mark.parametrize("name", ["e4m3fn@row", "e5m2@row", "e2m1fn@row", "e5m10@row"])
+def test_fp32_scales_are_rounded_once(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randint(0, 0x7F800000, (2000,), generator=generator, dtype=torch.int32)
+    tiny = torch.randint(0, 1 << 24, (2000,), generator=generator, dtype=torch.int32)
+    x = torch.cat([EVERY_BINADE, random, tiny, torch.arange(5000, dtype=torch.int32)]).view(torch.float32)
+    got = scales_of(x[:, None], name).group[:, 0].tolist()
+    assert got == [float(quantize_group([value], name).scale or 0) for value in x.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("name", "amax", "scale"),
+    [
+        ("mxfp4:floor", 128 - 2.0**-17, 16.0),
+        ("mxfp4:floor", 128.0, 32.0),
+        ("mxfp4:ceil", 128 - 2.0**-17, 32.0),
+        ("mxfp4:ceil", 128.0, 32.0),
+        ("mxfp4:ceil", 128 + 2.0**-16, 64.0),
+        ("mxfp4:rceil", 96.0, 16.0),
+        ("mxfp4:rceil", 96 + 2.0**-17, 32.0),
+        ("mxfp4:nearest", 144.0, 32.0),
+        ("mxfp4:nearest", 144 - 2.0**-16, 16.0),
+        ("mxfp4:even", 111.99, 16.0),
+        ("mxfp4:even", 112.0, 32.0),
+        ("mxfp8_e4m3fn:floor", 448.0, 1.0),
+        ("mxfp8_e4m3fn:floor", 511.9, 1.0),
+        ("mxfp8_e4m3fn:rceil", 448.0, 1.0),
+        ("mxfp8_e4m3fn:rceil", 449.0, 2.0),
+        ("mxfp8_e5m2:floor", 57344.0, 1.0),
+        ("e4m3fn@tensor", 448.0, 1.0),
+        ("e4m3fn@tensor", 1.0, 2.0 * 0x924925 / 2**33),  # 1/448
+    ],
+)
+def test_scales_worked_out_by_hand(name: str, amax: float, scale: float) -> None:
+    assert scales_of(torch.tensor([amax, -0.5]), name).group.tolist() == [scale]
+
+
+def test_nvfp4_worked_out_by_hand() -> None:
+    """amax 2688 gives a tensor scale of 1; the second block's 3 / 6 is an E4M3 number."""
+    x = torch.zeros(32)
+    x[:4] = torch.tensor([2688.0, 1344.0, -100.0, 112.0])
+    x[16:20] = torch.tensor([3.0, 0.375, -0.125, 0.13])
+    scales = scales_of(x, "nvfp4")
+    assert scales.group.tolist() == [448.0, 0.5]
+    assert scales.tensor is not None
+    assert scales.tensor.item() == 1.0
+    want = torch.zeros(32)
+    want[:4] = torch.tensor([2688.0, 1344.0, -0.0, 0.0])
+    want[16:20] = torch.tensor([3.0, 0.5, -0.0, 0.25])
+    assert torch.equal(bits(quantize_scaled(x, "nvfp4")), bits(want))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["mxfp8_e4m3fn", "mxfp4:even", "nvfp4", "e4m3fn@tile16x16", "e4m3fn@block32"])
+def test_compiled_gives_the_same_bits(name: str, dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    generator = torch.Generator().manual_seed(1)
+    patterns = torch.randint(-(2**31), 2**31, (64, 64), generator=generator, dtype=torch.int64).to(torch.int32)
+    wild = patterns.view(torch.float32)
+    x = torch.cat([wild, torch.randn(64, 64, generator=generator), torch.zeros(64, 64)]).to(dtype)
+    x[:, 0] = x[:, 0].clamp(-1, 1)
+    upper = 0.0123 if name == "nvfp4" else None
+    compiled = torch.compile(quantize_scaled, fullgraph=True)(x, name, tensor_scale=upper)
+    assert torch.equal(bits(compiled), bits(quantize_scaled(x, name, tensor_scale=upper)))
+
+
+# --- which elements share a scale -----------------------------------------------------------------------------------------
+
+
+def groups_of(shape: tuple[int, ...], name: str, axis: int, batch_dims: int) -> list[list[int]]:
+    """Flat indices of each group, by counting."""
+    f = scaled_format(name)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for flat, index in enumerate(np.ndindex(*shape)):
+        where = list(index)
+        if f.granularity == "tensor":
+            where[batch_dims:] = [0] * (len(shape) - batch_dims)
+        elif f.granularity == "row":
+            where[axis] = 0
+        elif f.granularity == "block":
+            where[axis] //= f.group[0]
+        else:
+            where[-2] //= f.group[0]
+            where[-1] //= f.group[1]
+        groups.setdefault(tuple(where), []).append(flat)
+    return list(groups.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "batch_dims"),
+    [
+        ("e4m3fn@tensor", -1, 0),
+        ("e4m3fn@tensor", -1, 1),
+        ("e4m3fn@tensor", -1, 2),
+        ("e4m3fn@row", -1, 0),
+        ("e4m3fn@row", 0, 0),
+        ("e4m3fn@row", 1, 1),
+        ("e4m3fn@block4", -1, 0),
+        ("e4m3fn@block4", 1, 1),
+        ("e2m1fn@block4:e8m0fnu", 0, 0),
+        ("e4m3fn@tile2x3", -1, 0),
+        ("e4m3fn@tile4x4:e8m0fnu:rceil", -1, 1),
+    ],
+)
+def test_groups_lie_where_they_should(name: str, axis: int, batch_dims: int) -> None:
+    x = torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(2))
+    want = torch.empty(x.numel())
+    scales = set()
+    for indices in groups_of(tuple(x.shape), name, axis, batch_dims):
+        group = quantize_group(x.flatten()[indices].tolist(), name)
+        want[indices] = torch.tensor(group.values("fp32"))
+        scales.add(group.scale)
+    got = quantize_scaled(x, name, axis, batch_dims=batch_dims)
+    assert torch.equal(bits(got), bits(want.reshape(x.shape)))
+    assert {float(s) for s in scales if s} == set(
+        scales_of(x, name, axis, batch_dims=batch_dims).group.flatten().tolist()
+    )
+
+
+def test_a_run_never_sees_its_neighbours_amax() -> None:
+    x = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(3))
+    for name in ("nvfp4", "e4m3fn@tensor"):
+        alone = torch.cat([quantize_scaled(x[r : r + 1], name, batch_dims=1) for r in range(3)])
+        wild = x.clone()
+        wild[1] *= 1e20
+        assert torch.equal(quantize_scaled(x, name, batch_dims=1), alone)
+        assert torch.equal(quantize_scaled(wild, name, batch_dims=1)[[0, 2]], alone[[0, 2]])
+        given_scale = scales_of(x, name, batch_dims=1).tensor
+        if given_scale is None:
+            given_scale = scales_of(x, name, batch_dims=1).group.reshape(3)
+        assert torch.equal(quantize_scaled(x, name, tensor_scale=given_scale, batch_dims=1), alone)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "e4m3fn@tile16x16"])
+def test_a_short_last_group_is_as_if_zeros_followed(name: str) -> None:
+    x = torch.randn(20, 40, generator=torch.Generator().manual_seed(4))
+    padded = torch.nn.functional.pad(x, (0, 24, 0, 12))
+    assert torch.equal(quantize_scaled(x, name), quantize_scaled(padded, name)[:20, :40])
+
+
+# --- edges ---------------------------------------------------------------------------------------------------------------
+
+ALL = [*MX, "nvfp4", "e4m3fn@tensor", "e4m3fn@row", "e4m3fn@block16", "e4m3fn@tile1x16"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_zeros_stay_zeros_with_their_signs(name: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([0.0, -0.0] * 16, dtype=dtype).reshape(1, 32)
+    assert torch.equal(bits(quantize_scaled(x, name)), bits(x))
+    smallest = {"e8m0fnu": 2.0**-127, "e4m3fn": 2.0**-9, "fp32": 2.0**-149}[scaled_format(name).scale]
+    assert set(scales_of(x, name).group.flatten().tolist()) == {smallest}
+
+
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_a_group_with_inf_or_nan_is_nan(name: str, dtype: torch.dtype, bad: float) -> None:
+    x = torch.ones(2, 64, dtype=dtype)
+    x[0, 3] = bad
+    upper = 1.0 if name == "nvfp4" else None
+    got = quantize_scaled(x, name, tensor_scale=upper)
+    f = scaled_format(name)
+    n = f.elements_per_scale or 64
+    whole = f.granularity == "tensor"
+    assert got[0, :n].isnan().all()
+    assert got[0, n:].isnan().all() == (whole or n == 64)
+    assert got[1].isnan().all() == whole
+    assert quantize_scaled(x, "nvfp4").isnan().all()
+
+
+def test_with_a_given_scale_nan_stays_and_inf_overflows() -> None:
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0, 1e30])
+    got = quantize_scaled(x, "e4m3fn@tensor", tensor_scale=0.5)
+    assert torch.equal(bits(got), bits(torch.tensor([float("nan"), 224.0, -224.0, 1.0, 224.0])))
+
+
+@pytest.mark.parametrize("t", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_tensor_scale_that_is_none_gives_nan(t: float) -> None:
+    assert quantize_scaled(torch.ones(16), "nvfp4", tensor_scale=t).isnan().all()
+
+
+def test_a_product_that_the_dtype_cannot_hold_is_inf() -> None:
+    x = torch.tensor([65504.0, 100.0], dtype=torch.float16)
+    assert quantize_scaled(x, "mxfp4:even").tolist() == [float("inf"), 0.0]
+    assert quantize_scaled(x, "mxfp4:floor").tolist() == [6 * 2.0**13, 0.0]
+    top = torch.tensor([torch.finfo(torch.float32).max])
+    assert quantize_scaled(top, "mxfp4:even").tolist() == [float("inf")]
+
+
+def test_subnormal_amax_and_subnormal_scales() -> None:
+    x = torch.tensor([2.0**-149, 3 * 2.0**-140, -(2.0**-130)])
+    for name in [*BY_RULE, "e4m3fn@tensor", "e5m2@tensor", "nvfp4"]:
+        assert_same(quantize_scaled(x, name), expected(x, name), x)
+    assert scales_of(x, "e5m2@tensor").group.item() == 9 * 2.0**-149  # 2^-130 / 57344 is 64 / 7 of them
+
+
+def test_empty_and_without_axes() -> None:
+    for name in ALL:
+        assert quantize_scaled(torch.empty(0, 32), name).shape == (0, 32)
+        assert quantize_scaled(torch.empty(3, 0), name).shape == (3, 0)
+    for name in ("mxfp4", "nvfp4", "e4m3fn@tensor", "e4m3fn@row"):
+        x = torch.tensor(1.7)
+        assert torch.equal(quantize_scaled(x, name), quantize_scaled(x[None], name)[0])
+    assert tensor_amax(torch.empty(2, 0), 1).tolist() == [0.0, 0.0]
+    assert tensor_amax(torch.tensor([[1.0, -3.0], [float("inf"), float("nan")]]), 1)[0] == 3.0
+
+
+def test_strided_inputs_and_no_gradient() -> None:
+    x = torch.randn(64, 48, generator=torch.Generator().manual_seed(5), requires_grad=True)
+    turned = quantize_scaled(x.t(), "mxfp8_e4m3fn", axis=1)
+    assert torch.equal(turned, quantize_scaled(x, "mxfp8_e4m3fn", axis=0).t())
+    assert not turned.requires_grad
+
+
+# --- codes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*BY_RULE, "nvfp4", "e4m3fn@tile8x16", "e5m2@tensor", "e4m3fn@row"])
+def test_decoding_the_codes_gives_what_quantising_gives(name: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x = (torch.randn(4, 64, generator=generator) * 2.0 ** torch.randint(-20, 15, (4, 64), generator=generator)).to(
+        dtype
+    )
+    x[0, :32] = 0.0
+    if scaled_format(name).granularity != "tensor":
+        x[3, 40] = float("nan")
+    upper = 0.037 if name == "nvfp4" else None
+    scaled = encode_scaled(x, name, tensor_scale=upper)
+    assert scaled.elements.dtype == torch.uint8
+    assert scaled.elements.shape == x.shape
+    assert torch.equal(bits(decode_scaled(scaled, dtype)), bits(quantize_scaled(x, name, tensor_scale=upper)))
+
+
+def test_codes_worked_out_by_hand() -> None:
+    x = torch.zeros(32)
+    x[:4] = torch.tensor([96.0, -24.0, 8.0, 1.0])
+    scaled = encode_scaled(x, "mxfp4")
+    assert scaled.scales.tolist() == [127 + 4]
+    assert scaled.elements[:5].tolist() == [0b0111, 0b1011, 0b0001, 0, 0]
+    x[7] = float("nan")
+    scaled = encode_scaled(x, "mxfp4")
+    assert scaled.scales.tolist() == [0xFF]
+    assert not scaled.elements.any()
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"f": "mxfp9"}, "mxfp9: neither mxfp8_e4m3fn"),
+        ({"f": "e4m3fn@block0"}, "a block has 1 sizes of at least 1, got"),
+        ({"f": "e8m3@row"}, "e8m3's positive values must lie in 2\\^-80..2\\^64"),
+        ({"f": "mxfp4", "rule": "amax"}, "follows the rule floor or ceil or rceil or nearest or even, got amax"),
+        ({"f": "mxfp4", "rule": "round"}, "the rule must be one of floor, ceil, .* got 'round'"),
+        ({"f": "e4m3fn@row", "rule": "floor"}, "a scale in fp32 follows the rule amax, got floor"),
+        ({"f": "mxfp4", "tensor_scale": 1.0}, "mxfp4 has no tensor scale"),
+        (
+            {"f": "nvfp4", "tensor_scale": torch.ones(2)},
+            r"tensor_scale must have the shape \(\) of the batch, got \(2,\)",
+        ),
+        ({"f": "mxfp4", "axis": 2}, "axis must be -2..1 for a tensor of 2 axes, got 2"),
+        ({"f": "mxfp4", "axis": 0, "batch_dims": 1}, "axis 0 is one of the 1 batch_dims"),
+        ({"f": "mxfp4", "batch_dims": 3}, "batch_dims must be 0..2 for a tensor of 2 axes, got 3"),
+        ({"f": "e4m3fn@tile2x2", "axis": 0}, "tiles lie in the last two axes"),
+        ({"f": "mxfp4", "rounding": "up"}, "rounding must be one of"),
+        ({"f": "mxfp4", "x": torch.ones(2, 2, dtype=torch.int32)}, "x must be float32, bfloat16 or float16, got int32"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(arguments: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as refused:
+        quantize_scaled(**{"x": torch.ones(4, 64), **arguments})  # type: ignore[arg-type]
+    assert "\n" not in str(refused.value)
+
+
+def test_encode_demands_whole_blocks_where_the_format_does() -> None:
+    with pytest.raises(
+        ValueError, match=r"mxfp4 is stored in whole groups, and axis 0 has 40 elements; pad it .* to 64"
+    ):
+        encode_scaled(torch.ones(40), "mxfp4")
+    encode_scaled(torch.ones(40), "e4m3fn@block32")
+    with pytest.raises(ValueError, match="codes are uint8, and e5m10 has 16 bits"):
+        encode_scaled(torch.ones(40), "e5m10@row")
+
+
+def test_every_rule_has_a_docstring_formula_and_is_derived() -> None:
+    assert {rule for rule in ScaleRule if rule != "amax"} == set(rules_for("e8m0fnu"))
