@@ -145,6 +145,11 @@ class ScaledFormat:
         return self.scale == "e4m3fn"
 
     @property
+    def takes_tensor_scale(self) -> bool:
+        """Whether one can be given: as the upper scale, or as the scale of a format scaled per tensor in FP32."""
+        return self.has_tensor_scale or (self.granularity is Granularity.TENSOR and self.scale == "fp32")
+
+    @property
     def whole_groups(self) -> bool:
         """Whether only whole groups can be stored: in MX and NVFP4, by their layouts; not with FP32 scales."""
         return self.scale != "fp32"

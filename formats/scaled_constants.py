@@ -32,6 +32,7 @@ class ScaledConstants(NamedTuple):
     element_constants: ElementConstants
     scale_constants: ElementConstants
     smallest_scale_bits: int
+    takes_tensor_scale: bool
 
 
 def resolve(f: ScaledFormat | str, rule: str | None) -> ScaledFormat:
@@ -70,6 +71,7 @@ def _derive(f: ScaledFormat, rounding: Rounding, overflow: Overflow) -> ScaledCo
         element_constants=_element_constants(element) if fast else ElementConstants(0, 0, 0),
         scale_constants=_element_constants(scale_format),
         smallest_scale_bits=_pattern(scale_format.smallest_subnormal),
+        takes_tensor_scale=f.takes_tensor_scale,
     )
 
 

@@ -141,12 +141,8 @@ def _power(exponent: int) -> Fraction:
 
 
 def _floor_log2(x: Fraction) -> int:
-    exponent = 0
-    while _power(exponent) > x:
-        exponent -= 1
-    while _power(exponent + 1) <= x:
-        exponent += 1
-    return exponent
+    guess = x.numerator.bit_length() - x.denominator.bit_length()  # right, or one too many
+    return guess - (_power(guess) > x)
 
 
 def _ceil_log2(x: Fraction) -> int:

@@ -162,8 +162,7 @@ def prepare(
         raise ValueError(f"x must be float32, bfloat16 or float16, got {dtype_name(x.dtype)}; convert it first")
     name = f if isinstance(f, str) else f.canonical_name
     constants = scaled_constants(name, rule, rounding, overflow)
-    takes_one = constants.scale == "e4m3fn" or (constants.granularity == "tensor" and constants.scale == "fp32")
-    if tensor_scale is not None and not takes_one:
+    if tensor_scale is not None and not constants.takes_tensor_scale:
         raise ValueError(f"{name} has no tensor scale, so none can be given; leave tensor_scale out")
     if isinstance(tensor_scale, Tensor) and tensor_scale.ndim and tensor_scale.shape != x.shape[:batch_dims]:
         expected = tuple(x.shape[:batch_dims])
