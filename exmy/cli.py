@@ -210,10 +210,10 @@ def show_command(names: tuple[str, ...]) -> None:
     Example: exmy formats show e4m3fn e4m3
     """  # noqa: D301
     from exmy.console import format_sheet, output
-    from formats import get_format
+    from formats import float_format
 
     try:
-        described = [get_format(name) for name in names]
+        described = [float_format(name) for name in names]
     except ValueError as error:
         raise Refused(str(error)) from None
     for f in described:
@@ -233,10 +233,10 @@ def plot_command(names: tuple[str, ...], out: Path) -> None:
     Example: exmy formats plot e4m3fn e5m2 bf16 --out fp8.svg
     """  # noqa: D301
     from exmy.grids import grids_figure
-    from formats import get_format
+    from formats import float_format
 
     try:
-        grids_figure([get_format(name) for name in dict.fromkeys(names)], out)
+        grids_figure([float_format(name) for name in dict.fromkeys(names)], out)
     except ValueError as error:
         raise Refused(str(error)) from None
     except OSError as error:

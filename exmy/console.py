@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from exmy.groups import groups
-from formats import FloatFormat, get_format
+from formats import FloatFormat, float_format
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,7 +52,7 @@ def format_table() -> Table:
     ):
         table.add_column(heading, justify="left" if heading == "name" else "right", no_wrap=heading == "name")
     for name in LISTED:
-        f = get_format(name)
+        f = float_format(name)
         table.add_row(
             name, str(f.bits), str(f.exponent_bits), str(f.mantissa_bits), str(f.bias), f"{f.max:.6g}", _power(f.smallest_normal),
             _power(f.smallest_subnormal), _power(f.eps), "yes" if f.has_inf else "no", "yes" if f.has_nan else "no",

@@ -2,21 +2,30 @@
 
 from typing import TYPE_CHECKING, Any
 
-from formats.names import get_format, list_formats
+from formats.integers import IntegerFormat
+from formats.lists import GridFormat, grid_format
+from formats.names import element_format, float_format, get_format, list_formats
 from formats.reference import round_exact
 from formats.rounding import Overflow, Rounding
-from formats.spec import FloatFormat
+from formats.spec import ElementFormat, FloatFormat, Format
 
 if TYPE_CHECKING:
     from formats.quantizer import FormatParameters, format_parameters, quantize
 
 __all__ = [
+    "ElementFormat",
     "FloatFormat",
+    "Format",
     "FormatParameters",
+    "GridFormat",
+    "IntegerFormat",
     "Overflow",
     "Rounding",
+    "element_format",
+    "float_format",
     "format_parameters",
     "get_format",
+    "grid_format",
     "list_formats",
     "quantize",
     "round_exact",

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from exmy.cli import main
 from exmy.grids import grids_figure, largest_error, ulp
-from formats import get_format, list_formats
+from formats import float_format, list_formats
 from tests.test_figure import texts
 
 # Formats that another library has too.
@@ -43,9 +43,9 @@ def positive_values(name: str) -> np.ndarray:
 @pytest.mark.parametrize("name", WITNESSES)
 def test_the_ulp_is_the_distance_to_the_next_value(name: str) -> None:
     values = positive_values(name)
-    np.testing.assert_array_equal(ulp(get_format(name), values[:-1]), np.diff(values))
-    assert ulp(get_format(name), values[0] / 4) == values[0]
-    assert np.isnan(ulp(get_format(name), values[-1] * 1.01))
+    np.testing.assert_array_equal(ulp(float_format(name), values[:-1]), np.diff(values))
+    assert ulp(float_format(name), values[0] / 4) == values[0]
+    assert np.isnan(ulp(float_format(name), values[-1] * 1.01))
 
 
 @pytest.mark.parametrize("name", WITNESSES)
@@ -55,11 +55,11 @@ def test_the_error_is_the_largest_that_a_conversion_makes(name: str) -> None:
     middle = (values[:-1] + values[1:]) / 2
     with np.errstate(over="ignore"):
         cast = middle.astype(WITNESSES[name]).astype(np.float64)
-    np.testing.assert_allclose(largest_error(get_format(name), middle), np.abs(cast - middle) / middle, rtol=1e-12)
+    np.testing.assert_allclose(largest_error(float_format(name), middle), np.abs(cast - middle) / middle, rtol=1e-12)
 
 
 def test_the_error_beyond_the_ends() -> None:
-    f = get_format("e4m3fn")  # 2^-9 to 448
+    f = float_format("e4m3fn")  # 2^-9 to 448
     assert largest_error(f, 2.0**-12) == 1
     assert largest_error(f, 896.0) == 0.5
     assert largest_error(f, 448.0) == 16 / 448
@@ -77,7 +77,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str
     monkeypatch.setattr(Figure, "savefig", keep)
 
     def draw(names: list[str]) -> Figure:
-        grids_figure([get_format(name) for name in names], tmp_path / "formats.png")
+        grids_figure([float_format(name) for name in names], tmp_path / "formats.png")
         return figures[-1]
 
     return draw
@@ -146,6 +146,6 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) 
 
 
 def test_every_known_format_can_be_drawn(tmp_path: Path) -> None:
-    known = [name for name in list_formats() if not name[1:2].isdigit()] + ["e8m0f", "e1m1f", "e8m23", "e8m23f"]
+    known = [name for name in list_formats("float") if not name[1:2].isdigit()] + ["e8m0f", "e1m1f", "e8m23", "e8m23f"]
     for name in known:
-        grids_figure([get_format(name)], tmp_path / "one.png")
+        grids_figure([float_format(name)], tmp_path / "one.png")

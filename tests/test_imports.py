@@ -114,7 +114,7 @@ def make(root: Path, files: dict[str, str]) -> Path:
         ("train/a.py", "if TYPE_CHECKING:\n    from exmy.cli import main", "exmy"),
         ("train/a.py", "try:\n    import studies\nexcept ImportError:\n    pass", "studies"),
         ("verification/test_a.py", "from landscape import logit_sharpness", "landscape"),
-        ("studies/__init__.py", "from formats import get_format", "formats"),
+        ("studies/__init__.py", "from formats import float_format", "formats"),
         ("scripts/a.py", "from verification import verify", "verification"),
         ("exmy/a.py", "from tests.small import study", "tests"),
         ("exmy/a.py", "import benchmarks.test_speed", "benchmarks"),

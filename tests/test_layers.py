@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from formats import get_format, quantize
+from formats import float_format, quantize
 from landscape import logit_sharpness
 from tests.small import SHAPE, make_program, make_slots
 from train import compiling, layers, step
@@ -74,7 +74,7 @@ def test_the_gradient_of_the_product_before_is_the_streams_on_its_grid(name: str
     dx, d_delta, _ = torch.autograd.grad(
         outputs, leaves, [random(R, S, D, seed=s, dtype=torch.float32) for s in (7, 8)]
     )
-    f = get_format("bf16" if name == "native-bf16" else name)
+    f = float_format("bf16" if name == "native-bf16" else name)
     mode = "nearest_even" if name == "native-bf16" else rounding
     np.testing.assert_array_equal(d_delta.numpy(), f.decode(f.encode(dx.numpy().astype(np.float64), rounding=mode)))
     assert not torch.equal(dx, d_delta)
@@ -318,7 +318,7 @@ def test_the_kernels_rounding_is_the_quantizers_at_every_decision_point(cuda: to
     from verification.points import decision_inputs
 
     for name in ("e4m3fn", "e5m2", "e2m1f", "e8m3", "e3m4"):
-        near = decision_inputs(get_format(name), torch.float32)
+        near = decision_inputs(float_format(name), torch.float32)
         width = 64
         stream = torch.nn.functional.pad(near, (0, -near.numel() % width)).view(1, -1, width).to(cuda)
         x = torch.randn(stream.shape, device=cuda)

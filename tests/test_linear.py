@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from formats import FloatFormat, get_format
+from formats import FloatFormat, float_format
 from train.linear import linear, pack_precision
 from train.recipe import RecipeTable, resolve_recipe
 
@@ -59,7 +59,7 @@ def test_every_product_takes_rounded_operands_and_rounds_its_output(name: str, d
     y_t = linear(x_t, w_t, pack_precision([p, p], device))
     y_t.backward(torch.tensor(dy, dtype=torch.float32, device=device))
 
-    output = get_format("bf16") if p.structure.output == "bf16" else None
+    output = float_format("bf16") if p.structure.output == "bf16" else None
     rounding = p.structure.rounding
     for run in range(2):
         x_q, w_q, dy_q = (
@@ -85,7 +85,7 @@ def test_each_run_of_a_pack_has_its_own_format(device: torch.device) -> None:
     w_t = torch.tensor(np.stack([identity] * 4), dtype=torch.float32, device=device)
     y = linear(x_t, w_t, pack_precision([resolve_recipe(name).body for name in names], device)).cpu().numpy()
     for run, name in enumerate(names):
-        np.testing.assert_array_equal(y[run], rounded(x.astype(np.float32).astype(np.float64), get_format(name)))
+        np.testing.assert_array_equal(y[run], rounded(x.astype(np.float32).astype(np.float64), float_format(name)))
 
 
 def test_runs_of_different_structure_are_refused() -> None:

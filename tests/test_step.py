@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from formats import get_format
+from formats import float_format
 from landscape import logit_sharpness
 from tests.small import SHAPE, make_program, make_slots
 from train import step
@@ -46,7 +46,7 @@ def sixfold_pack(text: Text, runs: int = 2) -> Pack:
 
 
 def on_grid(values: NDArray[Any], name: str, rounding: str = "nearest_even") -> NDArray[np.float64]:
-    f = get_format(name)
+    f = float_format(name)
     return f.decode(f.encode(np.asarray(values, np.float64), rounding=rounding))
 
 

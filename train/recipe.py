@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from formats import FloatFormat, Rounding, get_format
+from formats import FloatFormat, Rounding, float_format
 
 Native = Literal["bf16", "tf32", "fp32", "fp64"]
 Carrier = Literal["bf16", "tf32", "fp32", "fp64"]
@@ -112,9 +112,9 @@ def narrowest_carrier(formats: tuple[FloatFormat, ...], output: Output) -> Carri
     for carrier in CARRIERS:
         if carrier == "bf16" and output == "fp32":
             continue
-        if all(get_format(carrier).holds(f) for f in formats):
+        if all(float_format(carrier).holds(f) for f in formats):
             return carrier
-    wide = [f.name for f in formats if not get_format("fp32").holds(f)]
+    wide = [f.name for f in formats if not float_format("fp32").holds(f)]
     raise ValueError(
         f"{', '.join(wide)} does not fit FP32, the widest carrier: take a format with a smaller range, e.g. e8m7"
     )
@@ -137,7 +137,7 @@ def _linear(activation: str, weight: str, gradient: str, rounding: str, output: 
             raise ValueError(f"{activation!r} is no native product; there are {', '.join(NATIVE_RECIPES)}")
         kind: Native = next(kind for kind in get_args(Native) if activation == NATIVE_PREFIX + kind)
         return _native(kind, output)
-    formats = tuple(get_format(name) for name in operands)
+    formats = tuple(float_format(name) for name in operands)
     structure = Structure(None, Rounding(rounding), narrowest_carrier(formats, output), output)
     return LinearPrecision(structure, *formats)
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from formats import FloatFormat, Overflow, Rounding, get_format
+from formats import FloatFormat, Overflow, Rounding, float_format
 from verification import oracle
 from verification.points import CARRIERS, INTEGERS, decision_inputs
 
@@ -85,7 +85,7 @@ def verify(
     for NaN. ValueError for a level, rounding, overflow, or dtype that there is no proof for yet, or a dtype that does
     not hold the format; TypeError if the quantiser changes dtype or shape.
     """
-    f = get_format(format) if isinstance(format, str) else format
+    f = float_format(format) if isinstance(format, str) else format
     _check_question(f, rounding, overflow, input_dtype, level)
     x = decision_inputs(f, input_dtype)
     got = quantizer(x.clone()).detach().cpu()
@@ -134,7 +134,7 @@ def _check_question(f: FloatFormat, rounding: str, overflow: str, dtype: torch.d
     if dtype not in CARRIERS:
         names = ", ".join(str(carrier).removeprefix("torch.") for carrier in CARRIERS)
         raise ValueError(f"input_dtype must be one of {names}, got {str(dtype).removeprefix('torch.')}")
-    if not get_format(CARRIERS[dtype]).holds(f):
+    if not float_format(CARRIERS[dtype]).holds(f):
         raise ValueError(f"{f.name} does not fit {str(dtype).removeprefix('torch.')}, so no tensor of it can be right")
     if f.bits > oracle.MAX_BITS:
         raise ValueError(f"{f.name}: this level lists every value, so at most {oracle.MAX_BITS} bits, got {f.bits}")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from formats import FloatFormat, get_format
+from formats import FloatFormat, float_format
 from verification import oracle
 
 CARRIERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -38,7 +38,7 @@ def from_codes(codes: Codes, dtype: torch.dtype) -> Tensor:
 
 def both_signs(codes: Codes, dtype: torch.dtype) -> Codes:
     """The positive codes that there are among these, each once, then the same with the sign bit."""
-    sign = 1 << (get_format(CARRIERS[dtype]).bits - 1)
+    sign = 1 << (float_format(CARRIERS[dtype]).bits - 1)
     positive = np.unique(codes[(codes >= 0) & (codes < sign)])
     return np.concatenate([positive, positive + sign])
 
@@ -54,7 +54,7 @@ def _largest_not_above(targets: npt.NDArray[np.float64], dtype: torch.dtype) -> 
 
 
 def _edges(dtype: torch.dtype) -> Codes:
-    carrier = get_format(CARRIERS[dtype])
+    carrier = float_format(CARRIERS[dtype])
     smallest_normal = 1 << carrier.mantissa_bits
     infinity = (2**carrier.exponent_bits - 1) << carrier.mantissa_bits
     quiet = infinity + smallest_normal // 2

@@ -5,18 +5,18 @@ from collections.abc import Callable
 import numpy as np
 from hypothesis import strategies as st
 
-from formats import FloatFormat, get_format, list_formats
+from formats import FloatFormat, float_format, list_formats
 from formats.rounding import Rounding
 
 
 def formats(where: Callable[[FloatFormat], bool] | None = None) -> st.SearchStrategy[FloatFormat]:
     """Every format that a name stands for, or those of them that `where` lets through."""
-    return st.sampled_from([f for f in map(get_format, list_formats()) if where is None or where(f)])
+    return st.sampled_from([f for f in map(float_format, list_formats("float")) if where is None or where(f)])
 
 
 def fp32_formats() -> st.SearchStrategy[FloatFormat]:
     """The formats whose values FP32 holds."""
-    return formats(get_format("fp32").holds)
+    return formats(float_format("fp32").holds)
 
 
 def roundings() -> st.SearchStrategy[str]:

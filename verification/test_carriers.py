@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from formats import format_parameters, get_format, list_formats, quantize
+from formats import format_parameters, float_format, list_formats, quantize
 from verification import verify
 from verification.harness import find_wrong
 from verification.points import CARRIERS, from_codes
@@ -27,13 +27,15 @@ NAMED = [
     "e2m9fn",
     "e6m1f",
 ]
-FITTING = [(name, dtype) for dtype in HALVES for name in NAMED if get_format(CARRIERS[dtype]).holds(get_format(name))]
+FITTING = [
+    (name, dtype) for dtype in HALVES for name in NAMED if float_format(CARRIERS[dtype]).holds(float_format(name))
+]
 
 
 @pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
 @pytest.mark.parametrize(("name", "dtype"), FITTING)
 def test_every_input(name: str, dtype: torch.dtype, rounding: str) -> None:
-    x, f = from_codes(EVERY_INPUT, dtype), get_format(name)
+    x, f = from_codes(EVERY_INPUT, dtype), float_format(name)
     got = quantize(x, f, rounding)
     assert got.dtype == dtype
     assert not len(find_wrong(f, rounding, x, got))
@@ -43,7 +45,7 @@ def test_every_input(name: str, dtype: torch.dtype, rounding: str) -> None:
 @pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
 @pytest.mark.parametrize(("name", "dtype"), [case for case in FITTING if case[0] in ("e4m3fn", "e8m7", "e5m10")])
 def test_every_input_compiled(name: str, dtype: torch.dtype, rounding: str) -> None:
-    x, f = from_codes(EVERY_INPUT, dtype), get_format(name)
+    x, f = from_codes(EVERY_INPUT, dtype), float_format(name)
     torch._dynamo.reset()
     got = torch.compile(quantize, fullgraph=True)(x, f, rounding)
     assert not len(find_wrong(f, rounding, x, got))
@@ -52,7 +54,7 @@ def test_every_input_compiled(name: str, dtype: torch.dtype, rounding: str) -> N
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
 def test_every_input_with_parameters(dtype: torch.dtype, rounding: str) -> None:
-    formats = [get_format(name) for name, carrier in FITTING if carrier == dtype]
+    formats = [float_format(name) for name, carrier in FITTING if carrier == dtype]
     x = from_codes(EVERY_INPUT, dtype)
     got = quantize(x.expand(len(formats), -1), format_parameters(formats, ndim=2, dtype=dtype), rounding)
     for row, f in enumerate(formats):
@@ -65,8 +67,8 @@ def test_verify_takes_these_dtypes_too(dtype: torch.dtype) -> None:
 
 
 def test_a_dtype_fits_exactly_if_casting_loses_nothing() -> None:
-    for name in list_formats():
-        f = get_format(name)
+    for name in list_formats("float"):
+        f = float_format(name)
         if f.bits > 12:
             continue
         grid = torch.from_numpy(f.grid())

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from formats import FloatFormat, format_parameters, get_format, list_formats, quantize
+from formats import FloatFormat, format_parameters, float_format, list_formats, quantize
 from verification import verify
 from verification.harness import find_wrong
 from verification.points import decision_inputs
 
-FP32 = get_format("fp32")
-IN_FP32 = list(dict.fromkeys(f for f in map(get_format, list_formats()) if f.bits <= 16 and FP32.holds(f)))
+FP32 = float_format("fp32")
+IN_FP32 = list(dict.fromkeys(f for f in map(float_format, list_formats("float")) if f.bits <= 16 and FP32.holds(f)))
 ROUNDINGS = ["nearest_even", "toward_zero"]
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
@@ -27,7 +27,7 @@ needs_cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available()
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("f", [*IN_FP32, get_format("tf32")], ids=str)
+@pytest.mark.parametrize("f", [*IN_FP32, float_format("tf32")], ids=str)
 def test_quantize_is_right_at_every_decision_point(f: FloatFormat, rounding: str) -> None:
     verify(lambda x: quantize(x, f, rounding), f, rounding).raise_for_failures()
 
@@ -87,8 +87,8 @@ def rows_in_batches(inputs: list[Tensor], columns: int = 1 << 14) -> Iterator[Te
 def test_a_program_follows_its_format_and_rounding() -> None:
     torch._dynamo.reset()
     program = torch.compile(quantize, fullgraph=True)
-    x = decision_inputs(get_format("e3m2"), torch.float32)
-    for f in ("e4m3fn", get_format("e5m2"), get_format("e3m2f"), get_format("e5m2")):
+    x = decision_inputs(float_format("e3m2"), torch.float32)
+    for f in ("e4m3fn", float_format("e5m2"), float_format("e3m2f"), float_format("e5m2")):
         for rounding in ROUNDINGS:
             same = program(x, f, rounding).view(torch.int32) == quantize(x, f, rounding).view(torch.int32)
             assert same.all(), (f, rounding)
@@ -103,7 +103,7 @@ def test_nan_keeps_its_bits_and_inputs_are_left_alone() -> None:
 
 
 def test_flush_to_zero_changes_nothing() -> None:
-    formats = [get_format(name) for name in ("bf16", "e8m3", "e8m0fn", "e7m8", "fp16", "e4m3fn")]
+    formats = [float_format(name) for name in ("bf16", "e8m3", "e8m0fn", "e7m8", "fp16", "e4m3fn")]
     inputs = [decision_inputs(f, torch.float32) for f in formats]
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush subnormals")
@@ -127,7 +127,7 @@ def test_any_shape_and_layout_and_no_gradient() -> None:
 
 
 def test_parameters_broadcast_along_the_first_axis() -> None:
-    names: list[FloatFormat | str] = ["e4m3fn", get_format("e5m2")]
+    names: list[FloatFormat | str] = ["e4m3fn", float_format("e5m2")]
     parameters = format_parameters(names, ndim=4)
     assert {field.shape for field in parameters} == {(2, 1, 1, 1)}
     x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from formats import FloatFormat, get_format, quantize
+from formats import FloatFormat, float_format, quantize
 from verification import oracle
 from verification.points import from_codes
 
@@ -49,7 +49,7 @@ def check(f: FloatFormat, rounding: str, codes: npt.NDArray[np.int64]) -> None:
 @pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_1009th_input(name: str, rounding: str) -> None:
-    check(get_format(name), rounding, np.arange(0, INFINITY + 1, PRIME))
+    check(float_format(name), rounding, np.arange(0, INFINITY + 1, PRIME))
 
 
 @pytest.mark.proof
@@ -57,7 +57,7 @@ def test_every_1009th_input(name: str, rounding: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_input(name: str, rounding: str) -> None:
     for codes in chunks():
-        check(get_format(name), rounding, codes)
+        check(float_format(name), rounding, codes)
     for sign in (0, 1 << 31):
         nan = from_codes(np.arange(INFINITY + 1, 1 << 31) + sign, torch.float32)
         assert torch.equal(quantize(nan, name, rounding).view(torch.int32), nan.view(torch.int32))

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from formats import format_parameters, get_format, quantize
+from formats import format_parameters, float_format, quantize
 from verification import Report, verify
 
 Quantizer = Callable[[Tensor], Tensor]
-E4M3FN = get_format("e4m3fn")
+E4M3FN = float_format("e4m3fn")
 
 
 def right(x: Tensor) -> Tensor:

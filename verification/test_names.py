@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from formats import FloatFormat, get_format, list_formats
+from formats import FloatFormat, float_format, get_format, list_formats
 
 # name: bits, max, smallest normal, smallest subnormal, inf, NaN.
 # Sources: IEEE 754-2019 table 3.5; OCP OFP8, the table of exponent parameters; OCP MX 5.3.
@@ -29,7 +29,7 @@ STANDARDS = {
 
 @pytest.mark.parametrize("name", STANDARDS)
 def test_limits_are_those_of_the_standard(name: str) -> None:
-    f = get_format(name)
+    f = float_format(name)
     found = (f.bits, f.max, f.smallest_normal, f.smallest_subnormal, f.has_inf, f.has_nan)
     assert found == STANDARDS[name]
     assert f.name == str(f) == name
@@ -84,7 +84,7 @@ def test_a_format_of_impossible_parameters_is_not_made() -> None:
 
 
 def test_holds_is_containment_of_values() -> None:
-    small = [f for f in map(get_format, list_formats()) if f.bits <= 6]
+    small = [f for f in map(float_format, list_formats("float")) if f.bits <= 6]
     values = {f: {f.decode_exact(code) for code in range(f.max_code + 1)} for f in small}
     for f in small:
         for other in small:
@@ -92,18 +92,18 @@ def test_holds_is_containment_of_values() -> None:
 
 
 def test_holds_knows_which_carriers_fit() -> None:
-    fp32, bf16, fp16 = map(get_format, ("fp32", "bf16", "fp16"))
-    assert not fp16.holds(get_format("e8m3"))
-    assert not fp16.holds(get_format("e5m3fn"))  # one binade beyond FP16
-    assert not fp32.holds(get_format("e8m3fn"))
-    assert fp32.holds(get_format("e8m0fn"))  # all ones is its whole top binade
-    assert bf16.holds(get_format("e5m7fn"))
+    fp32, bf16, fp16 = map(float_format, ("fp32", "bf16", "fp16"))
+    assert not fp16.holds(float_format("e8m3"))
+    assert not fp16.holds(float_format("e5m3fn"))  # one binade beyond FP16
+    assert not fp32.holds(float_format("e8m3fn"))
+    assert fp32.holds(float_format("e8m0fn"))  # all ones is its whole top binade
+    assert bf16.holds(float_format("e5m7fn"))
     assert not bf16.holds(fp16)
     assert not fp16.holds(bf16)
 
 
 def test_exact_limits_survive_where_fp32_ends() -> None:
-    f = get_format("e8m23f")
+    f = float_format("e8m23f")
     assert f.decode_exact(f.max_code) == Fraction(2**24 - 1) * 2 ** (128 - 23)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from formats import get_format, quantize
+from formats import float_format, quantize
 from verification.points import decision_inputs
 
 PEERS = {
@@ -24,7 +24,7 @@ PEERS = {
 
 @pytest.mark.parametrize("name", PEERS)
 def test_same_as_ml_dtypes_in_range(name: str) -> None:
-    f = get_format(name)
+    f = float_format(name)
     x = decision_inputs(f, torch.float32)
     x = x[x.abs() <= f.max]
     random = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)) * f.max**0.25
@@ -35,7 +35,7 @@ def test_same_as_ml_dtypes_in_range(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if np.dtype(peer).itemsize == 1])
 def test_same_codes_as_ml_dtypes(name: str) -> None:
-    f = get_format(name)
+    f = float_format(name)
     codes = np.arange(2**f.bits, dtype=np.uint8)
     theirs = codes.view(PEERS[name]).astype(np.float64)
     np.testing.assert_array_equal(f.decode(codes), theirs)

@@ -10,13 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formats import FloatFormat, get_format, list_formats, quantize, round_exact
+from formats import FloatFormat, float_format, list_formats, quantize, round_exact
 from verification.points import both_signs, from_codes
 from verification.strategies import fp32_formats, nasty_singles, roundings
 
 ROUNDINGS = ["nearest_even", "toward_zero"]
 WIDE = [
-    f for name in list_formats() if (f := get_format(name)).bits > 16 and f.name == name and get_format("fp32").holds(f)
+    f
+    for name in list_formats()
+    if (f := float_format(name)).bits > 16 and f.name == name and float_format("fp32").holds(f)
 ]
 
 
@@ -91,7 +93,7 @@ def test_wide_formats_at_their_corners(f: FloatFormat) -> None:
 
 @pytest.mark.parametrize("name", ["tf32", "fp32", "e8m21", "e8m22", "e5m23", "e5m22f", "e1m23f", "e2m20fn", "e7m23fn"])
 def test_wide_formats_against_the_reference_itself(name: str) -> None:
-    f = get_format(name)
+    f = float_format(name)
     codes = corners(f)
     x = from_codes(codes[:: max(1, len(codes) // 1000)], torch.float32)
     for rounding in ROUNDINGS:
@@ -104,4 +106,4 @@ def test_fp32_to_itself_changes_nothing_but_infinity() -> None:
     x = from_codes(np.arange(0, 2**32, 65537), torch.float32)
     for rounding in ROUNDINGS:
         assert torch.equal(quantize(x, "fp32", rounding).view(torch.int32), x.view(torch.int32))
-    assert quantize(torch.tensor([-float("inf")]), "fp32").item() == -get_format("fp32").max
+    assert quantize(torch.tensor([-float("inf")]), "fp32").item() == -float_format("fp32").max

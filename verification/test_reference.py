@@ -6,17 +6,17 @@ import mpmath
 import numpy as np
 import pytest
 
-from formats import get_format, list_formats, round_exact
+from formats import float_format, list_formats, round_exact
 from verification import oracle
 
-UP_TO_10_BITS = [name for name in list_formats() if get_format(name).bits <= 10]
+UP_TO_10_BITS = [name for name in list_formats("float") if float_format(name).bits <= 10]
 JUST = Fraction(1, 10**30)
 
 
 @pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
 @pytest.mark.parametrize("name", UP_TO_10_BITS)
 def test_reference_steps_where_mpmath_says(name: str, rounding: str) -> None:
-    f = get_format(name)
+    f = float_format(name)
     grid = oracle.values(f)
     for code, step in enumerate(oracle.decision_points(f, rounding)):
         exact, low, high = Fraction(float(step)), Fraction(grid[code]), Fraction(grid[code + 1])
@@ -28,7 +28,7 @@ def test_reference_steps_where_mpmath_says(name: str, rounding: str) -> None:
 
 
 def test_every_kind_of_number_goes_in_without_passing_through_a_float() -> None:
-    f = get_format("e4m3fn")
+    f = float_format("e4m3fn")
     assert round_exact(17 + 10**0, f) == 18
     assert round_exact(17, f) == 16  # a tie
     assert round_exact(17 + Fraction(1, 10**40), f) == 18
@@ -43,7 +43,7 @@ def test_every_kind_of_number_goes_in_without_passing_through_a_float() -> None:
 
 
 def test_zeros_infinities_and_nan() -> None:
-    f = get_format("e4m3fn")
+    f = float_format("e4m3fn")
     for negative in (-0.0, -1e-300, Fraction(-1, 10**400), mpmath.mpf(-1) / 10**9):
         assert str(round_exact(negative, f)) == "-0.0"
     for positive in (0, 0.0, 1e-300, Fraction(1, 10**400), mpmath.mpf(0)):
