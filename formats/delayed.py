@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from formats.scale_arithmetic import fp32_scale
-from formats.scaled import ScaledFormat, largest_product
+from formats.scaled import largest_product
 from formats.scaled_constants import resolve
 from formats.scaling import quantize_scaled, tensor_amax
+from formats.spec import Format
 
 MAX_MARGIN = 64
 
@@ -55,7 +56,7 @@ class AmaxHistory(NamedTuple):
         kept = torch.where(amax.isfinite(), amax.detach().abs(), 0.0).to(torch.float32)
         return AmaxHistory(torch.cat([kept[..., None], self.amaxes[..., :-1]], -1))
 
-    def scale(self, f: ScaledFormat | str, rule: str = HistoryRule.MAX, margin: int = 0) -> Tensor:
+    def scale(self, f: Format | str, rule: str = HistoryRule.MAX, margin: int = 0) -> Tensor:
         """The scale of the next tensor, FP32 of shape [] or [R]: amax * 2^margin / largest element, or 1 without an amax.
 
         f: a format scaled per tensor, e4m3fn@tensor; or one with a tensor scale, nvfp4, where `largest` is the largest element
@@ -68,7 +69,7 @@ class AmaxHistory(NamedTuple):
 
 def quantize_delayed(
     x: Tensor,
-    f: ScaledFormat | str,
+    f: Format | str,
     history: AmaxHistory,
     rule: str = HistoryRule.MAX,
     margin: int = 0,

@@ -35,8 +35,9 @@ from fractions import Fraction
 from functools import cache
 from math import prod
 
-from formats.names import get_format
-from formats.spec import FloatFormat
+from formats.lists import GridFormat
+from formats.names import element_format
+from formats.spec import ElementFormat, FloatFormat, Format
 
 PATTERN = re.compile(
     r"(?P<element>[^@:]+)@(?P<group>tensor|row|block(?P<n>\d+)|tile(?P<a>\d+)x(?P<b>\d+))"
@@ -52,8 +53,9 @@ NAMED = {
     "mxint8": "int8q6@block32:e8m0fnu",
     "nvfp4": "e2m1fn@block16:e4m3fn",
 }
-MAX_ELEMENT_EXPONENT = 64
-MIN_ELEMENT_EXPONENT = -80
+MAX_EXPONENT = 64
+MIN_EXPONENT = -80
+MAX_BITS_WITH_NARROW_SCALE = 7
 
 
 class Granularity(StrEnum):
@@ -94,7 +96,7 @@ class ScaleRule(StrEnum):
 
 
 @dataclass(frozen=True)
-class ScaledFormat:
+class ScaledFormat(Format):
     """A format for groups of values with a scale each; made by `scaled_format` from a name.
 
     element: the elements' format. granularity, group: who shares a scale; group is () for tensor and row, (n,) for blocks,
@@ -106,7 +108,7 @@ class ScaledFormat:
     """
 
     name: str = field(compare=False)
-    element: FloatFormat
+    element: ElementFormat
     granularity: Granularity
     group: tuple[int, ...]
     scale: str
@@ -128,12 +130,17 @@ class ScaledFormat:
         axes = {Granularity.BLOCK: 1, Granularity.TILE: 2}.get(self.granularity, 0)
         if len(self.group) != axes or any(n < 1 for n in self.group):
             return f"a {self.granularity} has {axes} sizes of at least 1, got {self.group}"
-        if not getattr(self.element, "signed", True) or self.element.decode_exact(0) != 0:
-            return f"the element format must have a sign and a zero, and {self.element} lacks one; use a signed format"
-        largest, smallest = Fraction(self.element.max), abs(Fraction(self.element.decode_exact(1)))
-        if largest > Fraction(2) ** MAX_ELEMENT_EXPONENT or smallest < Fraction(2) ** MIN_ELEMENT_EXPONENT:
-            limit = f"2^{MIN_ELEMENT_EXPONENT}..2^{MAX_ELEMENT_EXPONENT}"
+        if not self.element.signed:
+            return f"the elements must have a sign, and {self.element} has none; use a signed format"
+        if self.element.largest > Fraction(2) ** MAX_EXPONENT or smallest(self.element) < Fraction(2) ** MIN_EXPONENT:
+            limit = f"2^{MIN_EXPONENT}..2^{MAX_EXPONENT}"
             return f"{self.element}'s positive values must lie in {limit} to be scaled; use fewer exponent bits"
+        length = significant_bits(self.element)
+        if self.has_tensor_scale and length > MAX_BITS_WITH_NARROW_SCALE:
+            limit = f"at most {MAX_BITS_WITH_NARROW_SCALE} significant bits"
+            return (
+                f"with a scale in {self.scale} elements have {limit}, and {self.element} has {length}; use fp32 scales"
+            )
         return None
 
     def __str__(self) -> str:
@@ -220,7 +227,22 @@ def rules_for(scale: str) -> list[ScaleRule]:
 
 def largest_product(f: ScaledFormat) -> float:
     """The largest element times the largest narrow scale, exact: 6 * 448 in NVFP4, to which a tensor scale fits its tensor."""
-    return f.element.max * (get_format(f.scale).max if f.has_tensor_scale else 1.0)
+    return f.element.max * (element_format(f.scale).max if f.has_tensor_scale else 1.0)
+
+
+@cache
+def significant_bits(element: ElementFormat) -> int:
+    """Of the element's longest value: M + 1 in floating point, n - 1 for an n-bit integer; FP32's 24 for a list of any values."""
+    if isinstance(element, GridFormat):
+        return 24
+    return element.mantissa_bits + 1 if isinstance(element, FloatFormat) else element.bits - 1
+
+
+@cache
+def smallest(element: ElementFormat) -> Fraction:
+    """The smallest positive value."""
+    positive = element.finite_codes if isinstance(element, GridFormat) else [1]
+    return min(value for code in positive if (value := abs(Fraction(element.decode_exact(int(code))))))
 
 
 @cache
@@ -238,7 +260,7 @@ def scaled_format(name: str) -> ScaledFormat:
     granularity = Granularity(match["group"].rstrip("0123456789x"))
     scale = match["scale"] or "fp32"
     rule_name = _rule(name, match["rule"]) if match["rule"] else rules_for(scale)[0]
-    return ScaledFormat(name, _element(match["element"]), granularity, sizes, scale, rule_name)
+    return ScaledFormat(name, element_format(match["element"]), granularity, sizes, scale, rule_name)
 
 
 def is_scaled_name(name: str) -> bool:
@@ -256,7 +278,3 @@ def _rule(name: str, rule: str) -> ScaleRule:
         return ScaleRule(rule)
     except ValueError:
         raise ValueError(f"{name}: the rule must be one of {', '.join(ScaleRule)}, got {rule!r}") from None
-
-
-def _element(name: str) -> FloatFormat:
-    return get_format(name)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from formats.groups import against, lay_out
-from formats.names import get_format
-from formats.rounding import Overflow, Rounding
+from formats.names import element_format
+from formats.rounding import DEFAULT_RANDOM_BITS, Overflow, Rounding
 from formats.scale_arithmetic import HALF_OF_SMALLEST_NORMAL, MAGNITUDE, NAN
 from formats.scaled import ScaledFormat
 from formats.scaled_constants import resolve
 from formats.scaled_steps import DTYPES, GroupScale, dtype_name, find_scale, prepare, rounded, times_anything
-from formats.spec import FloatFormat
+from formats.spec import ElementFormat, Format
 
 
 class Scaled(NamedTuple):
@@ -36,7 +36,7 @@ class Scaled(NamedTuple):
 
 def encode_scaled(
     x: Tensor,
-    f: ScaledFormat | str,
+    f: Format | str,
     axis: int = -1,
     rounding: str = Rounding.NEAREST_EVEN,
     overflow: str = Overflow.SATURATE,
@@ -45,6 +45,7 @@ def encode_scaled(
     seed: int | Tensor | None = None,
     random_bits: Tensor | None = None,
     batch_dims: int = 0,
+    stochastic_bits: int = DEFAULT_RANDOM_BITS,
 ) -> Scaled:
     """The codes and scales of x; arguments and errors as in `quantize_scaled`. Elements under a NaN scale are coded as 0.
 
@@ -62,7 +63,7 @@ def encode_scaled(
         layout.check_whole(described.name)
     bits = layout.split(x.detach().to(torch.float32)).view(torch.int32)
     scale = find_scale(bits & MAGNITUDE, constants, layout, tensor_scale)
-    q = rounded(bits, scale, constants, layout, x.shape, seed, random_bits)
+    q = rounded(bits, scale, constants, layout, x.shape, seed, random_bits, stochastic_bits)
     q = torch.where(scale.is_nan, 0.0, q)
     group = scale.group.reshape(layout.group_shape)
     scales = group if described.scale == "fp32" else _scale_codes(described.scale, group)
@@ -84,18 +85,18 @@ def decode_scaled(scaled: Scaled, dtype: torch.dtype = torch.float32) -> Tensor:
     return layout.join(times_anything(q, scale, dtype).to(dtype), shape)
 
 
-def _codes(f: FloatFormat, values: Tensor) -> Tensor:
+def _codes(f: ElementFormat, values: Tensor) -> Tensor:
     return torch.from_numpy(f.encode(values.cpu().numpy())).to(values.device)
 
 
-def _values(f: FloatFormat, codes: Tensor) -> Tensor:
+def _values(f: ElementFormat, codes: Tensor) -> Tensor:
     return torch.from_numpy(f.decode(codes.cpu().numpy())).to(codes.device, torch.float32)
 
 
 def _scale_codes(name: str, scales: Tensor) -> Tensor:
     if name == "e8m0fnu":
         return (scales.view(torch.int32) >> 23).to(torch.uint8)  # FP32's exponent field, NaN's and 2^-127's 0 included
-    return _codes(get_format(name), scales)
+    return _codes(element_format(name), scales)
 
 
 def _scale_values(name: str, codes: Tensor) -> Tensor:
@@ -103,4 +104,4 @@ def _scale_values(name: str, codes: Tensor) -> Tensor:
         code = codes.to(torch.int32)
         pattern = torch.where(code == 0, HALF_OF_SMALLEST_NORMAL, torch.where(code == 255, NAN, code << 23))
         return pattern.view(torch.float32)
-    return _values(get_format(name), codes)
+    return _values(element_format(name), codes)

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 
-from formats.names import get_format
+from formats.names import element_format, float_format
 from formats.rounding import Overflow, Rounding, check_modes
 from formats.scale_arithmetic import SPLIT_BITS, ElementConstants
-from formats.scaled import ScaledFormat, ScaleRule, largest_product, scaled_format
-from formats.spec import FloatFormat
+from formats.scaled import ScaledFormat, ScaleRule, largest_product, scaled_format, significant_bits
+from formats.spec import ElementFormat, FloatFormat, Format
 
 
 class ScaledConstants(NamedTuple):
@@ -35,9 +35,13 @@ class ScaledConstants(NamedTuple):
     takes_tensor_scale: bool
 
 
-def resolve(f: ScaledFormat | str, rule: str | None) -> ScaledFormat:
-    """The format, or the one of that name, with another rule if one is given."""
-    return (scaled_format(f) if isinstance(f, str) else f).with_rule(rule)
+def resolve(f: Format | str, rule: str | None) -> ScaledFormat:
+    """The format, or the one of that name, with another rule if one is given. ValueError for formats without scales."""
+    if isinstance(f, str):
+        f = scaled_format(f)
+    if not isinstance(f, ScaledFormat):
+        raise ValueError(f"{f} has no scales; name who shares one, {f}@row or {f}@block32:e8m0fnu, or use quantize")
+    return f.with_rule(rule)
 
 
 # As in formats.quantizer: the compiler runs this itself, guarding on names, so that a program is one of constants.
@@ -52,7 +56,7 @@ def _derive(f: ScaledFormat, rounding: Rounding, overflow: Overflow) -> ScaledCo
     element, bits = f.element, significant_bits(f.element)
     fast = rounding is Rounding.NEAREST_EVEN and overflow is Overflow.SATURATE and _is_plain(element)
     threshold, offset = _threshold(f)
-    scale_format = get_format("e4m3fn")
+    scale_format = float_format("e4m3fn")
     return ScaledConstants(
         granularity=str(f.granularity),
         group=f.group,
@@ -67,18 +71,21 @@ def _derive(f: ScaledFormat, rounding: Rounding, overflow: Overflow) -> ScaledCo
         p=min(bits + 1, SPLIT_BITS),
         limit=_pattern(element.max) if fast else _pattern(2.0 ** (_exponent(element.max) + 3)),
         fast=fast,
-        wide=str(rounding).startswith("stochastic") or bits >= SPLIT_BITS,
-        element_constants=_element_constants(element) if fast else ElementConstants(0, 0, 0),
+        wide=rounding.is_stochastic or bits >= SPLIT_BITS,
+        element_constants=_element_constants(element)
+        if isinstance(element, FloatFormat)
+        else ElementConstants(0, 0, 0),
         scale_constants=_element_constants(scale_format),
         smallest_scale_bits=_pattern(scale_format.smallest_subnormal),
         takes_tensor_scale=f.takes_tensor_scale,
     )
 
 
-def _is_plain(element: FloatFormat) -> bool:
-    """Whether `round_to_element` serves the format: subnormals, a -0, and a mantissa."""
-    kept = getattr(element, "subnormals", True) and getattr(element, "has_negative_zero", True)
-    return isinstance(element, FloatFormat) and kept and 1 <= element.mantissa_bits < SPLIT_BITS - 1
+def _is_plain(element: ElementFormat) -> bool:
+    """Whether `round_to_element` serves the format: floating point with subnormals, a -0 and a mantissa."""
+    if not isinstance(element, FloatFormat):
+        return False
+    return element.subnormals and element.has_negative_zero and 1 <= element.mantissa_bits < SPLIT_BITS - 1
 
 
 def _element_constants(f: FloatFormat) -> ElementConstants:
@@ -101,16 +108,10 @@ def _threshold(f: ScaledFormat) -> tuple[int, int]:
     return whole, emax
 
 
-@cache
-def significant_bits(element: FloatFormat) -> int:
-    """Of the element's longest value: M + 1."""
-    return element.mantissa_bits + 1
-
-
 def _exponent(value: float) -> int:
     return (_pattern(value) >> 23) - 127
 
 
 def _pattern(value: float) -> int:
     """The bits of a positive number that FP32 holds."""
-    return int(get_format("fp32").encode(value))
+    return int(element_format("fp32").encode(value))

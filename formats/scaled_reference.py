@@ -11,13 +11,13 @@ list of numbers; which elements of a tensor make one is for the caller to say.
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import copysign, isfinite, isnan, nan
+from math import copysign, isfinite, nan
 from typing import NamedTuple
 
-from formats.names import get_format
+from formats.names import element_format, float_format
 from formats.reference import round_exact
-from formats.rounding import Overflow, Rounding
-from formats.scaled import ScaledFormat, ScaleRule, scaled_format
+from formats.rounding import DEFAULT_RANDOM_BITS, Overflow, Rounding
+from formats.scaled import ScaledFormat, ScaleRule, scaled_format, significant_bits, smallest
 
 Number = int | float | Fraction
 E8M0_LIMIT = 127
@@ -48,8 +48,10 @@ def quantize_group(
     overflow: str = Overflow.SATURATE,
     rule: str | None = None,
     tensor_scale: Number | None = None,
+    random_bits: Sequence[int] | None = None,
+    stochastic_bits: int = DEFAULT_RANDOM_BITS,
 ) -> Group:
-    """Scale and elements of one group.
+    """Scale and elements of one group; rounding, overflow, stochastic_bits and a random number an element as in round_exact.
 
     tensor_scale: needed where the format has one; for a format scaled per tensor it is the scale, if it is not to come from
     these values. ValueError where it is missing.
@@ -64,14 +66,21 @@ def quantize_group(
     scale = given if given is not None else group_scale(values, f, upper)
     if scale is None:
         return Group(None, upper, [nan] * len(values))
-    return Group(scale, upper, [_element(x, scale * upper, f, rounding, overflow) for x in values])
+    randoms = [None] * len(values) if random_bits is None else random_bits
+    elements = [
+        round_exact(
+            _quotient(x, scale * upper), f.element, rounding, overflow, random_bits=r, stochastic_bits=stochastic_bits
+        )
+        for x, r in zip(values, randoms, strict=True)
+    ]
+    return Group(scale, upper, elements)
 
 
 def reference_tensor_scale(values: Sequence[Number], f: ScaledFormat | str) -> Fraction | None:
     """NVFP4's: the tensor's amax / (largest element * largest scale), to FP32. None for NaN."""
     f = scaled_format(f) if isinstance(f, str) else f
     amax = _amax(values)
-    return None if amax is None else _rounded_scale(amax / (Fraction(f.element.max) * 448), "fp32")
+    return None if amax is None else _rounded_scale(amax / (f.element.largest * 448), "fp32")
 
 
 def group_scale(values: Sequence[Number], f: ScaledFormat, tensor_scale: Fraction = Fraction(1)) -> Fraction | None:
@@ -80,14 +89,14 @@ def group_scale(values: Sequence[Number], f: ScaledFormat, tensor_scale: Fractio
     if amax is None:
         return None
     if f.scale != "e8m0fnu":
-        return _rounded_scale(amax / (Fraction(f.element.max) * tensor_scale), f.scale)
+        return _rounded_scale(amax / (f.element.largest * tensor_scale), f.scale)
     if not amax:
         return _power(-E8M0_LIMIT)
     return _power(max(-E8M0_LIMIT, min(E8M0_LIMIT, _exponent_by_rule(amax, f))))
 
 
 def _exponent_by_rule(amax: Fraction, f: ScaledFormat) -> int:
-    largest = Fraction(f.element.max)
+    largest = f.element.largest
     emax = _floor_log2(largest)
     match f.rule:
         case ScaleRule.FLOOR:
@@ -101,29 +110,26 @@ def _exponent_by_rule(amax: Fraction, f: ScaledFormat) -> int:
             below = _floor_log2(ratio)
             return below + (_power(below + 1) - ratio <= ratio - _power(below))
         case ScaleRule.EVEN:
-            quantum = _power(_floor_log2(amax)) / 2**f.element.mantissa_bits
+            quantum = _power(_floor_log2(amax)) / 2 ** (significant_bits(f.element) - 1)
             return _floor_log2(round(amax / quantum) * quantum) - emax
         case _:
             raise ValueError(f"{f.name}: {f.rule} gives no power of two")
 
 
 def _rounded_scale(ratio: Fraction, name: str) -> Fraction:
-    smallest = Fraction(get_format(name).decode_exact(1))
-    return max(Fraction(round_exact(ratio, name)), smallest)
+    return max(Fraction(round_exact(ratio, name)), smallest(element_format(name)))
 
 
-def _element(x: Number, scale: Fraction, f: ScaledFormat, rounding: str, overflow: str) -> Fraction | float:
+def _quotient(x: Number, scale: Fraction) -> Fraction | float:
     special = isinstance(x, float) and (not isfinite(x) or (x == 0 and copysign(1.0, x) < 0))
-    if isinstance(x, float) and isnan(x):
-        return nan
-    return round_exact(x if special else Fraction(x) / scale, f.element, rounding, overflow)
+    return x if isinstance(x, float) and special else Fraction(x) / scale
 
 
 def _times(element: Fraction | float, scale: Fraction, dtype: str) -> float:
     if isinstance(element, float) and (element == 0 or not isfinite(element)):
         return element
     exact = Fraction(element) * scale
-    f = get_format(dtype)
+    f = float_format(dtype)
     largest = Fraction(f.max)
     if abs(exact) >= largest + _power(f.emax - f.mantissa_bits) / 2:
         return copysign(float("inf"), exact)

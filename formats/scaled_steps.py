@@ -24,8 +24,8 @@ from formats.scale_arithmetic import (
     round_to_element,
     split_scale,
 )
-from formats.scaled import ScaledFormat
 from formats.scaled_constants import ScaledConstants, scaled_constants
+from formats.spec import Format
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -100,6 +100,7 @@ def rounded(
     shape: Sequence[int],
     seed: int | Tensor | None,
     random_bits: Tensor | None,
+    stochastic_bits: int,
 ) -> Tensor:
     """The elements, signed, by any rounding; FP32 in layout.view's shape."""
     magnitude = bits & MAGNITUDE
@@ -111,8 +112,15 @@ def rounded(
         y = torch.where(magnitude > 0, torch.clamp(y, min=SMALLEST_NORMAL), y)
         y = torch.where(magnitude >= INFINITY, magnitude, y)
         exact = signed(y.view(torch.float32), bits)
-    extra = {key: value for key, value in (("seed", seed), ("random_bits", random_bits)) if value is not None}
-    q = quantize(layout.join(exact, shape), constants.element, constants.rounding, constants.overflow, **extra)
+    q = quantize(
+        layout.join(exact, shape),
+        constants.element,
+        constants.rounding,
+        constants.overflow,
+        seed=seed,
+        random_bits=random_bits,
+        stochastic_bits=stochastic_bits,
+    )
     return layout.split(q.to(torch.float32))
 
 
@@ -149,7 +157,7 @@ def signed(magnitude: Tensor, bits: Tensor) -> Tensor:
 
 def prepare(
     x: Tensor,
-    f: ScaledFormat | str,
+    f: Format | str,
     axis: int,
     rounding: str,
     overflow: str,

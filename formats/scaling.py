@@ -27,10 +27,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from formats.rounding import Overflow, Rounding
+from formats.rounding import DEFAULT_RANDOM_BITS, Overflow, Rounding
 from formats.scale_arithmetic import INFINITY, MAGNITUDE, NAN, round_to_element
-from formats.scaled import ScaledFormat
 from formats.scaled_steps import find_scale, prepare, quotient, rounded, signed, times, times_anything
+from formats.spec import Format
 
 
 class Scales(NamedTuple):
@@ -42,7 +42,7 @@ class Scales(NamedTuple):
 
 def quantize_scaled(
     x: Tensor,
-    f: ScaledFormat | str,
+    f: Format | str,
     axis: int = -1,
     rounding: str = Rounding.NEAREST_EVEN,
     overflow: str = Overflow.SATURATE,
@@ -51,21 +51,24 @@ def quantize_scaled(
     seed: int | Tensor | None = None,
     random_bits: Tensor | None = None,
     batch_dims: int = 0,
+    stochastic_bits: int = DEFAULT_RANDOM_BITS,
 ) -> Tensor:
     """What x becomes when it is stored in the scaled format and read again; same shape and dtype.
 
     x: float32, bfloat16 or float16, any shape. f: a scaled format or its name. axis: the one along which rows and blocks lie;
-    tiles lie in the last two. rounding, overflow, seed, random_bits: of the elements, as in `quantize`; scales round to nearest
-    even. rule: another ScaleRule than the format's. tensor_scale: FP32, positive, of shape x.shape[:batch_dims] or a number:
-    NVFP4's upper scale, or the scale itself of a format scaled per tensor; left out, it comes from the tensor's amax, which
-    takes a pass of its own. batch_dims: so many leading axes stand for separate tensors (a pack's runs), each with a tensor
-    scale of its own.
+    tiles lie in the last two. rounding, overflow, seed, random_bits, stochastic_bits: of the elements, as in `quantize`; scales
+    round to nearest even. rule: another ScaleRule than the format's. tensor_scale: FP32, positive, of shape
+    x.shape[:batch_dims] or a number: NVFP4's upper scale, or the scale itself of a format scaled per tensor; left out, it comes
+    from the tensor's amax, which takes a pass of its own. batch_dims: so many leading axes stand for separate tensors (a pack's
+    runs), each with a tensor scale of its own.
 
     The result carries no gradient. ValueError for another dtype, an axis that is not there or is one of the batch_dims, a tensor
     scale for a format that has none. A tensor scale that is not positive and finite makes its tensor NaN.
     """
     if x.ndim == 0:
-        alone = quantize_scaled(x.reshape(1), f, axis, rounding, overflow, rule, tensor_scale, seed, random_bits)
+        alone = quantize_scaled(
+            x.reshape(1), f, axis, rounding, overflow, rule, tensor_scale, seed, random_bits, 0, stochastic_bits
+        )
         return alone.reshape(())
     constants, layout = prepare(x, f, axis, rounding, overflow, rule, tensor_scale, batch_dims)
     if not x.numel():
@@ -79,7 +82,7 @@ def quantize_scaled(
         q = round_to_element(y, constants.element_constants)
         out = signed(times(q, scale, x.dtype), bits)
     else:
-        q = rounded(bits, scale, constants, layout, x.shape, seed, random_bits)
+        q = rounded(bits, scale, constants, layout, x.shape, seed, random_bits, stochastic_bits)
         out = times_anything(q, scale, x.dtype)
     if scale.given:
         out = torch.where(bits & MAGNITUDE > INFINITY, NAN, out.view(torch.int32)).view(torch.float32)
@@ -88,7 +91,7 @@ def quantize_scaled(
 
 def scales_of(
     x: Tensor,
-    f: ScaledFormat | str,
+    f: Format | str,
     axis: int = -1,
     rule: str | None = None,
     tensor_scale: Tensor | float | None = None,

@@ -9,18 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from formats import get_format
-from formats.scaled import ScaledFormat, ScaleRule, rules_for, scaled_format
+from formats import element_format, float_format
+from formats.random_bits import random_bits
+from formats.rounding import DETERMINISTIC, Overflow
+from formats.scale_arithmetic import product, split_scale
+from formats.scaled import ScaledFormat, ScaleRule, rules_for, scaled_format, significant_bits
 from formats.scaled_codes import decode_scaled, encode_scaled
 from formats.scaled_reference import quantize_group, reference_tensor_scale
 from formats.scaling import quantize_scaled, scales_of, tensor_amax
 from verification.points import CARRIERS
 from verification.test_conditional import needs_compiler
 
-MX = ["mxfp8_e4m3fn", "mxfp8_e5m2", "mxfp6_e2m3fn", "mxfp6_e3m2fn", "mxfp4"]
+MX = ["mxfp8_e4m3fn", "mxfp8_e5m2", "mxfp6_e2m3fn", "mxfp6_e3m2fn", "mxfp4", "mxint8"]
 E8M0_RULES = [str(rule) for rule in rules_for("e8m0fnu")]
 BY_RULE = [f"{name}:{rule}" for name in MX for rule in E8M0_RULES]
-WITH_FP32_SCALES = ["e4m3fn@block8", "e5m2@block8", "e2m1fn@block8", "e5m10@block8", "e3m4@block8", "e1m2f@block8"]
+SHORT = ["e4m3fn@block8", "e5m2@block8", "e2m1fn@block8", "e5m10@block8", "e3m4@block8", "e1m2f@block8", "int8@block8"]
+LONG = ["int16@block8", "nf4@block8", "posit8@block8"]  # by FP64: their decision points are long
+ODD_ONES = ["e4m3fnuz@block8", "e3m2-nosub@block8:e8m0fnu", "e3m0f@block8", "int4@block8:e4m3fn"]
+WITH_FP32_SCALES = [*SHORT, "e4m3fnuz@block8"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LIMITS = {torch.float32: 2.0**128, torch.bfloat16: 2.0**128, torch.float16: 2.0**16}
 
@@ -32,7 +38,11 @@ def bits(x: Tensor) -> Tensor:
 
 
 def expected(
-    x: Tensor, f: ScaledFormat | str, rounding: str = "nearest_even", tensor_scale: float | None = None
+    x: Tensor,
+    f: ScaledFormat | str,
+    rounding: str = "nearest_even",
+    tensor_scale: float | None = None,
+    overflow: str = "saturate",
 ) -> Tensor:
     """By the reference: x is cut into groups along its only axis."""
     f, values = scaled_format(f) if isinstance(f, str) else f, x.tolist()
@@ -45,7 +55,7 @@ def expected(
     n = f.elements_per_scale or len(values)
     out: list[float] = []
     for start in range(0, len(values), n):
-        group = quantize_group(values[start : start + n], f, rounding, tensor_scale=upper)
+        group = quantize_group(values[start : start + n], f, rounding, overflow, tensor_scale=upper)
         out += group.values(CARRIERS[x.dtype])
     return torch.tensor(out).to(x.dtype)
 
@@ -59,11 +69,10 @@ def assert_same(got: Tensor, want: Tensor, x: Tensor) -> None:
 
 
 def decision_points(f: ScaledFormat) -> list[float]:
-    """Every value of the element and every middle between two, the last overflowing one included, positive."""
-    codes = np.arange(min(f.element.max_code, 300) + 1)
-    grid = f.element.decode(codes)
-    top = f.element.decode(np.array([f.element.max_code - 1, f.element.max_code]))
-    return [*grid, *((grid[1:] + grid[:-1]) / 2), top[1], 1.5 * top[1] - 0.5 * top[0]]
+    """Values of the element and the middles between two, where it begins to overflow included, positive."""
+    grid = f.element.grid()
+    grid = np.concatenate([grid[grid >= 0][:300], grid[-2:]])
+    return [*grid, *((grid[1:] + grid[:-1]) / 2), 1.5 * grid[-1] - 0.5 * grid[-2]]
 
 
 @st.composite
@@ -120,7 +129,7 @@ def test_nvfp4_equals_the_reference(dtype: torch.dtype, data: st.DataObject) -> 
 def near_products(draw: st.DrawFn, dtype: torch.dtype, t: float) -> Tensor:
     """A block whose E4M3 scale is drawn, and elements beside decision points times that scale times t."""
     f = scaled_format("nvfp4")
-    scale = float(get_format("e4m3fn").decode(draw(st.integers(1, 126)))) * t
+    scale = float(element_format("e4m3fn").decode(draw(st.integers(1, 126)))) * t
     points = st.sampled_from(decision_points(f)).map(lambda p: p * scale)
     return spread(draw, [6 * scale, *draw(st.lists(points, min_size=15, max_size=15))], dtype)
 
@@ -138,13 +147,60 @@ def test_nvfp4_under_a_given_tensor_scale(dtype: torch.dtype, data: st.DataObjec
     assert_same(quantize_scaled(x, "nvfp4", tensor_scale=t), expected(x, "nvfp4", tensor_scale=t), x)
 
 
-@pytest.mark.parametrize("rounding", ["toward_zero"])
-@pytest.mark.parametrize("name", [*MX, *WITH_FP32_SCALES])
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("name", [*MX, *SHORT, *LONG, *ODD_ONES])
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_other_roundings_equal_the_reference(name: str, rounding: str, data: st.DataObject) -> None:
-    x = data.draw(nasty_blocks(scaled_format(name), torch.float32))
-    assert_same(quantize_scaled(x, name, rounding=rounding), expected(x, name, rounding), x)
+def test_every_rounding_and_overflow_equals_the_reference(name: str, data: st.DataObject) -> None:
+    f = scaled_format(name)
+    rounding = data.draw(st.sampled_from(DETERMINISTIC))
+    overflow = data.draw(st.sampled_from([o for o in Overflow if o != "nonsaturating" or f.element.has_nan]))
+    x = data.draw(nasty_blocks(f, torch.float32))
+    upper = data.draw(st.sampled_from([1.0, 0xBD70A4 / 2**25])) if f.has_tensor_scale else None
+    got = quantize_scaled(x, name, rounding=rounding, overflow=overflow, tensor_scale=upper)
+    assert_same(got, expected(x, name, rounding, upper, overflow), x)
+
+
+@pytest.mark.parametrize("name", [*MX, *SHORT])
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_stochastic_rounding_equals_the_reference(name: str, data: st.DataObject) -> None:
+    f = scaled_format(name)
+    rounding = data.draw(st.sampled_from(["stochastic_a", "stochastic_b", "stochastic_c"]))
+    x = data.draw(nasty_blocks(f, torch.float32))
+    random = data.draw(st.lists(st.integers(0, 15), min_size=len(x), max_size=len(x)))
+    given_bits = torch.tensor(random, dtype=torch.int32)
+    got = quantize_scaled(x, name, rounding=rounding, random_bits=given_bits, stochastic_bits=4)
+    group = quantize_group(x.tolist(), f, rounding, random_bits=random, stochastic_bits=4)
+    assert_same(got, torch.tensor(group.values("fp32")), x)
+
+
+def test_random_bits_are_those_of_the_elements_place_in_its_run() -> None:
+    """Whatever the layout of groups: all of x, not a block or its padding, is what the elements are counted in."""
+    x = torch.randn(2, 10, 40, generator=torch.Generator().manual_seed(7))
+    seed = torch.tensor([5, 6])
+    bits_of = random_bits(seed, x.shape, 23)
+    for name, axis in [("mxfp4", -1), ("mxfp4", 1), ("e4m3fn@tile4x16", -1), ("e4m3fn@row", 1)]:
+        seeded = quantize_scaled(x, name, axis, "stochastic", seed=seed, batch_dims=1)
+        assert torch.equal(seeded, quantize_scaled(x, name, axis, "stochastic", random_bits=bits_of, batch_dims=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_beside_the_middles_of_a_dtype_are_rounded_once(dtype: torch.dtype) -> None:
+    """Scales t for which element * short * t is, but for t's own rounding, halfway between two numbers of the dtype."""
+    carrier = float_format(CARRIERS[dtype])
+    m = carrier.mantissa_bits
+    elements = torch.from_numpy(scaled_format("nvfp4").element.grid())[8:]
+    shorts = torch.from_numpy(element_format("e4m3fn").decode(np.arange(1, 127)))
+    middles = torch.arange(2 ** (m + 1) + 1, 2 ** (m + 2), max(2, 2 ** (m - 6)), dtype=torch.float64)
+    for exponent in (-m - 1, carrier.emin - m - 4, carrier.emin - 2 * m - 2):
+        multiples = (elements[:, None] * shorts).flatten()[:, None]
+        t = (middles * 2.0**exponent / multiples).to(torch.float32)
+        q = elements[:, None, None].expand(-1, len(shorts), len(middles)).reshape(t.shape).to(torch.float32)
+        short = shorts[None, :, None].expand(len(elements), -1, len(middles)).reshape(t.shape).to(torch.float32)
+        got = product(q, split_scale(t, short), t, dtype).to(dtype)
+        exact = (multiples * t.double()).numpy()  # 30 bits
+        want = torch.from_numpy(carrier.decode(carrier.encode(exact)))
+        assert torch.equal(got.double(), want)
 
 
 EVERY_BINADE = torch.arange(0, 255 << 23, 1 << 22, dtype=torch.int32)
@@ -156,7 +212,7 @@ def test_scale_rules_at_every_power_of_two(name: str, rule: str) -> None:
     """In each binade the power of two, where M bits round up to the next one, the largest element and 1.5 times it, with both
     FP32 neighbours; and FP32's subnormal powers of two."""
     f = scaled_format(f"{name}:{rule}")
-    shape = torch.tensor([1.0, f.element.max, 1.5 * f.element.max, 2 - 2.0 ** -(f.element.mantissa_bits + 1)])
+    shape = torch.tensor([1.0, f.element.max, 1.5 * f.element.max, 2 - 2.0 ** -significant_bits(f.element)])
     binades = torch.cat([shape.view(torch.int32) & 0x7FFFFF | k << 23 for k in range(0, 255, 1)])
     centres = torch.cat([binades, (2.0 ** torch.arange(-149.0, -126.0)).view(torch.int32)])
     around = (centres[:, None] + torch.arange(-1, 2)).clamp(0, 0x7F7FFFFF).unique()
@@ -316,7 +372,8 @@ ALL = [*MX, "nvfp4", "e4m3fn@tensor", "e4m3fn@row", "e4m3fn@block16", "e4m3fn@ti
 @pytest.mark.parametrize("name", ALL)
 def test_zeros_stay_zeros_with_their_signs(name: str, dtype: torch.dtype) -> None:
     x = torch.tensor([0.0, -0.0] * 16, dtype=dtype).reshape(1, 32)
-    assert torch.equal(bits(quantize_scaled(x, name)), bits(x))
+    zeros = x if scaled_format(name).element.has_negative_zero else x.abs()
+    assert torch.equal(bits(quantize_scaled(x, name)), bits(zeros))
     smallest = {"e8m0fnu": 2.0**-127, "e4m3fn": 2.0**-9, "fp32": 2.0**-149}[scaled_format(name).scale]
     assert set(scales_of(x, name).group.flatten().tolist()) == {smallest}
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from formats import get_format
+from formats import element_format, float_format
 from formats.scaled import list_scaled_formats, rules_for, scaled_format
 from formats.scaled_reference import quantize_group, reference_tensor_scale
 
@@ -26,7 +26,7 @@ def power_for(amax: Fraction, element: str, rule: str) -> Fraction:
 @given(AMAX | NEAR_POWERS, st.sampled_from(ELEMENTS))
 @settings(max_examples=300, deadline=None)
 def test_each_rule_by_the_inequality_that_defines_it(amax: Fraction, element: str) -> None:
-    f = get_format(element)
+    f = float_format(element)
     largest, top = Fraction(f.max), Fraction(2) ** f.emax
     scale = {str(rule): power_for(amax, element, str(rule)) for rule in rules_for("e8m0fnu")}
     smallest, biggest = Fraction(2) ** -127, Fraction(2) ** 127
@@ -45,7 +45,7 @@ def test_each_rule_by_the_inequality_that_defines_it(amax: Fraction, element: st
 def test_rceil_and_ceil_never_clip_and_the_others_at_most_a_binade(values: list[float], element: str) -> None:
     amax = max(abs(Fraction(x)) for x in values)
     assume(amax > Fraction(2) ** -100)
-    largest = Fraction(get_format(element).max)
+    largest = Fraction(element_format(element).max)
     for rule in rules_for("e8m0fnu"):
         quotient = amax / power_for(amax, element, str(rule))
         assert quotient <= largest or rule not in ("ceil", "rceil")
