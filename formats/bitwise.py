@@ -39,6 +39,7 @@ from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,38 +50,31 @@ from formats.spec import ElementFormat, FloatFormat
 
 
 class Carrier(NamedTuple):
-    """The type whose bits are worked on."""
+    """The type whose bits are worked on: its mantissa bits and smallest exponent, its width, and two patterns.
+
+    `magnitude` is all bits but the sign; `infinity` the pattern of +inf.
+    """
 
     dtype: torch.dtype
     integer: torch.dtype
     mantissa: int
     emin: int
-
-    @property
-    def bits(self) -> int:
-        """Width."""
-        return self.integer.itemsize * 8
-
-    @property
-    def magnitude(self) -> int:
-        """All bits but the sign."""
-        return (1 << (self.bits - 1)) - 1
-
-    @property
-    def infinity(self) -> int:
-        """The pattern of +inf: its field is one more than the largest exponent's, which is 1 - emin."""
-        return (2 * (1 - self.emin) + 1) << self.mantissa
-
-    def pattern(self, value: Fraction) -> int:
-        """The bits of a non-negative number that the carrier holds."""
-        number = torch.tensor(float(value), dtype=self.dtype)
-        if Fraction(number.item()) != value:
-            raise ValueError(f"{self.dtype} does not hold {value}")
-        return int(number.view(self.integer).item())
+    bits: int
+    magnitude: int
+    infinity: int
 
 
-FP32 = Carrier(torch.float32, torch.int32, 23, -126)
-FP64 = Carrier(torch.float64, torch.int64, 52, -1022)
+FP32 = Carrier(torch.float32, torch.int32, 23, -126, 32, (1 << 31) - 1, 0xFF << 23)
+FP64 = Carrier(torch.float64, torch.int64, 52, -1022, 64, (1 << 63) - 1, 0x7FF << 52)
+
+
+def pattern(value: Fraction, carrier: Carrier) -> int:
+    """The bits of a non-negative number that the carrier holds."""
+    kind, integer = (np.float32, np.int32) if carrier.bits == 32 else (np.float64, np.int64)
+    number = np.array(float(value), kind)
+    if Fraction(float(number)) != value:
+        raise ValueError(f"{carrier.dtype} does not hold {value}")
+    return int(number.view(integer))
 
 
 class Constants(NamedTuple):
@@ -88,9 +82,9 @@ class Constants(NamedTuple):
 
     max_bits, lowest_bits: patterns of |largest| and |lowest|. lsb_shift, half_less_one, keep_mask: d, 2^(d-1) - 1 and -2^d, and
     stand-ins for d = 0. subnormals_below: the pattern under which step 3 applies. quantum: of step 3. odd_bias: whether the
-    lowest kept bit has the code's parity. smallest_bits: for formats without subnormals, the pattern of the smallest value,
-    below which there is zero or nothing, else 0. fixed_drop: for deep formats, the bits that their subnormals drop from the
-    carrier's fixed-point ones; None for others.
+    lowest kept bit has the code's parity. smallest, smallest_bits: for formats without subnormals, the smallest value, below
+    which there is zero or nothing, and its pattern; else 0. fixed_drop: for deep formats, the bits that their subnormals drop
+    from the carrier's fixed-point ones; None for others.
     """
 
     max_bits: int
@@ -102,6 +96,7 @@ class Constants(NamedTuple):
     quantum: float
     odd_bias: bool
     smallest_bits: int
+    smallest: float
     fixed_drop: int | None
     signed: bool
     negative_zero: bool
@@ -123,20 +118,21 @@ class Parameters(NamedTuple):
 class Beyond(NamedTuple):
     """Outcomes past the two ends, for finite values and for infinity."""
 
-    positive: Outcome
-    negative: Outcome
-    positive_infinity: Outcome
-    negative_infinity: Outcome
+    positive: str
+    negative: str
+    positive_infinity: str
+    negative_infinity: str
 
 
-SATURATED = Beyond(Outcome.END, Outcome.END, Outcome.END, Outcome.END)
+END, TO_INFINITY = Outcome.END.value, Outcome.INFINITY.value
+SATURATED = Beyond(END, END, END, END)
 
 
 @cache
 def outcomes(f: ElementFormat, mode: Rounding, over: Overflow) -> Beyond:
     """The four outcomes for a format. A format that has no next value sends nothing finite beyond its ends."""
     found = [
-        outcome(f, mode, over, negative=negative, infinite=infinite)
+        outcome(f, mode, over, negative=negative, infinite=infinite).value
         for infinite in (False, True)
         for negative in (False, True)
     ]
@@ -160,8 +156,8 @@ def constants(f: ElementFormat, carrier: Carrier) -> Constants:
     smallest_normal = Fraction(2) ** carrier.emin
     if isinstance(f, IntegerFormat):
         return Constants(
-            max_bits=carrier.pattern(f.largest),
-            lowest_bits=carrier.pattern(-f.lowest),
+            max_bits=pattern(f.largest, carrier),
+            lowest_bits=pattern(-f.lowest, carrier),
             lsb_shift=carrier.bits - 1,
             half_less_one=0,
             keep_mask=-1,
@@ -169,6 +165,7 @@ def constants(f: ElementFormat, carrier: Carrier) -> Constants:
             quantum=float(f.quantum),
             odd_bias=True,
             smallest_bits=0,
+            smallest=0.0,
             fixed_drop=None,
             signed=True,
             negative_zero=False,
@@ -184,16 +181,17 @@ def constants(f: ElementFormat, carrier: Carrier) -> Constants:
     # The exponent of the carrier's fixed-point subnormals is emin - m.
     fixed_drop = max(0, f.emin - f.mantissa_bits - (carrier.emin - carrier.mantissa)) if gradual else 0
     return Constants(
-        max_bits=carrier.pattern(f.largest),
-        lowest_bits=carrier.pattern(abs(f.lowest)),
+        max_bits=pattern(f.largest, carrier),
+        lowest_bits=pattern(abs(f.lowest), carrier),
         lsb_shift=drop if drop else carrier.bits - 1,
         half_less_one=(1 << drop >> 1) - 1 if drop else 0,
         keep_mask=-(1 << drop),
-        subnormals_below=carrier.pattern(Fraction(2) ** f.emin) if own_subnormals or (deep and gradual) else 0,
+        subnormals_below=pattern(Fraction(2) ** f.emin, carrier) if own_subnormals or (deep and gradual) else 0,
         # Where step 3 never applies any number would do, but products with FP32 subnormals slow a CPU down fourfold.
         quantum=float(quantum) if own_subnormals else 1.0,
         odd_bias=f.mantissa_bits > 0 or f.bias % 2 == 1,
-        smallest_bits=0 if gradual else carrier.pattern(f.smallest),
+        smallest_bits=0 if gradual else pattern(f.smallest, carrier),
+        smallest=0.0 if gradual else float(f.smallest),
         fixed_drop=fixed_drop if deep else None,
         signed=f.signed,
         negative_zero=f.has_negative_zero,
@@ -206,7 +204,8 @@ def parameters_alone(p: Parameters) -> Constants:
     """Parameters of a batch in the place of constants: of formats that are plain in all that does not vary."""
     return Constants(
         p.max_bits, p.max_bits, p.lsb_shift, p.half_less_one, p.keep_mask, p.subnormals_below, p.quantum,  # type: ignore[arg-type]
-        odd_bias=True, smallest_bits=0, fixed_drop=None, signed=True, negative_zero=True, zero=True, ties_away=False,
+        odd_bias=True, smallest_bits=0, smallest=0.0, fixed_drop=None,
+        signed=True, negative_zero=True, zero=True, ties_away=False,
     )  # fmt: skip
 
 
@@ -245,7 +244,7 @@ def round_bits(
 
 def _clamped(magnitude: Tensor, negative: Tensor, p: Constants, beyond: Beyond) -> Tensor:
     """Step 1, on the sides where the outcome for finite values is the end."""
-    positive_end, negative_end = beyond.positive is Outcome.END, beyond.negative is Outcome.END
+    positive_end, negative_end = beyond.positive == END, beyond.negative == END
     a = magnitude
     if positive_end and negative_end and not _is_lopsided(p):
         a = torch.clamp(a, max=p.max_bits)
@@ -270,13 +269,12 @@ def _patched(
 ) -> Tensor:
     """Step 4. Nothing to do where all outcomes are the end: the clamp did it."""
     nan = carrier.infinity | 1 << (carrier.mantissa - 1)
-    what = {Outcome.INFINITY: carrier.infinity, Outcome.NAN: nan}
     infinite = magnitude == carrier.infinity
     sides = [
         (beyond.positive, beyond.positive_infinity, ~negative, p.max_bits, False),
         (beyond.negative, beyond.negative_infinity, negative, p.lowest_bits, True),
     ]
-    same = beyond.positive is beyond.negative and beyond.positive_infinity is beyond.negative_infinity
+    same = beyond.positive == beyond.negative and beyond.positive_infinity == beyond.negative_infinity
     if same and p.signed and not _is_lopsided(p):
         sides = [(beyond.positive, beyond.positive_infinity, torch.ones_like(negative), p.max_bits, False)]
     for finite, infinity, side, limit, is_below in sides:
@@ -284,12 +282,12 @@ def _patched(
         if is_below and not p.signed and not p.zero:
             past = magnitude > 0
         for left, where in ((finite, past & ~infinite), (infinity, infinite)):
-            if left is Outcome.END:
+            if left == END:
                 continue
-            pattern: int | Tensor = what[left]
-            if left is Outcome.INFINITY:
-                pattern = pattern | (signed & ~carrier.magnitude)
-            signed = torch.where(side & where, pattern, signed)
+            pattern_left: int | Tensor = nan
+            if left == TO_INFINITY:
+                pattern_left = carrier.infinity | (signed & ~carrier.magnitude)
+            signed = torch.where(side & where, pattern_left, signed)
     return signed
 
 
@@ -423,12 +421,11 @@ def _below_smallest(
 ) -> Tensor:
     """Without subnormals: zero, or the smallest value, whose code is 1, the odd one."""
     magnitude = a.view(carrier.dtype)
-    smallest = torch.tensor(p.smallest_bits, dtype=carrier.integer).view(carrier.dtype).item()
-    half = smallest / 2
+    smallest = p.smallest
     if mode == Rounding.NEAREST_EVEN:
-        away = magnitude > half
+        away = magnitude > smallest / 2
     elif mode == Rounding.NEAREST_AWAY:
-        away = magnitude >= half
+        away = magnitude >= smallest / 2
     elif mode == Rounding.TOWARD_ZERO:
         away = torch.zeros_like(negative)
     elif mode == Rounding.TO_ODD:

@@ -164,9 +164,10 @@ def _key_from(threshold: Fraction, included: bool, is_double: bool) -> int:
 def _stochastic(
     x: Tensor, f: GridFormat | str, dtype: torch.dtype, rounding: str, overflow: str, random: Tensor, width: int
 ) -> Tensor:
-    mode, values, powers = _stochastic_constants(dtype, f, rounding, overflow, width, x.device)
-    inside = torch.clamp(x.to(torch.float64), values[0], values[-1])
-    place = torch.clamp(torch.bucketize(inside, values, right=True) - 1, 0, len(values) - 2)
+    mode, count, lowest, largest = _stochastic_question(dtype, f, rounding, overflow, width)
+    values, powers = _values(f, x.device).values, 2.0 ** (width + 1)
+    inside = torch.clamp(x.to(torch.float64), lowest, largest)
+    place = torch.clamp(torch.bucketize(inside, values, right=True) - 1, 0, count - 2)
     low, high = values[place], values[place + 1]
     short = (1 << width) - random.to(torch.int64)
     k = 2 * short - (0 if mode == Rounding.STOCHASTIC_A else 1)
@@ -182,10 +183,19 @@ def _stochastic(
     return torch.where(inside == low, low, torch.where(inside == high, high, chosen)).to(x.dtype)
 
 
+class _Values(NamedTuple):
+    values: Tensor
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _stochastic_constants(
-    dtype: torch.dtype, f: GridFormat | str, rounding: str, overflow: str, width: int, device: torch.device
-) -> tuple[str, Tensor, float]:
+def _values(f: GridFormat | str, device: torch.device) -> _Values:
+    return _Values(torch.from_numpy(_listed(f).grid().copy()).to(device))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _stochastic_question(
+    dtype: torch.dtype, f: GridFormat | str, rounding: str, overflow: str, width: int
+) -> tuple[str, int, float, float]:
     from formats.quantizer import check_carrier
 
     listed = _listed(f)
@@ -199,7 +209,7 @@ def _stochastic_constants(
             f"{listed.name}: with {width} random bits the thresholds between its values need more than FP64's 53 bits; "
             f"take stochastic_bits of at most {max(room - 1, 0)}"
         )
-    return str(mode), torch.from_numpy(listed.grid().copy()).to(device), 2.0 ** (width + 1)
+    return mode.value, len(listed.values), listed.min, listed.max
 
 
 def _widest_pair(f: GridFormat) -> int:

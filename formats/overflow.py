@@ -3,7 +3,7 @@
 The reference has its own words for the same, and is what these are held against.
 """
 
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from formats.rounding import Overflow, Rounding
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from formats.spec import ElementFormat
 
 
-class Outcome(Enum):
-    """What is left of a value that was too large."""
+class Outcome(StrEnum):
+    """What is left of a value that was too large: the largest or lowest finite value, infinity of its sign, or NaN."""
 
-    END = "the largest or lowest finite value"
-    INFINITY = "infinity of its sign"
-    NAN = "NaN"
+    END = "end"
+    INFINITY = "infinity"
+    NAN = "nan"
 
 
 def outcome(f: "ElementFormat", mode: Rounding, over: Overflow, *, negative: bool, infinite: bool) -> Outcome:

@@ -64,7 +64,7 @@ def quantize(
     for missing random bits, before any work.
     """
     if isinstance(f, FormatParameters):
-        mode = _mode("a batch of formats", True, True, rounding, overflow, stochastic_bits)
+        mode = _mode(rounding, overflow, stochastic_bits)
         if overflow != Overflow.SATURATE:
             raise ValueError(f"formats as parameters saturate: overflow must be saturate, got {overflow!r}")
         _check_parameters(f, x.dtype)
@@ -87,7 +87,11 @@ def quantize(
             listed = f if isinstance(f, GridFormat) else name
             random = _random(x, _plain_mode(rounding), seed, random_bits, stochastic_bits)
             return quantize_to_list(x.detach(), listed, rounding, overflow, random, stochastic_bits)
-        mode, parameters, beyond, carrier = _constants(x.dtype, name, rounding, overflow, stochastic_bits)
+        mode, carrier = _question(x.dtype, name, rounding, overflow, stochastic_bits), FP32
+        if _needs_fp64(x.dtype, name, rounding, stochastic_bits):
+            carrier = FP64
+        parameters = _constants(name, carrier.bits)
+        beyond = _beyond(name, rounding, overflow)
     random = _random(x, mode, seed, random_bits, stochastic_bits)
     wide = x.detach().to(carrier.dtype)
     if random is not None:
@@ -153,14 +157,18 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# The compiler runs the next three itself and folds in what they return, guarding on their arguments. So a format comes by
+# The compiler runs the decorated ones itself and folds in what they return, guarding on their arguments. So a format comes by
 # name: its numbers would become symbols once they change, and the program would no longer be one of constants.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _mode(name: str, has_inf: bool, has_nan: bool, rounding: str, overflow: str, stochastic_bits: int) -> str:
+def _mode(rounding: str, overflow: str, stochastic_bits: int) -> str:
+    return _checked_mode("a batch of formats", True, True, rounding, overflow, stochastic_bits)
+
+
+def _checked_mode(name: str, has_inf: bool, has_nan: bool, rounding: str, overflow: str, stochastic_bits: int) -> str:
     mode, over = check_modes(rounding, overflow)
     check_overflow(name, has_inf, has_nan, over)
     check_random_bits(stochastic_bits)
-    return str(mode)
+    return mode.value
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -171,24 +179,37 @@ def _kind(name: str) -> str:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _plain_mode(rounding: str) -> str:
-    return str(check_modes(rounding, Overflow.SATURATE)[0])
+    return check_modes(rounding, Overflow.SATURATE)[0].value
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constants(
-    dtype: torch.dtype, name: str, rounding: str, overflow: str, stochastic_bits: int
-) -> tuple[str, Constants, bitwise.Beyond, Carrier]:
+def _question(dtype: torch.dtype, name: str, rounding: str, overflow: str, stochastic_bits: int) -> str:
     f = element_format(name)
-    mode, over = check_modes(rounding, overflow)
-    check_overflow(f.name, f.has_inf, f.has_nan, over)
+    mode = _checked_mode(f.name, f.has_inf, f.has_nan, rounding, overflow, stochastic_bits)
     check_carrier(f, dtype)
-    check_random_bits(stochastic_bits)
-    narrow = dtype != torch.float64 and bitwise.fits(f, FP32)
-    if mode.is_stochastic:
-        lone = isinstance(f, FloatFormat) and f.zero and not f.subnormals
-        narrow = narrow and not lone and stochastic_bits <= _most_random_bits(mode, FP32)
-    carrier = FP32 if narrow else FP64
-    return str(mode), bitwise.constants(f, carrier), bitwise.outcomes(f, mode, over), carrier
+    return mode
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _needs_fp64(dtype: torch.dtype, name: str, rounding: str, stochastic_bits: int) -> bool:
+    f = element_format(name)
+    mode, _ = check_modes(rounding, Overflow.SATURATE)
+    if dtype == torch.float64 or not bitwise.fits(f, FP32):
+        return True
+    if not mode.is_stochastic:
+        return False
+    lone = isinstance(f, FloatFormat) and f.zero and not f.subnormals
+    return lone or stochastic_bits > _most_random_bits(mode, FP32)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constants(name: str, width: int) -> Constants:
+    return bitwise.constants(element_format(name), FP32 if width == FP32.bits else FP64)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _beyond(name: str, rounding: str, overflow: str) -> bitwise.Beyond:
+    return bitwise.outcomes(element_format(name), *check_modes(rounding, overflow))
 
 
 def _most_random_bits(mode: str, carrier: Carrier) -> int:
