@@ -297,9 +297,9 @@ def _is_lopsided(p: Constants) -> bool:
 
 def _align(mode: str, random: Tensor | None, width: int) -> tuple[Tensor | None, int]:
     """Random numbers and their width for the addition: 2 R + 1, of a bit more, in stochastic_b."""
-    if random is None or mode != Rounding.STOCHASTIC_B:
-        return random, width
-    return 2 * random + 1, width + 1
+    if random is not None and mode == Rounding.STOCHASTIC_B:
+        return 2 * random + 1, width + 1
+    return random, width
 
 
 def _round_normal(
@@ -384,7 +384,7 @@ def _share_goes_away(
     base = quantum * 2.0 ** (carrier.mantissa - width)
     total = left + base
     steps = total.view(carrier.integer)
-    if mode != Rounding.STOCHASTIC_C:
+    if mode in (Rounding.STOCHASTIC_A, Rounding.STOCHASTIC_B):
         steps = steps - (total - base > left).to(carrier.integer)
     # base is a power of two, so its pattern ends in zeros and the steps are counted from it.
     zero_steps = (torch.zeros_like(left) + base).view(carrier.integer)
@@ -453,7 +453,7 @@ def _lone_share_goes_away(magnitude: Tensor, smallest: float, mode: str, random:
     scaled = magnitude * 2.0 ** (width + 1 - q)
     whole = torch.floor(scaled)
     at_least = whole.to(torch.int64) >= k * n
-    if mode != Rounding.STOCHASTIC_C:
+    if mode in (Rounding.STOCHASTIC_A, Rounding.STOCHASTIC_B):
         return at_least
     is_tie = (whole.to(torch.int64) == k * n) & (scaled == whole)
     return at_least & (~is_tie | (short % 2 == 0))

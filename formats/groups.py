@@ -66,7 +66,7 @@ def lay_out(shape: Sequence[int], granularity: str, group: tuple[int, ...], axis
         raise ValueError(
             f"tiles lie in the last two axes after the {batch_dims} of the batch; got axis {axis} of {ndim}"
         )
-    if granularity != Granularity.TENSOR and axis < batch_dims:
+    if granularity in (Granularity.ROW, Granularity.BLOCK, Granularity.TILE) and axis < batch_dims:
         raise ValueError(f"axis {axis} is one of the {batch_dims} batch_dims; groups must lie within a tensor")
     sizes = {ndim - 2: group[0], ndim - 1: group[1]} if tiled else {axis: group[0]} if group else {}
     padded: list[int] = []

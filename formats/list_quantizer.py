@@ -176,9 +176,8 @@ def _stochastic(
     # |x - inner| >= k / 2^(N+1) (high - low), multiplied out: all of it is exact, by the check of the constants.
     reach = k.to(torch.float64) * (high - low)
     distance = torch.abs(inside * powers - inner * powers)
-    away = distance >= reach if mode != Rounding.STOCHASTIC_C else (distance > reach) | (
-        (distance == reach) & (short % 2 == 0)
-    )  # fmt: skip
+    at_threshold = distance == reach
+    away = (distance > reach) | (at_threshold & (short % 2 == 0) if mode == Rounding.STOCHASTIC_C else at_threshold)
     chosen = torch.where(away ^ inner_is_high, high, low)
     return torch.where(inside == low, low, torch.where(inside == high, high, chosen)).to(x.dtype)
 
