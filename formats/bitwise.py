@@ -209,14 +209,6 @@ def parameters_alone(p: Parameters) -> Constants:
     )  # fmt: skip
 
 
-def is_plain(f: ElementFormat, carrier: Carrier) -> bool:
-    """Whether it differs from others in nothing but what `Parameters` hold."""
-    if not isinstance(f, FloatFormat) or not fits(f, carrier):
-        return False
-    c = constants(f, carrier)
-    return c.negative_zero and c.odd_bias and not c.smallest_bits and c.fixed_drop is None
-
-
 def round_bits(
     x: Tensor, carrier: Carrier, p: Constants, mode: str, beyond: Beyond, random: Tensor | None, random_width: int
 ) -> Tensor:

@@ -43,14 +43,13 @@ class Lookup(NamedTuple):
 
 
 def quantize_to_list(
-    x: Tensor, f: GridFormat | str, rounding: str, overflow: str, random: Tensor | None, stochastic_bits: int
+    x: Tensor, f: str, rounding: str, overflow: str, random: Tensor | None, stochastic_bits: int
 ) -> Tensor:
-    """Round x, of a dtype that holds the list, to it: see quantize."""
+    """Round x, of a dtype that holds the list of that canonical name, to it: see quantize."""
     wide_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     wide = x.to(wide_dtype)
     if random is None:
-        name, values = (f, None) if isinstance(f, str) else (f.name, f)
-        rounded = _look_up(wide, _lookup(x.dtype, name, values, rounding, overflow, x.device))
+        rounded = _look_up(wide, _lookup(x.dtype, f, rounding, overflow, x.device))
     else:
         rounded = _stochastic(wide, f, x.dtype, rounding, overflow, random, stochastic_bits)
     nan_ends = _nan_ends(f, rounding, overflow)
@@ -71,7 +70,7 @@ def _look_up(x: Tensor, table: Lookup) -> Tensor:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _nan_ends(f: GridFormat | str, rounding: str, overflow: str) -> tuple[bool, bool]:
+def _nan_ends(f: str, rounding: str, overflow: str) -> tuple[bool, bool]:
     listed = _listed(f)
     mode, over = check_modes(rounding, overflow)
     check_overflow(listed.name, listed.has_inf, listed.has_nan, over)
@@ -79,19 +78,17 @@ def _nan_ends(f: GridFormat | str, rounding: str, overflow: str) -> tuple[bool, 
     return ends[0] is Outcome.NAN, ends[1] is Outcome.NAN
 
 
-def _listed(f: GridFormat | str) -> GridFormat:
-    listed = element_format(f) if isinstance(f, str) else f
+def _listed(f: str) -> GridFormat:
+    listed = element_format(f)
     assert isinstance(listed, GridFormat)
     return listed
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _lookup(
-    dtype: torch.dtype, name: str, f: GridFormat | None, rounding: str, overflow: str, device: torch.device
-) -> Lookup:
+def _lookup(dtype: torch.dtype, f: str, rounding: str, overflow: str, device: torch.device) -> Lookup:
     from formats.quantizer import check_carrier
 
-    listed = _listed(name if f is None else f)
+    listed = _listed(f)
     mode, over = check_modes(rounding, overflow)
     check_overflow(listed.name, listed.has_inf, listed.has_nan, over)
     check_carrier(listed, dtype)
@@ -162,7 +159,7 @@ def _key_from(threshold: Fraction, included: bool, is_double: bool) -> int:
 
 
 def _stochastic(
-    x: Tensor, f: GridFormat | str, dtype: torch.dtype, rounding: str, overflow: str, random: Tensor, width: int
+    x: Tensor, f: str, dtype: torch.dtype, rounding: str, overflow: str, random: Tensor, width: int
 ) -> Tensor:
     mode, count, lowest, largest = _stochastic_question(dtype, f, rounding, overflow, width)
     values, powers = _values(f, x.device).values, 2.0 ** (width + 1)
@@ -187,13 +184,13 @@ class _Values(NamedTuple):
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _values(f: GridFormat | str, device: torch.device) -> _Values:
+def _values(f: str, device: torch.device) -> _Values:
     return _Values(torch.from_numpy(_listed(f).grid().copy()).to(device))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _stochastic_question(
-    dtype: torch.dtype, f: GridFormat | str, rounding: str, overflow: str, width: int
+    dtype: torch.dtype, f: str, rounding: str, overflow: str, width: int
 ) -> tuple[str, int, float, float]:
     from formats.quantizer import check_carrier
 

@@ -20,7 +20,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from hashlib import sha256
 from itertools import pairwise
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +35,14 @@ NF4_VALUES = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+
+
+_made: "WeakValueDictionary[str, GridFormat]" = WeakValueDictionary()
+
+
+def made_list(canonical_name: str) -> "GridFormat | None":
+    """The list of values of that canonical name, if there is one in this process: compiled programs know it by name."""
+    return _made.get(canonical_name)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,9 @@ class GridFormat(ElementFormat):
         object.__setattr__(self, "values", exact)
         object.__setattr__(self, "codes", codes)
         object.__setattr__(self, "dividers", dividers)
-        object.__setattr__(self, "canonical_name", self.name)
+        digest = sha256(repr((exact, codes, self.nan_code, dividers)).encode()).hexdigest()[:12]
+        object.__setattr__(self, "canonical_name", f"{self.name}#{digest}")
+        _made[self.canonical_name] = self
         every = [*codes, *([] if self.nan_code is None else [self.nan_code])]
         object.__setattr__(self, "bits", max(1, max(every, default=0).bit_length()))
         problem = self._problem(every)

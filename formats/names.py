@@ -20,7 +20,7 @@ from functools import cache
 from typing import Literal
 
 from formats.integers import IntegerFormat
-from formats.lists import GridFormat, lns, nf4, posit
+from formats.lists import GridFormat, lns, made_list, nf4, posit
 from formats.spec import (
     MAX_EXPONENT_BITS,
     MAX_MANTISSA_BITS,
@@ -79,7 +79,7 @@ def get_format(name: str) -> Format:
 
 def element_format(name: str) -> ElementFormat:
     """The element format of that name. ValueError for other names, those of scaled formats among them."""
-    f = get_format(name)
+    f = made_list(name) or get_format(name)
     if not isinstance(f, ElementFormat):
         raise ValueError(
             f"{name} is a scaled format, and here single numbers are rounded: give an element format, such as e4m3fn"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from formats import bitwise
 from formats.bitwise import FP32, FP64, Carrier, Constants, Parameters
-from formats.lists import GridFormat
+from formats.lists import GridFormat, made_list
 from formats.names import as_element, element_format, float_format, get_format
 from formats.random_bits import random_bits as make_random_bits
 from formats.rounding import DEFAULT_RANDOM_BITS, Overflow, Rounding, check_modes, check_overflow, check_random_bits
@@ -65,28 +65,21 @@ def quantize(
     """
     if isinstance(f, FormatParameters):
         mode = _mode(rounding, overflow, stochastic_bits)
-        if overflow != Overflow.SATURATE:
-            raise ValueError(f"formats as parameters saturate: overflow must be saturate, got {overflow!r}")
         _check_parameters(f, x.dtype)
         parameters = bitwise.parameters_alone(Parameters(*f))
         beyond, carrier = bitwise.SATURATED, FP32
-        if stochastic_bits > _most_random_bits(mode, FP32):
-            raise ValueError(
-                f"formats as parameters take {_most_random_bits(mode, FP32)} random bits, got {stochastic_bits}"
-            )
     else:
         name = f if isinstance(f, str) else f.canonical_name
-        kind = _kind(name) if isinstance(f, str) else "list" if isinstance(f, GridFormat) else _kind(name)
+        kind = _kind(name)
         if kind == "scaled":
             from formats.scaling import quantize_scaled
 
-            return quantize_scaled(x, f, rounding=rounding, overflow=overflow, seed=seed, random_bits=random_bits)
+            return quantize_scaled(x, name, rounding=rounding, overflow=overflow, seed=seed, random_bits=random_bits)
         if kind == "list":
             from formats.list_quantizer import quantize_to_list
 
-            listed = f if isinstance(f, GridFormat) else name
             random = _random(x, _plain_mode(rounding), seed, random_bits, stochastic_bits)
-            return quantize_to_list(x.detach(), listed, rounding, overflow, random, stochastic_bits)
+            return quantize_to_list(x.detach(), name, rounding, overflow, random, stochastic_bits)
         mode, carrier = _question(x.dtype, name, rounding, overflow, stochastic_bits), FP32
         if _needs_fp64(x.dtype, name, rounding, stochastic_bits):
             carrier = FP64
@@ -113,7 +106,7 @@ def format_parameters(
     described = [as_element(f) for f in formats]
     for f in described:
         check_carrier(f, dtype)
-        if dtype == torch.float64 or not bitwise.is_plain(f, FP32):
+        if dtype == torch.float64 or not (isinstance(f, FloatFormat) and f.shares_programs):
             raise ValueError(
                 f"{f.name} can't share a program with other formats in {_name(dtype)}: that takes signed floating-point formats "
                 "with -0 and gradual underflow, in float32 or narrower; quantize to it by name"
@@ -161,7 +154,13 @@ def _name(dtype: torch.dtype) -> str:
 # name: its numbers would become symbols once they change, and the program would no longer be one of constants.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _mode(rounding: str, overflow: str, stochastic_bits: int) -> str:
-    return _checked_mode("a batch of formats", True, True, rounding, overflow, stochastic_bits)
+    mode = _checked_mode("a batch of formats", True, True, rounding, overflow, stochastic_bits)
+    if overflow != Overflow.SATURATE:
+        raise ValueError(f"a batch of formats saturates: overflow must be saturate, got {overflow!r}")
+    most = _most_random_bits(mode, FP32)
+    if mode.startswith("stochastic") and stochastic_bits > most:
+        raise ValueError(f"a batch of formats takes stochastic_bits of at most {most}, got {stochastic_bits}")
+    return mode
 
 
 def _checked_mode(name: str, has_inf: bool, has_nan: bool, rounding: str, overflow: str, stochastic_bits: int) -> str:
@@ -173,7 +172,7 @@ def _checked_mode(name: str, has_inf: bool, has_nan: bool, rounding: str, overfl
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _kind(name: str) -> str:
-    f = get_format(name)
+    f = made_list(name) or get_format(name)
     return "list" if isinstance(f, GridFormat) else "element" if isinstance(f, ElementFormat) else "scaled"
 
 

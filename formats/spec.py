@@ -376,6 +376,16 @@ class FloatFormat(ElementFormat):
         return inside and bool(self.interval(value).low == value or not value)
 
     @property
+    def shares_programs(self) -> bool:
+        """Whether one program can round to it and to other such formats, in FP32: see `format_parameters`.
+
+        That takes a sign, -0, gradual underflow, codes whose parity is that of FP32's bits, and subnormals that are FP32's own or
+        multiples of its smallest normal number, 2^-126.
+        """
+        alike = self.has_negative_zero and self._gradual and (self.mantissa_bits > 0 or self.bias % 2 == 1)
+        return alike and (self.emin == -126 or self.emin - self.mantissa_bits >= -126)
+
+    @property
     def _gradual(self) -> bool:
         """Whether the binade of exponent field 0 is zero and subnormals (gradual underflow)."""
         return self.subnormals and self.zero

@@ -138,6 +138,12 @@ def _linear(activation: str, weight: str, gradient: str, rounding: str, output: 
         kind: Native = next(kind for kind in get_args(Native) if activation == NATIVE_PREFIX + kind)
         return _native(kind, output)
     formats = tuple(float_format(name) for name in operands)
+    for f in formats:
+        if not f.shares_programs:
+            raise ValueError(
+                f"{f.name} can't be an operand's format yet: packs take signed floating-point formats with -0 and gradual "
+                "underflow within FP32's normal range, such as e4m3fn"
+            )
     structure = Structure(None, Rounding(rounding), narrowest_carrier(formats, output), output)
     return LinearPrecision(structure, *formats)
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from formats import Rounding
 from train.corruption import Corruption
 from train.recipe import Output, RecipeTable
 from train.text import check_dataset, dataset_label
@@ -152,14 +151,14 @@ class RecipeSettings(Table):
     activation: str
     weight: str
     gradient: str
-    rounding: Rounding = Rounding.NEAREST_EVEN
+    rounding: Literal["nearest_even", "toward_zero"] = "nearest_even"
     output: Literal["bf16", "fp32"] = "bf16"
     lm_head: str | None = None
 
     def table(self) -> RecipeTable:
         """The same as `recipe.resolve_recipe` takes it."""
         output: Output = self.output
-        return RecipeTable(self.activation, self.weight, self.gradient, self.rounding.value, output, self.lm_head)
+        return RecipeTable(self.activation, self.weight, self.gradient, self.rounding, output, self.lm_head)
 
 
 class Axes(BaseModel):
