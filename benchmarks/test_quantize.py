@@ -7,9 +7,7 @@ and `ours_faster` (for peers: their time over ours, compiled). Outputs are new t
 too. On a CPU leave the cores to it: a neighbour on one of them makes the threads wait for each other.
 """
 
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import ml_dtypes
@@ -19,12 +17,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from benchmarks.turns import DEVICE, measure
 from formats import FormatParameters, format_parameters, quantize
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ELEMENTS = 2**28 if DEVICE == "cuda" else 2**20
-PASSES = 16 if DEVICE == "cuda" else 4
-ROUNDS = 100
 ROUNDINGS = ["nearest_even", "toward_zero"]
 FORMAT = "e4m3fn"
 RUNS = ["e4m3fn", "e5m2", "bf16", "e8m3", "e4m3", "e3m2", "e5m7", "fp16"]
@@ -38,45 +34,6 @@ def x() -> Tensor:
     return torch.randn(
         len(RUNS), ELEMENTS // len(RUNS), generator=torch.Generator(DEVICE).manual_seed(0), device=DEVICE
     )
-
-
-def passes(once: Callable[[], Any]) -> Callable[[], None]:
-    def call() -> None:
-        for _ in range(PASSES):
-            once()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
-    return call
-
-
-def measure(
-    benchmark: BenchmarkFixture,
-    x: Tensor,
-    once: Callable[[], Any],
-    rounds: int = ROUNDS,
-    against: dict[str, Callable[[], Any]] | None = None,
-) -> None:
-    """Time `once`; before each round also a copy of x and what else it is held `against`; note the ratios of medians."""
-    others = {name: passes(call) for name, call in {"of_copy": x.clone, **(against or {})}.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in others}
-
-    def others_first() -> None:
-        for name, call in others.items():
-            call()  # untimed: the first pass after another contender pays for the memory that the other gave back
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-        once()
-
-    timed: Callable[..., Any] = benchmark.pedantic
-    timed(passes(once), setup=others_first, rounds=rounds, warmup_rounds=3)
-    if benchmark.stats:  # none under --benchmark-disable
-        median_seconds = benchmark.stats.stats.median
-        benchmark.extra_info["elements_per_second"] = ELEMENTS * PASSES / median_seconds
-        for name, times in seconds.items():
-            ratio = median(times) / median_seconds
-            benchmark.extra_info[name] = 1 / ratio if name == "ours_faster" else ratio
 
 
 def with_constants(x: Tensor, rounding: str) -> Callable[[], Tensor]:

@@ -7,12 +7,17 @@ from formats.lists import GridFormat, grid_format
 from formats.names import element_format, float_format, get_format, list_formats
 from formats.reference import round_exact
 from formats.rounding import Overflow, Rounding
+from formats.scaled import ScaledFormat, ScaleRule, scaled_format
 from formats.spec import ElementFormat, FloatFormat, Format
 
 if TYPE_CHECKING:
+    from formats.delayed import AmaxHistory, quantize_delayed
     from formats.quantizer import FormatParameters, format_parameters, quantize
+    from formats.scaled_codes import Scaled, decode_scaled, encode_scaled
+    from formats.scaling import quantize_scaled, scales_of, tensor_amax
 
 __all__ = [
+    "AmaxHistory",
     "ElementFormat",
     "FloatFormat",
     "Format",
@@ -21,21 +26,37 @@ __all__ = [
     "IntegerFormat",
     "Overflow",
     "Rounding",
+    "ScaleRule",
+    "Scaled",
+    "ScaledFormat",
+    "decode_scaled",
     "element_format",
+    "encode_scaled",
     "float_format",
     "format_parameters",
     "get_format",
     "grid_format",
     "list_formats",
     "quantize",
+    "quantize_delayed",
+    "quantize_scaled",
     "round_exact",
+    "scaled_format",
+    "scales_of",
+    "tensor_amax",
 ]
-
 
 def __getattr__(name: str) -> Any:
     """Import the tensor side, and with it torch, only when it is asked for: describing a format does not need it."""
-    if name in {"FormatParameters", "format_parameters", "quantize"}:
-        from formats import quantizer
+    from importlib import import_module
 
-        return getattr(quantizer, name)
+    tensor_side = {
+        "delayed": ("AmaxHistory", "quantize_delayed"),
+        "quantizer": ("FormatParameters", "format_parameters", "quantize"),
+        "scaled_codes": ("Scaled", "decode_scaled", "encode_scaled"),
+        "scaling": ("quantize_scaled", "scales_of", "tensor_amax"),
+    }
+    for module, names in tensor_side.items():
+        if name in names:
+            return getattr(import_module(f"formats.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

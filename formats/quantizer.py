@@ -74,7 +74,10 @@ def quantize(
         if kind == "scaled":
             from formats.scaling import quantize_scaled
 
-            return quantize_scaled(x, name, rounding=rounding, overflow=overflow, seed=seed, random_bits=random_bits)
+            return quantize_scaled(
+                x, name, rounding=rounding, overflow=overflow,
+                seed=seed, random_bits=random_bits, stochastic_bits=stochastic_bits,
+            )  # fmt: skip
         if kind == "list":
             from formats.list_quantizer import quantize_to_list
 
