@@ -129,9 +129,11 @@ def nudged_quotient(a: Tensor, s: Scale, p: int, limit: int) -> Tensor:
     pattern = torch.clamp(approximate.view(torch.int32), max=limit)
     drop = 24 - p
     m = (pattern + (1 << (drop - 1))) & -(1 << drop)
-    multiple = m.view(torch.float32) * s.short
-    e = (x - multiple * s.high) - multiple * s.low
-    return (m + (e > 0).to(torch.int32) - (e < 0).to(torch.int32)).view(torch.float32)
+    multiple = m.view(torch.float32)
+    # c * high and c * low have at most 24 bits, so they are exact, and once a group is enough.
+    e = (x - multiple * (s.short * s.high)) - multiple * (s.short * s.low)
+    # The sign of a pattern is that of its number, and a difference that is zero is +0.
+    return (m + torch.clamp(e.view(torch.int32), -1, 1)).view(torch.float32)
 
 
 def round_to_element(y: Tensor, p: ElementConstants) -> Tensor:
@@ -142,15 +144,27 @@ def round_to_element(y: Tensor, p: ElementConstants) -> Tensor:
     return (pattern.view(torch.float32) + c) - c
 
 
-def product(q: Tensor, s: Scale, t: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number that rounds to dtype as the exact product q * S does; FP32. q: magnitudes of elements, short as in 3."""
-    multiple = q * s.short
+def product(q: Tensor, s: Scale, t: Tensor, dtype: torch.dtype, two_bits: bool = False) -> Tensor:
+    """A number that rounds to dtype as the exact product q * S does; FP32. q: magnitudes of elements, short as in 3.
+
+    two_bits: they have no more than two significant bits, as those of FP4.
+    """
     if dtype == torch.float32:
-        return multiple * t
+        return (q * s.short) * t
+    frame = ((254 << 23) - s.frame.view(torch.int32)).view(torch.float32)
+    if not two_bits:
+        return _to_odd(q * s.short, s) * frame
+    # q is 2^k or 1.5 * 2^k: both significands are multiplied and rounded once a group, and 2^k is exact.
+    pattern = q.view(torch.int32)
+    whole, half_more = _to_odd(s.short * torch.ones_like(s.high), s), _to_odd(s.short * torch.full_like(s.high, 1.5), s)
+    chosen = torch.where((pattern & (1 << 22)) == 0, whole, half_more)
+    return chosen * (pattern & INFINITY).view(torch.float32) * frame
+
+
+def _to_odd(multiple: Tensor, s: Scale) -> Tensor:
+    """The exact multiple * (high + low), framed, rounded to odd at 16 bits."""
     rounded = multiple * (s.high + s.low)
     cut = rounded.view(torch.int32) & SIXTEEN_BITS
     e = (multiple * s.high - cut.view(torch.float32)) + multiple * s.low
     cut = torch.where(e < 0, cut + SIXTEEN_BITS, cut)
-    odd = torch.where(e != 0, cut | -SIXTEEN_BITS, cut)
-    frame = (254 << 23) - s.frame.view(torch.int32)
-    return odd.view(torch.float32) * frame.view(torch.float32)
+    return torch.where(e != 0, cut | -SIXTEEN_BITS, cut).view(torch.float32)

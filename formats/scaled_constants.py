@@ -28,6 +28,7 @@ class ScaledConstants(NamedTuple):
     p: int
     limit: int
     fast: bool
+    two_bits: bool
     wide: bool
     element_constants: ElementConstants
     scale_constants: ElementConstants
@@ -71,6 +72,7 @@ def _derive(f: ScaledFormat, rounding: Rounding, overflow: Overflow) -> ScaledCo
         p=min(bits + 1, SPLIT_BITS),
         limit=_pattern(element.max) if fast else _pattern(2.0 ** (_exponent(element.max) + 3)),
         fast=fast,
+        two_bits=bits <= 2,
         wide=rounding.is_stochastic or bits >= SPLIT_BITS,
         element_constants=_element_constants(element)
         if isinstance(element, FloatFormat)

@@ -135,11 +135,11 @@ def _wide_quotient(bits: Tensor, scale: GroupScale) -> Tensor:
     return ((y.view(torch.int64) + (1 << 4)) & -(1 << 5)).view(torch.float64)
 
 
-def times(q: Tensor, scale: GroupScale, dtype: torch.dtype) -> Tensor:
+def times(q: Tensor, scale: GroupScale, dtype: torch.dtype, two_bits: bool = False) -> Tensor:
     """Magnitudes of finite elements times their scale: FP32 numbers that round to dtype as the exact products do."""
     if scale.kind == "e8m0fnu":
         return q * scale.group
-    return product(q, scale.split(), scale.group if scale.tensor is None else scale.tensor, dtype)
+    return product(q, scale.split(), scale.group if scale.tensor is None else scale.tensor, dtype, two_bits)
 
 
 def times_anything(q: Tensor, scale: GroupScale, dtype: torch.dtype) -> Tensor:

@@ -80,7 +80,7 @@ def quantize_scaled(
     if constants.fast:
         y = quotient(bits & MAGNITUDE, scale, constants)
         q = round_to_element(y, constants.element_constants)
-        out = signed(times(q, scale, x.dtype), bits)
+        out = signed(times(q, scale, x.dtype, constants.two_bits), bits)
     else:
         q = rounded(bits, scale, constants, layout, x.shape, seed, random_bits, stochastic_bits)
         out = times_anything(q, scale, x.dtype)
