@@ -6,8 +6,10 @@ leading bits are a run of keys. Cut so finely that no run holds two steps, one c
 decides between two values. The table covers the runs from the first step to the last; all other inputs go to its ends. Lists
 whose steps lie too close for a table of a million runs are bisected.
 
-Stochastic modes bisect for the two neighbours and compare x with the threshold that the random number picks between them,
-in FP64, where both sides are exact: a list and a number of bits for which they are not is refused.
+to_odd and the stochastic modes have steps too close together for that, at each value and right beside it. They look up the
+neighbours of x instead. to_odd then takes the one that x equals, or the odd one; a stochastic mode compares x with the threshold
+that the random number picks between them, in FP64, where both sides are exact: a list and a number of bits for which they
+are not is refused.
 """
 
 from fractions import Fraction
@@ -33,13 +35,30 @@ Integers = npt.NDArray[np.int64]
 class Lookup(NamedTuple):
     """A table for one list and mode: inputs of key >> shift in first..first + runs - 1, clamped, have their own run.
 
-    steps [runs]: the smallest key of the run that goes to the upper value. values [2 runs]: lower and upper.
+    steps [runs]: the smallest key of the run that goes to the upper entry. There are two entries a run, lower and upper; or,
+    with shift -1, steps [values - 1] are bisected and there is an entry a value. values: what x becomes, or, where that takes
+    more than an entry, the neighbour below x; others: then the odd one of the two neighbours.
     """
 
     shift: int
     first: int
     steps: Tensor
     values: Tensor
+    others: Tensor
+
+
+class Neighbours(NamedTuple):
+    """The same for stochastic modes, whose entries are the neighbours nearer zero and away from it, and, in FP64, exact
+    multiples of them: inner * 2^(N+1), and |outer - inner|.
+    """
+
+    shift: int
+    first: int
+    steps: Tensor
+    inner: Tensor
+    outer: Tensor
+    inner_scaled: Tensor
+    distance: Tensor
 
 
 def quantize_to_list(
@@ -48,34 +67,44 @@ def quantize_to_list(
     """Round x, of a dtype that holds the list of that canonical name, to it: see quantize."""
     wide_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     wide = x.to(wide_dtype)
+    mode, lowest, largest, nan_above, nan_below = _question(x.dtype, f, rounding, overflow, stochastic_bits)
+    inside = torch.clamp(wide, lowest, largest)
     if random is None:
-        rounded = _look_up(wide, _lookup(x.dtype, f, rounding, overflow, x.device))
+        table = _lookup(f, mode, x.dtype == torch.float64, x.device)
+        entry = _entry(wide, table.shift, table.first, table.steps)
+        rounded = table.values[entry]
+        if mode == Rounding.TO_ODD:
+            rounded = torch.where(rounded == inside, rounded, table.others[entry])
     else:
-        rounded = _stochastic(wide, f, x.dtype, rounding, overflow, random, stochastic_bits)
-    nan_ends = _nan_ends(f, rounding, overflow)
-    for sign, becomes_nan in zip((1, -1), nan_ends, strict=True):
-        if becomes_nan:
-            rounded = torch.where(wide == sign * torch.inf, torch.nan, rounded)
+        rounded = _stochastic(inside, f, mode, random, stochastic_bits)
+    if nan_above:
+        rounded = torch.where(wide == torch.inf, torch.nan, rounded)
+    if nan_below:
+        rounded = torch.where(wide == -torch.inf, torch.nan, rounded)
     return torch.where(wide.isnan(), wide, rounded).to(x.dtype)
 
 
-def _look_up(x: Tensor, table: Lookup) -> Tensor:
+def _entry(x: Tensor, shift: int, first: int, steps: Tensor) -> Tensor:
     integer, magnitude = (torch.int64, (1 << 63) - 1) if x.dtype == torch.float64 else (torch.int32, (1 << 31) - 1)
     bits = x.view(integer)
     key = bits ^ ((bits >> (integer.itemsize * 8 - 1)) & magnitude)
-    if table.shift < 0:
-        return table.values[torch.bucketize(key, table.steps, right=True)]
-    run = torch.clamp((key >> table.shift) - table.first, 0, len(table.steps) - 1)
-    return table.values[2 * run + (key >= table.steps[run])]
+    if shift < 0:
+        return torch.bucketize(key, steps, right=True)
+    run = torch.clamp((key >> shift) - first, 0, len(steps) - 1)
+    return 2 * run + (key >= steps[run])
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _nan_ends(f: str, rounding: str, overflow: str) -> tuple[bool, bool]:
-    listed = _listed(f)
-    mode, over = check_modes(rounding, overflow)
-    check_overflow(listed.name, listed.has_inf, listed.has_nan, over)
-    ends = [outcome(listed, mode, over, negative=negative, infinite=True) for negative in (False, True)]
-    return ends[0] is Outcome.NAN, ends[1] is Outcome.NAN
+def _stochastic(x: Tensor, f: str, mode: str, random: Tensor, width: int) -> Tensor:
+    table = _neighbours(f, width, x.dtype == torch.float64, x.device)
+    entry = _entry(x, table.shift, table.first, table.steps)
+    short = (1 << width) - random.to(torch.int64 if width > 29 else torch.int32)
+    k = 2 * short if mode == Rounding.STOCHASTIC_A else 2 * short - 1
+    # |x - inner| >= k / 2^(N+1) |outer - inner|, multiplied out: all of it is exact, by the check of the question.
+    reach = k.to(torch.float64) * table.distance[entry]
+    distance = torch.abs(x.to(torch.float64) * 2.0 ** (width + 1) - table.inner_scaled[entry])
+    at_threshold = distance == reach
+    away = (distance > reach) | (at_threshold & (short % 2 == 0) if mode == Rounding.STOCHASTIC_C else at_threshold)
+    return torch.where(away, table.outer[entry], table.inner[entry])
 
 
 def _listed(f: str) -> GridFormat:
@@ -85,42 +114,85 @@ def _listed(f: str) -> GridFormat:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _lookup(dtype: torch.dtype, f: str, rounding: str, overflow: str, device: torch.device) -> Lookup:
+def _question(
+    dtype: torch.dtype, f: str, rounding: str, overflow: str, width: int
+) -> tuple[str, float, float, bool, bool]:
+    """The mode, the list's ends, and whether inf and -inf become NaN. ValueError for what can't be asked."""
     from formats.quantizer import check_carrier
 
     listed = _listed(f)
     mode, over = check_modes(rounding, overflow)
     check_overflow(listed.name, listed.has_inf, listed.has_nan, over)
     check_carrier(listed, dtype)
-    return _made_lookup(listed, mode, dtype == torch.float64, device)
+    room = 53 - _widest_pair(listed)
+    if mode.is_stochastic and check_random_bits(width) + 1 > room:
+        raise ValueError(
+            f"{listed.name}: with {width} random bits the thresholds between its values need more than FP64's 53 bits; "
+            f"take stochastic_bits of at most {max(room - 1, 0)}"
+        )
+    ends = [outcome(listed, mode, over, negative=negative, infinite=True) for negative in (False, True)]
+    return mode.value, listed.min, listed.max, ends[0] is Outcome.NAN, ends[1] is Outcome.NAN
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _lookup(f: str, mode: str, is_double: bool, device: torch.device) -> Lookup:
+    return _made_lookup(_listed(f), Rounding(mode), is_double, device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _neighbours(f: str, width: int, is_double: bool, device: torch.device) -> Neighbours:
+    return _made_neighbours(_listed(f), width, is_double, device)
 
 
 @cache
 def _made_lookup(f: GridFormat, mode: Rounding, is_double: bool, device: torch.device) -> Lookup:
     carrier = torch.float64 if is_double else torch.float32
-    values = torch.from_numpy(f.grid().copy()).to(device, carrier)
+    shift, first, steps, places = _entries(f, Rounding.TOWARD_NEGATIVE if mode is Rounding.TO_ODD else mode, is_double)
+    above = np.minimum(places + 1, len(f.values) - 1)
+    odd = np.where(f.finite_codes[places] % 2 == 1, places, above)
+    tensors = (torch.from_numpy(f.grid()[chosen]).to(device, carrier) for chosen in (places, odd))
+    return Lookup(shift, first, _keys_on(steps, is_double, device), *tensors)
+
+
+@cache
+def _made_neighbours(f: GridFormat, width: int, is_double: bool, device: torch.device) -> Neighbours:
+    carrier = torch.float64 if is_double else torch.float32
+    shift, first, steps, places = _entries(f, Rounding.TOWARD_NEGATIVE, is_double)
+    values = f.grid()
+    low, high = values[places], values[np.minimum(places + 1, len(values) - 1)]
+    inner, outer = np.where(high <= 0, high, low), np.where(high <= 0, low, high)
+    return Neighbours(
+        shift,
+        first,
+        _keys_on(steps, is_double, device),
+        torch.from_numpy(inner).to(device, carrier),
+        torch.from_numpy(outer).to(device, carrier),
+        torch.from_numpy(np.ldexp(inner, width + 1)).to(device),
+        torch.from_numpy(high - low).to(device),
+    )
+
+
+def _keys_on(keys: Integers, is_double: bool, device: torch.device) -> Tensor:
+    return torch.from_numpy(keys).to(device, torch.int64 if is_double else torch.int32)
+
+
+def _entries(f: GridFormat, mode: Rounding, is_double: bool) -> tuple[int, int, Integers, Integers]:
+    """The shift, first run and steps of a table, and the place in the list that each entry stands for."""
     keys = _steps(f, mode, is_double)
-    top = 53 if is_double else 24
-    for shift in range(top, -1, -1):
+    for shift in range(53 if is_double else 24, -1, -1):
         runs = keys >> shift
         first, count = int(runs[0]), int(runs[-1] - runs[0]) + 1
-        if len(np.unique(runs)) == len(runs) and count <= MAX_RUNS:
-            break
         if count > MAX_RUNS:
-            shift, first = -1, 0
             break
-    else:
-        shift, first = -1, 0
-    integer = torch.int64 if is_double else torch.int32
-    if shift < 0:
-        return Lookup(-1, 0, torch.from_numpy(keys).to(device, integer), values)
-    every = np.arange(first, first + count)
-    before = np.searchsorted(runs, every)  # steps in earlier runs: the index of the lower value
-    has_step = np.isin(every, runs)
-    never = np.iinfo(np.int64 if is_double else np.int32).max
-    steps = np.where(has_step, keys[np.minimum(before, len(keys) - 1)], never)
-    pairs = np.stack([before, np.minimum(before + has_step, len(f.values) - 1)], axis=1).reshape(-1)
-    return Lookup(shift, first, torch.from_numpy(steps).to(device, integer), values[torch.from_numpy(pairs).to(device)])
+        if len(np.unique(runs)) == len(runs):
+            every = np.arange(first, first + count)
+            before = np.searchsorted(runs, every)  # steps in earlier runs: the place of the lower entry
+            has_step = np.isin(every, runs)
+            never = np.iinfo(np.int64 if is_double else np.int32).max
+            steps = np.where(has_step, keys[np.minimum(before, len(keys) - 1)], never)
+            upper = np.minimum(before + has_step, len(f.values) - 1)
+            return shift, first, steps, np.stack([before, upper], axis=1).reshape(-1)
+    return -1, 0, keys, np.arange(len(f.values))
 
 
 def _steps(f: GridFormat, mode: Rounding, is_double: bool) -> Integers:
@@ -131,8 +203,6 @@ def _steps(f: GridFormat, mode: Rounding, is_double: bool) -> Integers:
         if mode in (Rounding.NEAREST_EVEN, Rounding.NEAREST_AWAY):
             threshold = divider
             included = upper_is_even if mode is Rounding.NEAREST_EVEN else divider > 0
-        elif mode is Rounding.TO_ODD:
-            threshold, included = (high, True) if upper_is_even else (low, False)
         else:
             up = mode is Rounding.TOWARD_POSITIVE or (mode is Rounding.TOWARD_ZERO and high <= 0)
             threshold, included = (low, False) if up else (high, True)
@@ -156,56 +226,6 @@ def _key_from(threshold: Fraction, included: bool, is_double: bool) -> int:
         return -1
     bits = int(near.view(integer))
     return bits if bits >= 0 else bits ^ int(np.iinfo(integer).max)
-
-
-def _stochastic(
-    x: Tensor, f: str, dtype: torch.dtype, rounding: str, overflow: str, random: Tensor, width: int
-) -> Tensor:
-    mode, count, lowest, largest = _stochastic_question(dtype, f, rounding, overflow, width)
-    values, powers = _values(f, x.device).values, 2.0 ** (width + 1)
-    inside = torch.clamp(x.to(torch.float64), lowest, largest)
-    place = torch.clamp(torch.bucketize(inside, values, right=True) - 1, 0, count - 2)
-    low, high = values[place], values[place + 1]
-    short = (1 << width) - random.to(torch.int64)
-    k = 2 * short - (0 if mode == Rounding.STOCHASTIC_A else 1)
-    inner_is_high = high <= 0
-    inner = torch.where(inner_is_high, high, low)
-    # |x - inner| >= k / 2^(N+1) (high - low), multiplied out: all of it is exact, by the check of the constants.
-    reach = k.to(torch.float64) * (high - low)
-    distance = torch.abs(inside * powers - inner * powers)
-    at_threshold = distance == reach
-    away = (distance > reach) | (at_threshold & (short % 2 == 0) if mode == Rounding.STOCHASTIC_C else at_threshold)
-    chosen = torch.where(away ^ inner_is_high, high, low)
-    return torch.where(inside == low, low, torch.where(inside == high, high, chosen)).to(x.dtype)
-
-
-class _Values(NamedTuple):
-    values: Tensor
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _values(f: str, device: torch.device) -> _Values:
-    return _Values(torch.from_numpy(_listed(f).grid().copy()).to(device))
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _stochastic_question(
-    dtype: torch.dtype, f: str, rounding: str, overflow: str, width: int
-) -> tuple[str, int, float, float]:
-    from formats.quantizer import check_carrier
-
-    listed = _listed(f)
-    mode, over = check_modes(rounding, overflow)
-    check_overflow(listed.name, listed.has_inf, listed.has_nan, over)
-    check_random_bits(width)
-    check_carrier(listed, dtype)
-    room = 53 - _widest_pair(listed)
-    if width + 1 > room:
-        raise ValueError(
-            f"{listed.name}: with {width} random bits the thresholds between its values need more than FP64's 53 bits; "
-            f"take stochastic_bits of at most {max(room - 1, 0)}"
-        )
-    return mode.value, len(listed.values), listed.min, listed.max
 
 
 def _widest_pair(f: GridFormat) -> int:
