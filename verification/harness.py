@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from formats import FloatFormat, Overflow, Rounding, float_format
+from formats import ElementFormat, Overflow, Rounding, element_format, float_format
+from formats.rounding import DETERMINISTIC, check_overflow
 from verification import oracle
 from verification.points import CARRIERS, INTEGERS, decision_inputs
 
@@ -73,7 +74,7 @@ class VerificationError(AssertionError):
 
 def verify(
     quantizer: Callable[[Tensor], Tensor],
-    format: FloatFormat | str,  # noqa: A002 RUF100
+    format: ElementFormat | str,  # noqa: A002 RUF100
     rounding: str = Rounding.NEAREST_EVEN,
     overflow: str = Overflow.SATURATE,
     input_dtype: torch.dtype = torch.float32,
@@ -85,14 +86,14 @@ def verify(
     for NaN. ValueError for a level, rounding, overflow, or dtype that there is no proof for yet, or a dtype that does
     not hold the format; TypeError if the quantiser changes dtype or shape.
     """
-    f = float_format(format) if isinstance(format, str) else format
+    f = element_format(format) if isinstance(format, str) else format
     _check_question(f, rounding, overflow, input_dtype, level)
     x = decision_inputs(f, input_dtype)
     got = quantizer(x.clone()).detach().cpu()
     if got.dtype != x.dtype or got.shape != x.shape:
         made, given = f"{got.dtype} {tuple(got.shape)}", f"{x.dtype} {tuple(x.shape)}"
         raise TypeError(f"the quantiser made {made} of {given}; it must keep dtype and shape")
-    wrong = find_wrong(f, rounding, x, got)
+    wrong = find_wrong(f, rounding, x, got, overflow)
     return Report(
         format=f.name,
         rounding=str(rounding),
@@ -102,35 +103,38 @@ def verify(
         proves=PROVES[level],
         checked=len(x),
         failure_count=len(wrong),
-        failures=_failures(f, rounding, x, got, wrong),
+        failures=_failures(f, rounding, overflow, x, got, wrong),
     )
 
 
-def find_wrong(f: FloatFormat, rounding: str, x: Tensor, got: Tensor) -> npt.NDArray[np.intp]:
+def find_wrong(
+    f: ElementFormat, rounding: str, x: Tensor, got: Tensor, overflow: str = Overflow.SATURATE
+) -> npt.NDArray[np.intp]:
     """Indices where `got` is not what the oracle says x rounds to; two 1-D CPU tensors of one dtype."""
-    right = torch.from_numpy(oracle.expected(f, rounding, x.double().numpy())).to(x.dtype)
+    right = torch.from_numpy(oracle.expected(f, rounding, x.double().numpy(), overflow)).to(x.dtype)
     same = got.view(INTEGERS[x.dtype]) == right.view(INTEGERS[x.dtype])
     return np.flatnonzero(~(same | (got.isnan() & right.isnan())).numpy())
 
 
 def _failures(
-    f: FloatFormat, rounding: str, x: Tensor, got: Tensor, wrong: npt.NDArray[np.intp]
+    f: ElementFormat, rounding: str, overflow: str, x: Tensor, got: Tensor, wrong: npt.NDArray[np.intp]
 ) -> tuple[Failure, ...]:
     values, results = x.double().numpy()[wrong], got.double().numpy()[wrong]
-    right = oracle.expected(f, rounding, values)
-    width = 32 if x.dtype == torch.float32 else 16
+    right = oracle.expected(f, rounding, values, overflow)
+    width = x.dtype.itemsize * 8
     bits = x.view(INTEGERS[x.dtype]).numpy()[wrong].astype(np.int64) & ((1 << width) - 1)
     order = np.argsort(np.abs(values), kind="stable")[:MAX_LISTED]
     return tuple(Failure(float(values[i]), int(bits[i]), float(results[i]), float(right[i])) for i in order)
 
 
-def _check_question(f: FloatFormat, rounding: str, overflow: str, dtype: torch.dtype, level: str) -> None:
+def _check_question(f: ElementFormat, rounding: str, overflow: str, dtype: torch.dtype, level: str) -> None:
     if level not in PROVES:
         raise ValueError(f"level must be one of {', '.join(PROVES)}, got {level!r}")
-    if rounding not in list(Rounding):
-        raise ValueError(f"rounding must be one of {', '.join(Rounding)}, got {rounding!r}")
+    if rounding not in DETERMINISTIC:
+        raise ValueError(f"rounding must be one of {', '.join(DETERMINISTIC)}, got {rounding!r}")
     if overflow not in list(Overflow):
         raise ValueError(f"overflow must be one of {', '.join(Overflow)}, got {overflow!r}")
+    check_overflow(f.name, f.has_inf, f.has_nan, Overflow(overflow))
     if dtype not in CARRIERS:
         names = ", ".join(str(carrier).removeprefix("torch.") for carrier in CARRIERS)
         raise ValueError(f"input_dtype must be one of {names}, got {str(dtype).removeprefix('torch.')}")

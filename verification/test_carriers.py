@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from formats import format_parameters, float_format, list_formats, quantize
+from formats import float_format, format_parameters, list_formats, quantize
 from verification import verify
 from verification.harness import find_wrong
 from verification.points import CARRIERS, from_codes

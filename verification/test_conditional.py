@@ -11,14 +11,50 @@ import pytest
 import torch
 from torch import Tensor
 
-from formats import FloatFormat, format_parameters, float_format, list_formats, quantize
+from formats import (
+    ElementFormat,
+    FloatFormat,
+    Overflow,
+    element_format,
+    float_format,
+    format_parameters,
+    list_formats,
+    quantize,
+)
+from formats.rounding import DETERMINISTIC
 from verification import verify
 from verification.harness import find_wrong
 from verification.points import decision_inputs
 
-FP32 = float_format("fp32")
-IN_FP32 = list(dict.fromkeys(f for f in map(float_format, list_formats("float")) if f.bits <= 16 and FP32.holds(f)))
-ROUNDINGS = ["nearest_even", "toward_zero"]
+FP32, FP64 = float_format("fp32"), float_format("fp64")
+ROUNDINGS = [mode.value for mode in DETERMINISTIC]
+
+
+def listed() -> list[ElementFormat]:
+    """Every registered element format of at most 16 bits, each once, whatever its names."""
+    names = [name for kind in ("float", "integer", "list") for name in list_formats(kind)]
+    names += ["e4m3fnb8", "e4m3b11", "e5m2b8fnuz", "e8m3b140", "e3m2-nosub", "e4m3fn-nosub", "e2m5f-nosub", "lns6q2"]
+    return list(dict.fromkeys(f for f in map(element_format, names) if f.bits <= 16))
+
+
+def in_ci(f: ElementFormat) -> bool:
+    """Whether `make test` takes the format: of P3109's wide ones a few precisions, since each takes a second to list."""
+    if f.bits <= 12 or not f.name.startswith("binary"):
+        return True
+    precision = int(f.name.split("p")[1][:-2])
+    return precision in (1, 2, 8, f.bits - 1) and f.bits in (13, 16)
+
+
+def held(f: ElementFormat, carrier: FloatFormat) -> bool:
+    """Whether the carrier holds every value; lists of values that float64 does not hold have no oracle either."""
+    return carrier.holds(f)
+
+
+EVERY = listed()
+IN_CI = [f for f in EVERY if in_ci(f)]
+IN_FP32 = [f for f in IN_CI if isinstance(f, FloatFormat) and FP32.holds(f)]
+PLAIN = [f for f in IN_FP32 if f.shares_programs]
+AT_MOST = 300
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
     reason="no C++ compiler to compile with",
@@ -26,10 +62,40 @@ needs_compiler = pytest.mark.skipif(
 needs_cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
+def check_every_mode(f: ElementFormat, dtype: torch.dtype, at_most: int | None) -> None:
+    x = decision_inputs(f, dtype, at_most)
+    for overflow in Overflow:
+        if overflow is Overflow.NONSATURATING and not (f.has_inf or f.has_nan):
+            with pytest.raises(ValueError, match="has neither inf nor NaN"):
+                quantize(x, f, overflow=overflow)
+            continue
+        for rounding in ROUNDINGS:
+            wrong = find_wrong(f, rounding, x, quantize(x, f, rounding, overflow), overflow)
+            assert not len(wrong), (f, rounding, overflow, [float(v).hex() for v in x[wrong[:5]]])
+
+
+@pytest.mark.parametrize("f", IN_CI, ids=str)
+def test_every_mode_is_right_at_the_decision_points(f: ElementFormat) -> None:
+    """All of them for narrow formats; of wider ones some hundred, the ends always among them."""
+    assert held(f, FP32) or held(f, FP64) or f.name.startswith("binary")
+    for dtype, carrier in ((torch.float32, FP32), (torch.float64, FP64)):
+        if held(f, carrier):
+            check_every_mode(f, dtype, AT_MOST)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("f", EVERY, ids=str)
+def test_every_mode_is_right_at_every_decision_point(f: ElementFormat) -> None:
+    for dtype, carrier in ((torch.float32, FP32), (torch.float64, FP64)):
+        if held(f, carrier):
+            check_every_mode(f, dtype, None)
+
+
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("f", [*IN_FP32, float_format("tf32")], ids=str)
-def test_quantize_is_right_at_every_decision_point(f: FloatFormat, rounding: str) -> None:
-    verify(lambda x: quantize(x, f, rounding), f, rounding).raise_for_failures()
+@pytest.mark.parametrize("name", ["tf32", "e4m3fn", "e5m2", "bf16", "e8m0fnu", "int8", "nf4", "posit8"])
+def test_verify_says_so(name: str, rounding: str) -> None:
+    report = verify(lambda x: quantize(x, name, rounding), name, rounding)
+    report.raise_for_failures()
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -52,22 +118,22 @@ def test_all_formats_on_a_gpu(rounding: str, device: str, compiled: bool) -> Non
 
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=needs_compiler), pytest.param("cuda", marks=needs_cuda)])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("name", ["e4m3fn", "e8m0fn", "e8m3", "bf16", "e5m10f", "e1m0f", "tf32"])
+@pytest.mark.parametrize("name", ["e4m3fn", "e8m0fn", "bf16"])
 def test_compiled_with_constants(name: str, rounding: str, device: str) -> None:
     torch._dynamo.reset()
     program = torch.compile(lambda x: quantize(x, name, rounding), fullgraph=True)
     verify(lambda x: program(x.to(device)), name, rounding).raise_for_failures()
 
 
-def check_mixed(rounding: str, device: str, compiled: bool) -> None:
+def check_mixed(rounding: str, device: str, compiled: bool, at_most: int | None = AT_MOST) -> None:
     """One program, eight formats in the rows of every batch; all inputs of all formats pass through it."""
     torch._dynamo.reset()
     program = torch.compile(quantize, fullgraph=True, dynamic=False) if compiled else quantize
-    by_size = sorted(IN_FP32, key=lambda f: f.max_code)
+    by_size = sorted(PLAIN, key=lambda f: f.max_code)
     for start in range(0, len(by_size), 8):
         formats = (by_size[start:] + by_size[:8])[:8]
         parameters = format_parameters(formats, ndim=2, device=device)
-        inputs = [decision_inputs(f, torch.float32) for f in formats]
+        inputs = [decision_inputs(f, torch.float32, at_most) for f in formats]
         outputs = [program(batch.to(device), parameters, rounding).cpu() for batch in rows_in_batches(inputs)]
         for f, x, got in zip(formats, inputs, torch.cat(outputs, dim=1), strict=True):
             assert not len(find_wrong(f, rounding, x, got[: len(x)])), f
@@ -89,7 +155,7 @@ def test_a_program_follows_its_format_and_rounding() -> None:
     program = torch.compile(quantize, fullgraph=True)
     x = decision_inputs(float_format("e3m2"), torch.float32)
     for f in ("e4m3fn", float_format("e5m2"), float_format("e3m2f"), float_format("e5m2")):
-        for rounding in ROUNDINGS:
+        for rounding in ("nearest_even", "toward_zero"):
             same = program(x, f, rounding).view(torch.int32) == quantize(x, f, rounding).view(torch.int32)
             assert same.all(), (f, rounding)
 

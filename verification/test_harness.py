@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from formats import format_parameters, float_format, quantize
+from formats import float_format, format_parameters, quantize
 from verification import Report, verify
 
 Quantizer = Callable[[Tensor], Tensor]
