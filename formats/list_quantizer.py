@@ -14,7 +14,7 @@ are not is refused.
 
 from fractions import Fraction
 from functools import cache
-from math import ceil
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ class Lookup(NamedTuple):
 
 class Neighbours(NamedTuple):
     """The same for stochastic modes, whose entries are the neighbours nearer zero and away from it, and, in FP64, exact
-    multiples of them: inner * 2^(N+1), and |outer - inner|.
+    multiples of them: inner * 2^(N+1), and outer - inner.
     """
 
     shift: int
@@ -99,11 +99,13 @@ def _stochastic(x: Tensor, f: str, mode: str, random: Tensor, width: int) -> Ten
     entry = _entry(x, table.shift, table.first, table.steps)
     short = (1 << width) - random.to(torch.int64 if width > 29 else torch.int32)
     k = 2 * short if mode == Rounding.STOCHASTIC_A else 2 * short - 1
-    # |x - inner| >= k / 2^(N+1) |outer - inner|, multiplied out: all of it is exact, by the check of the question.
-    reach = k.to(torch.float64) * table.distance[entry]
-    distance = torch.abs(x.to(torch.float64) * 2.0 ** (width + 1) - table.inner_scaled[entry])
-    at_threshold = distance == reach
-    away = (distance > reach) | (at_threshold & (short % 2 == 0) if mode == Rounding.STOCHASTIC_C else at_threshold)
+    # x against inner + k / 2^(N+1) (outer - inner), multiplied out: both sides are exact, by the check of the question.
+    distance = table.distance[entry]
+    threshold = table.inner_scaled[entry] + k.to(torch.float64) * distance
+    scaled = x.to(torch.float64) * 2.0 ** (width + 1)
+    past = torch.where(distance < 0, scaled < threshold, scaled > threshold)
+    at_threshold = scaled == threshold
+    away = past | (at_threshold & (short % 2 == 0) if mode == Rounding.STOCHASTIC_C else at_threshold)
     return torch.where(away, table.outer[entry], table.inner[entry])
 
 
@@ -168,7 +170,7 @@ def _made_neighbours(f: GridFormat, width: int, is_double: bool, device: torch.d
         torch.from_numpy(inner).to(device, carrier),
         torch.from_numpy(outer).to(device, carrier),
         torch.from_numpy(np.ldexp(inner, width + 1)).to(device),
-        torch.from_numpy(high - low).to(device),
+        torch.from_numpy(outer - inner).to(device),
     )
 
 
@@ -231,7 +233,9 @@ def _key_from(threshold: Fraction, included: bool, is_double: bool) -> int:
 def _widest_pair(f: GridFormat) -> int:
     """The bits from the finest bit of two neighbours to their leading one, at most: theirs, and their difference's."""
     widest = 0
-    for low, high in zip(f.values, f.values[1:], strict=False):
+    for low, high in pairwise(f.values):
         finest = max(low.denominator, high.denominator)
-        widest = max(widest, ceil(max(abs(low), abs(high), high - low) * finest).bit_length())
+        a, b = int(low * finest), int(high * finest)
+        either = abs(a) | abs(b)
+        widest = max(widest, max(abs(a), abs(b), b - a).bit_length() - (either & -either).bit_length() + 1)
     return widest

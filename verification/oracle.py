@@ -214,6 +214,7 @@ def _goes_up(
     entries = listed.entries
     below, above, middle, odd = entries[low], entries[low + 1], listed.middles[low], listed.is_odd[low]
     inexact: Flags = x > below
+    away: Flags
     if rounding == "nearest_even" and isinstance(f, FloatFormat) and not f.zero:
         rounding = "nearest_away"  # e8m0fnu, by custom
     decisions = {
@@ -225,14 +226,16 @@ def _goes_up(
         "to_odd": ~odd,
     }
     if rounding in decisions:
-        return inexact & decisions[rounding]
+        decided: Flags = decisions[rounding]
+        return inexact & decided
     assert random is not None
     inner_is_high = above <= 0
     inner, outer = np.where(inner_is_high, above, below), np.where(inner_is_high, below, above)
     threshold, included = threshold_of(rounding, inner, outer, random, width)
     past = (x > threshold) ^ inner_is_high
     away = np.where(x == threshold, included, past)
-    return inexact & np.asarray(away ^ inner_is_high)
+    up: Flags = np.asarray(away ^ inner_is_high)
+    return inexact & up
 
 
 def threshold_of(rounding: str, inner: Floats, outer: Floats, random: Integers, width: int) -> tuple[Floats, Flags]:

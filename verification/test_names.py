@@ -5,9 +5,10 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from formats import FloatFormat, float_format, get_format, list_formats
+from formats import FloatFormat, GridFormat, element_format, float_format, get_format, grid_format, list_formats
 
 # name: bits, max, smallest normal, smallest subnormal, inf, NaN.
 # Sources: IEEE 754-2019 table 3.5; OCP OFP8, the table of exponent parameters; OCP MX 5.3.
@@ -65,8 +66,14 @@ def test_every_listed_name_is_a_format_and_every_legal_name_is_listed() -> None:
     names = list_formats()
     assert len(names) == len(set(names))
     assert [get_format(name).name for name in names] == names
-    plain, finite, fn = 7 * 23, 8 * 24, 8 * 24 - 1
-    assert len(names) == plain + finite + fn + len(["fp32", "tf32", "bf16", "fp16"])
+    plain, finite, fn, fnuz = 7 * 23, 8 * 24, 8 * 24 - 1, 8 * 24
+    p3109 = sum(2 * (k - 1) + 2 * k for k in range(3, 17))
+    hardware = ["fp64", "fp32", "tf32", "bf16", "fp16", "e4m3b11fnuz", "e8m0fnu"]
+    assert len(list_formats("float")) == plain + finite + fn + fnuz + p3109 + len(hardware)
+    assert len(list_formats("integer")) == 15 + len(["int8q6"])
+    assert len(list_formats("list")) == 14 + len(["nf4", "lns8q3"])
+    kinds = [list_formats(kind) for kind in ("float", "integer", "list", "scaled")]
+    assert sorted(names) == sorted(name for kind in kinds for name in kind)
 
 
 def test_formats_are_equal_by_what_their_codes_mean() -> None:
@@ -77,15 +84,108 @@ def test_formats_are_equal_by_what_their_codes_mean() -> None:
 
 
 def test_a_format_of_impossible_parameters_is_not_made() -> None:
-    with pytest.raises(ValueError, match="bias must be 7 for 4 exponent bits, got 8"):
-        FloatFormat("mine", 4, 3, 8, "fn")
+    with pytest.raises(ValueError, match=r"bias must be 0..512, got 513"):
+        FloatFormat("mine", 4, 3, 513, "fn")
     with pytest.raises(ValueError, match=r"exponent_bits must be 1..8, got 11"):
-        FloatFormat("fp64", 11, 52, 1023, "ieee")
+        FloatFormat("wide", 11, 52, 1022, "ieee")
+    with pytest.raises(ValueError, match="extended formats are IEEE P3109's, with bias 8"):
+        FloatFormat("mine", 4, 3, 7, "extended")
+    with pytest.raises(ValueError, match="unsigned formats are IEEE P3109's and e"):
+        FloatFormat("mine", 4, 4, 7, "finite", signed=False)
+
+
+# Sources: ml_dtypes' documentation of each; IEEE P3109 4.0, table of section 4.7.2; OCP MX 5.4.1; QLoRA.
+OTHERS = {
+    "e3m4": (8, 15.5, -15.5, 2.0**-6, 0x78),
+    "e4m3fnuz": (8, 240.0, -240.0, 2.0**-10, 0x80),
+    "e4m3b11fnuz": (8, 30.0, -30.0, 2.0**-13, 0x80),
+    "e5m2fnuz": (8, 57344.0, -57344.0, 2.0**-17, 0x80),
+    "e8m0fnu": (8, 2.0**127, 2.0**-127, 2.0**-127, 0xFF),
+    "binary8p4se": (8, 224.0, -224.0, 2.0**-10, 0x80),
+    "binary8p4sf": (8, 240.0, -240.0, 2.0**-10, 0x80),
+    "binary8p4ue": (8, 52 * 1024.0, 0.0, 2.0**-18, 0xFF),
+    "binary8p1se": (8, 2.0**62, -(2.0**62), 2.0**-63, 0x80),
+    "binary8p1ue": (8, 2.0**125, 0.0, 2.0**-127, 0xFF),
+    "binary3p2sf": (3, 1.5, -1.5, 0.5, 4),
+    "e4m3fnb8": (8, 224.0, -224.0, 2.0**-10, 0x7F),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_limits_are_those_of_other_standards(name: str) -> None:
+    f = float_format(name)
+    assert (f.bits, f.max, f.min, f.smallest_subnormal, f.nan_code) == OTHERS[name]
+
+
+def test_other_kinds_have_their_limits() -> None:
+    assert (element_format("int8").min, element_format("int8").max) == (-128, 127)
+    assert (element_format("int8q6").min, element_format("int8q6").max) == (-2, 127 / 64)
+    assert (element_format("posit8").max, element_format("posit16").max) == (2.0**24, 2.0**56)
+    assert (element_format("nf4").min, element_format("nf4").max) == (-1, 1)
+    assert element_format("lns8q3").max == -element_format("lns8q3").min == float(np.float32(2.0**7.875))
+
+
+def test_one_format_has_one_canonical_name() -> None:
+    assert float_format("binary8p4sf") == float_format("e4m3fnuz")
+    assert float_format("Binary8p4se") == float_format("binary8p4se")
+    assert float_format("e4m3b11fnuz").canonical_name == float_format("e4m3fnuzb11").canonical_name == "e4m3fnuzb11"
+    for name in [*list_formats("float"), "e4m3fnb8", "e3m2-nosub", "e5m2b3-nosub"]:
+        f = float_format(name)
+        assert float_format(f.canonical_name) == f, name
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("binary8p8se", r"P, the precision, must be 1..7 for K = 8, got 8"),
+        ("binary8p9ue", r"P, the precision, must be 1..8 for K = 8, got 9"),
+        ("binary17p3se", r"K, the width, must be 3..16, got 17"),
+        ("binary2p1se", r"K, the width, must be 3..16, got 2"),
+        ("int17", r"bits must be 2..16, got 17"),
+        ("int1", r"bits must be 2..16, got 1"),
+        ("int8q9", r"fraction bits must be 0..8, got 9"),
+        ("posit2", r"bits must be 3..16, got 2"),
+        ("lns16q3", r"1..7 must be before the point, got 12"),
+        ("e4m3b600", r"bias must be 0..512, got 600"),
+        ("e4m3b1fnb2", "two biases, 1 and 2; give one"),
+        ("e4m3fnu", "fnu, unsigned powers of two without zero, is for M = 0"),
+    ],
+)
+def test_parameters_out_of_range_are_named(name: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as refusal:
+        get_format(name)
+    assert str(refusal.value).startswith(name)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_no_element_is_refused_where_one_is_needed() -> None:
+    with pytest.raises(ValueError, match="mxfp4 is a scaled format, and here single numbers are rounded"):
+        element_format("mxfp4")
+    with pytest.raises(ValueError, match="nf4 is no floating-point format"):
+        float_format("nf4")
+    with pytest.raises(ValueError, match="kind must be one of float, integer, list, scaled, got 'block'"):
+        list_formats("block")
+
+
+def test_a_list_of_ones_own() -> None:
+    mine = grid_format("mine", [3, -1, 0, Fraction(1, 2)])
+    assert mine.grid().tolist() == [-1, 0, 0.5, 3]
+    assert mine.encode([-5, -0.5, 0.25, 1.75, 9]).tolist() == [0, 0, 2, 2, 3]  # ties to the even code
+    for values, says in [
+        ([1], "a format needs at least 2 values, got 1"),
+        (range(70000), "codes must fit 16 bits, got 69999"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            grid_format("mine", values)
+    with pytest.raises(ValueError, match="values must ascend, each once, got 1 after 2"):
+        GridFormat("mine", (Fraction(2), Fraction(1)))
+    with pytest.raises(ValueError, match="codes of neighbouring values must be one even, one odd"):
+        GridFormat("mine", (Fraction(0), Fraction(1)), codes=(0, 2))
 
 
 def test_holds_is_containment_of_values() -> None:
     small = [f for f in map(float_format, list_formats("float")) if f.bits <= 6]
-    values = {f: {f.decode_exact(code) for code in range(f.max_code + 1)} for f in small}
+    values = {f: {f.decode_exact(code) for code in f.finite_codes.tolist()} for f in small}
     for f in small:
         for other in small:
             assert f.holds(other) == (values[other] <= values[f]), (f, other)

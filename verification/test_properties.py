@@ -17,7 +17,7 @@ from verification.strategies import fp32_formats, nasty_singles, roundings
 ROUNDINGS = ["nearest_even", "toward_zero"]
 WIDE = [
     f
-    for name in list_formats()
+    for name in list_formats("float")
     if (f := float_format(name)).bits > 16 and f.name == name and float_format("fp32").holds(f)
 ]
 
@@ -52,8 +52,9 @@ def test_monotone(data: st.DataObject, f: FloatFormat, rounding: str) -> None:
 
 @given(st.data(), fp32_formats(), roundings())
 def test_odd(data: st.DataObject, f: FloatFormat, rounding: str) -> None:
+    mirrored = {"toward_positive": "toward_negative", "toward_negative": "toward_positive"}.get(rounding, rounding)
     x = data.draw(nasty_singles(f))
-    assert str(quantized(-x, f, rounding)) == str(-quantized(x, f, rounding))
+    assert str(quantized(-x, f, mirrored)) == str(-quantized(x, f, rounding))
 
 
 @given(st.data(), fp32_formats())
