@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: install sweep test verify bench lint clean
+.PHONY: install sweep test verify verify-gpu bench lint clean
 
 install: $(READY)
 
@@ -23,6 +23,9 @@ test: $(READY)
 
 verify: $(READY)
 	$(BIN)/python -m pytest verification -m "proof or not proof" $(ARGS)
+
+verify-gpu: $(READY)
+	$(BIN)/python -m verification.on_gpu $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
