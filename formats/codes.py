@@ -7,13 +7,13 @@ Nothing here calls the rational reference, so that each can be held against the 
     3. beyond      codes past the last finite one, and infinities, become what `overflow` says.
     4. sign, NaN   put back.
 
-A list of values (`GridFormat`) has no bit fields; there the neighbours are found by bisection. `formats.tables` does all of it
-with one look-up for narrow inputs and formats.
+A list of values (`GridFormat`) has no bit fields; there the neighbours are found by bisection. `formats.tables` has the fast ways
+for large FP32 arrays, and for decoding.
 """
 
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,35 +41,61 @@ def code_dtype(bits: int) -> type[np.unsignedinteger]:
     return np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32 if bits <= 32 else np.uint64
 
 
-def decode(f: "ElementFormat", codes: npt.ArrayLike) -> Floats:
-    """Values of integer codes, any shape; see ElementFormat.decode."""
+def decode(f: "ElementFormat", codes: npt.ArrayLike, dtype: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
+    """Values of integer codes, any shape, in float64, float32 or float16; see ElementFormat.decode.
+
+    ValueError for codes out of range, and for a dtype that does not hold all of the format's values.
+    """
+    from formats import tables
+
     array = np.asarray(codes)
+    kind = _check_holds(f, np.dtype(dtype))
     narrow = array.dtype.kind == "u" and array.dtype.itemsize * 8 <= f.bits
     if array.dtype.kind not in "iu" or (
-        array.size and not narrow and (int(array.min()) < 0 or int(array.max()) >= 1 << f.bits)
+        array.size and not narrow and not 0 <= _lowest(array) <= int(array.max()) < 1 << f.bits
     ):
         raise ValueError(f"{f.name}: codes must be integers in 0..{(1 << f.bits) - 1}")
     if f.bits <= TABLE_BITS:
-        return np.asarray(np.take(_values(f), array, mode="clip"), np.float64)
-    return _decode_fields(_as_float(f), array)
+        return tables.decode(f, array, table(f), kind)
+    return _decode_fields(_as_float(f), array).astype(kind)
+
+
+def _lowest(array: npt.NDArray[Any]) -> int:
+    return 0 if array.dtype.kind == "u" else int(array.min())
+
+
+def _check_holds(f: "ElementFormat", dtype: np.dtype[np.generic]) -> np.dtype[np.floating]:
+    kinds = {np.dtype(np.float64): "fp64", np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16"}
+    if dtype not in kinds:
+        raise ValueError(f"dtype must be float64, float32 or float16, got {dtype}")
+    if dtype != np.float64 and not _holds(kinds[dtype], f):
+        raise ValueError(f"{f.name} does not fit {dtype}, which can't hold all of its values; use a wider one")
+    return np.dtype(f"f{dtype.itemsize}")
+
+
+@lru_cache(maxsize=256)
+def _holds(carrier: str, f: "ElementFormat") -> bool:
+    from formats.names import float_format
+
+    return float_format(carrier).holds(f)
 
 
 @lru_cache(maxsize=64)
-def _values(f: "ElementFormat") -> Floats:
-    """The value of every code. NaN for a code that stands for nothing."""
+def table(f: "ElementFormat") -> Floats:
+    """The value of every code, float64 [2^bits]. NaN for a code that stands for nothing."""
     from formats.spec import FloatFormat
 
     if isinstance(f, FloatFormat):
-        table = _decode_fields(f, np.arange(1 << f.bits))
+        values = _decode_fields(f, np.arange(1 << f.bits))
     else:
-        table = np.full(1 << f.bits, np.nan)
+        values = np.full(1 << f.bits, np.nan)
         for code in f.finite_codes:
             value = Fraction(f.decode_exact(int(code)))
-            table[code] = float(value)
-            if Fraction(table[code]) != value:
+            values[code] = float(value)
+            if Fraction(values[code]) != value:
                 raise ValueError(f"{f.name}: float64 can't hold {value}; use decode_exact, in rationals")
-    table.setflags(write=False)
-    return table
+    values.setflags(write=False)
+    return values
 
 
 def _as_float(f: "ElementFormat") -> "FloatFormat":

@@ -103,7 +103,7 @@ def changes(quantizer: Quantizer, start: Tensor, count: Tensor, size: int) -> Te
 class Steps(NamedTuple):
     """The oracle's part of one proof: how many keys results step at, and the inputs beside them with their results."""
 
-    count: int
+    steps: int
     keys: Codes
     patterns: Codes
 
@@ -128,7 +128,7 @@ def prove(steps: Steps, quantizer: Quantizer, count_changes: Callable[[Tensor, T
         where = torch.tensor(start, dtype=torch.int32, device="cuda")
         totals.append(count_changes(where, torch.tensor(count, dtype=torch.int32, device="cuda")))
     counted = int(torch.stack(totals).sum())
-    return "" if counted == steps.count else f"{counted} changes between neighbours where there should be {steps.count}"
+    return "" if counted == steps.steps else f"{counted} changes between neighbours where there should be {steps.steps}"
 
 
 def nan_stays(f: ElementFormat, rounding: str, device: str) -> bool:
