@@ -287,13 +287,15 @@ def _away(
 ) -> Flags:
     """Whether to go to the neighbour away from zero."""
     inexact: Flags = ~between.exact
+    is_odd: Flags = np.asarray(between.code & 1 == 1)
     if mode is Rounding.NEAREST_AWAY or (mode is Rounding.NEAREST_EVEN and f.ties_away):
-        return inexact & np.asarray(between.past_middle >= 0)
+        past: Flags = np.asarray(between.past_middle >= 0)
+        return inexact & past
     if mode is Rounding.NEAREST_EVEN:
-        is_odd: Flags = between.code & 1 == 1
-        return inexact & ((between.past_middle > 0) | ((between.past_middle == 0) & is_odd))
+        nearer: Flags = np.asarray((between.past_middle > 0) | ((between.past_middle == 0) & is_odd))
+        return inexact & nearer
     if mode is Rounding.TO_ODD:
-        return inexact & (between.code & 1 == 0)
+        return inexact & ~is_odd
     if mode is Rounding.TOWARD_POSITIVE:
         return inexact & ~negative
     if mode is Rounding.TOWARD_NEGATIVE:

@@ -260,8 +260,8 @@ def decode(
 def _decode_integers(f: Any, flat: Array, out: Array) -> None:
     narrow, whole = (np.uint8, np.int8) if f.bits <= 8 else (np.uint16, np.int16)
     half = 1 << (f.bits - 1)
-    room = np.empty(2 * BLOCK, narrow)
-    for part in _blocks(len(flat), 2 * BLOCK):
+    room = np.empty(LONG_BLOCK, narrow)
+    for part in _blocks(len(flat), LONG_BLOCK):
         t = room[: len(out[part])]
         np.bitwise_xor(flat[part], half, out=t, casting="unsafe")  # the sign bit counts -half: 0 is -half now
         np.subtract(t, half, out=t)
