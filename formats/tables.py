@@ -97,7 +97,7 @@ def _by_table(f: "ElementFormat", flat: Array, codes: Array, mode: Rounding, ove
 
 
 def _cut_short(f: "ElementFormat", flat: Array, codes: Array, mode: Rounding, over: Overflow) -> bool:
-    if f.bits == 16 and torch_rounds_to_bf16():
+    if f.bits == 16 and is_torchs(flat) and torch_rounds_to_bf16():
         import torch
 
         theirs, x = torch.from_numpy(codes).view(torch.bfloat16), torch.from_numpy(flat)
@@ -134,6 +134,11 @@ def torch_rounds_to_bf16() -> bool:
     It is checked, not trusted: processors have an instruction for it that flushes subnormals to zero.
     """
     return "torch" in sys.modules and _torch_agrees()
+
+
+def is_torchs(array: Array) -> bool:
+    """Whether torch takes the array as it is: it has no negative strides, and warns of arrays that are read-only."""
+    return array.flags.c_contiguous and array.flags.writeable
 
 
 @lru_cache(maxsize=1)
@@ -263,7 +268,11 @@ def _decode_integers(f: Any, flat: Array, out: Array) -> None:
     room = np.empty(LONG_BLOCK, narrow)
     for part in _blocks(len(flat), LONG_BLOCK):
         t = room[: len(out[part])]
-        np.bitwise_xor(flat[part], half, out=t, casting="unsafe")  # the sign bit counts -half: 0 is -half now
+        piece = flat[part]
+        if piece.dtype != narrow:
+            np.copyto(t, piece, casting="unsafe")
+            piece = t
+        np.bitwise_xor(piece, half, out=t)  # the sign bit counts -half: 0 is -half now
         np.subtract(t, half, out=t)
         if f.fraction_bits:
             np.multiply(t.view(whole), out.dtype.type(2.0**-f.fraction_bits), out=out[part], dtype=out.dtype)
@@ -272,7 +281,13 @@ def _decode_integers(f: Any, flat: Array, out: Array) -> None:
 
 
 def _decode_cut_short(f: Any, flat: Array, out: Array) -> None:
-    if flat.dtype == np.uint16 and out.dtype in (np.float32, np.float64) and f.bits == 16 and torch_rounds_to_bf16():
+    if (
+        f.bits == 16
+        and flat.dtype == np.uint16
+        and out.dtype != np.float16
+        and is_torchs(flat)
+        and torch_rounds_to_bf16()
+    ):
         import torch
 
         torch.from_numpy(out).copy_(torch.from_numpy(flat.view(np.int16)).view(torch.bfloat16))
