@@ -14,7 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from formats import ElementFormat, FloatFormat, bits, codes, element_format, get_format, list_formats, tables
+from formats import (
+    ElementFormat,
+    FloatFormat,
+    bits,
+    codes,
+    element_format,
+    float_format,
+    get_format,
+    list_formats,
+    tables,
+)
 from formats.bits import decode, encode, numpy_dtype, pack, torch_dtype, unpack, view_as_codes, view_as_values
 from formats.rounding import DETERMINISTIC, Overflow, Rounding
 from verification import oracle
@@ -326,6 +336,19 @@ def test_bf16_without_torchs_conversion_is_the_same(over: str, monkeypatch: pyte
         for dtype in (np.float32, np.float64):
             assert same(codes.decode(f, expected, dtype).astype(np.float64), oracle_values(f)[expected])
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", ["bf16", "e8m3", "fp16"])
+def test_a_single_value_at_the_overflow_point_among_many_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    f = float_format(name)
+    monkeypatch.setattr(tables, "torch_rounds_to_bf16", lambda: False)
+    point = np.float32(f.max + (f.max - float(f.decode(f.max_code - 1))) / 2)
+    for lone in (point, -point, np.nextafter(point, np.float32(0)), -np.nextafter(point, np.float32(0))):
+        x = np.ones(1 << 17, np.float32)
+        x[[3, -5]] = lone
+        for over in (Overflow.SATURATE, Overflow.NONSATURATING):
+            expected = the_general_way(f, x, Rounding.NEAREST_EVEN, over)
+            np.testing.assert_array_equal(f.encode(x, overflow=over), expected)
 
 
 def oracle_values(f: ElementFormat) -> npt.NDArray[np.float64]:
