@@ -46,6 +46,7 @@ __all__ = [
     "tensor_amax",
 ]
 
+
 def __getattr__(name: str) -> Any:
     """Import the tensor side, and with it torch, only when it is asked for: describing a format does not need it."""
     from importlib import import_module
