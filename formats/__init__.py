@@ -11,6 +11,7 @@ from formats.scaled import ScaledFormat, ScaleRule, scaled_format
 from formats.spec import ElementFormat, FloatFormat, Format
 
 if TYPE_CHECKING:
+    from formats.bits import decode, encode, numpy_dtype, pack, torch_dtype, unpack, view_as_codes, view_as_values
     from formats.delayed import AmaxHistory, quantize_delayed
     from formats.quantizer import FormatParameters, format_parameters, quantize
     from formats.scaled_codes import Scaled, decode_scaled, encode_scaled
@@ -29,14 +30,18 @@ __all__ = [
     "ScaleRule",
     "Scaled",
     "ScaledFormat",
+    "decode",
     "decode_scaled",
     "element_format",
+    "encode",
     "encode_scaled",
     "float_format",
     "format_parameters",
     "get_format",
     "grid_format",
     "list_formats",
+    "numpy_dtype",
+    "pack",
     "quantize",
     "quantize_delayed",
     "quantize_scaled",
@@ -44,6 +49,10 @@ __all__ = [
     "scaled_format",
     "scales_of",
     "tensor_amax",
+    "torch_dtype",
+    "unpack",
+    "view_as_codes",
+    "view_as_values",
 ]
 
 
@@ -52,6 +61,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     tensor_side = {
+        "bits": ("decode", "encode", "numpy_dtype", "pack", "torch_dtype", "unpack", "view_as_codes", "view_as_values"),
         "delayed": ("AmaxHistory", "quantize_delayed"),
         "quantizer": ("FormatParameters", "format_parameters", "quantize"),
         "scaled_codes": ("Scaled", "decode_scaled", "encode_scaled"),

@@ -83,8 +83,8 @@ class Constants(NamedTuple):
     max_bits, lowest_bits: patterns of |largest| and |lowest|. lsb_shift, half_less_one, keep_mask: d, 2^(d-1) - 1 and -2^d, and
     stand-ins for d = 0. subnormals_below: the pattern under which step 3 applies. quantum: of step 3. odd_bias: whether the
     lowest kept bit has the code's parity. smallest, smallest_bits: for formats without subnormals, the smallest value, below
-    which there is zero or nothing, and its pattern; else 0. fixed_drop: for deep formats, the bits that their subnormals drop
-    from the carrier's fixed-point ones; None for others.
+    which there is zero or nothing, and its pattern; else 0. deep: whether exponents go below the carrier's; fixed_shift,
+    fixed_half, fixed_mask: then, as the three above, of the bits that subnormals drop from the carrier's fixed-point ones.
     """
 
     max_bits: int
@@ -97,11 +97,23 @@ class Constants(NamedTuple):
     odd_bias: bool
     smallest_bits: int
     smallest: float
-    fixed_drop: int | None
+    deep: bool
+    fixed_shift: int
+    fixed_half: int
+    fixed_mask: int
     signed: bool
     negative_zero: bool
     zero: bool
     ties_away: bool
+
+
+class Drop(NamedTuple):
+    """The low bits to round away: d, 2^(d-1) - 1, -2^d, and whether the lowest kept bit has the code's parity."""
+
+    shift: int
+    half_less_one: int
+    mask: int
+    is_odd: bool
 
 
 class Parameters(NamedTuple):
@@ -158,15 +170,14 @@ def constants(f: ElementFormat, carrier: Carrier) -> Constants:
         return Constants(
             max_bits=pattern(f.largest, carrier),
             lowest_bits=pattern(-f.lowest, carrier),
-            lsb_shift=carrier.bits - 1,
-            half_less_one=0,
-            keep_mask=-1,
+            **_dropping(0, carrier),
             subnormals_below=carrier.infinity + 1,
             quantum=float(f.quantum),
             odd_bias=True,
             smallest_bits=0,
             smallest=0.0,
-            fixed_drop=None,
+            deep=False,
+            **_fixed(0, carrier),
             signed=True,
             negative_zero=False,
             zero=True,
@@ -183,16 +194,15 @@ def constants(f: ElementFormat, carrier: Carrier) -> Constants:
     return Constants(
         max_bits=pattern(f.largest, carrier),
         lowest_bits=pattern(abs(f.lowest), carrier),
-        lsb_shift=drop if drop else carrier.bits - 1,
-        half_less_one=(1 << drop >> 1) - 1 if drop else 0,
-        keep_mask=-(1 << drop),
+        **_dropping(drop, carrier),
         subnormals_below=pattern(Fraction(2) ** f.emin, carrier) if own_subnormals or (deep and gradual) else 0,
         # Where step 3 never applies any number would do, but products with FP32 subnormals slow a CPU down fourfold.
         quantum=float(quantum) if own_subnormals else 1.0,
         odd_bias=f.mantissa_bits > 0 or f.bias % 2 == 1,
         smallest_bits=0 if gradual else pattern(f.smallest, carrier),
         smallest=0.0 if gradual else float(f.smallest),
-        fixed_drop=fixed_drop if deep else None,
+        deep=deep,
+        **_fixed(fixed_drop if deep else 0, carrier),
         signed=f.signed,
         negative_zero=f.has_negative_zero,
         zero=f.zero,
@@ -200,11 +210,24 @@ def constants(f: ElementFormat, carrier: Carrier) -> Constants:
     )
 
 
+def _dropping(d: int, carrier: Carrier) -> dict[str, int]:
+    """What stands for dropping d bits: see `Constants`."""
+    return {
+        "lsb_shift": d if d else carrier.bits - 1,
+        "half_less_one": (1 << d >> 1) - 1 if d else 0,
+        "keep_mask": -(1 << d),
+    }
+
+
+def _fixed(d: int, carrier: Carrier) -> dict[str, int]:
+    return dict(zip(("fixed_shift", "fixed_half", "fixed_mask"), _dropping(d, carrier).values(), strict=True))
+
+
 def parameters_alone(p: Parameters) -> Constants:
     """Parameters of a batch in the place of constants: of formats that are plain in all that does not vary."""
     return Constants(
         p.max_bits, p.max_bits, p.lsb_shift, p.half_less_one, p.keep_mask, p.subnormals_below, p.quantum,  # type: ignore[arg-type]
-        odd_bias=True, smallest_bits=0, smallest=0.0, fixed_drop=None,
+        odd_bias=True, smallest_bits=0, smallest=0.0, deep=False, fixed_shift=0, fixed_half=0, fixed_mask=0,
         signed=True, negative_zero=True, zero=True, ties_away=False,
     )  # fmt: skip
 
@@ -220,10 +243,11 @@ def round_bits(
         mode = Rounding.NEAREST_AWAY
     a = _clamped(magnitude, negative, p, beyond)
     aligned = _align(mode, random, random_width)
-    rounded = _round_normal(a, negative, p, mode, carrier, *aligned) if p.fixed_drop is None else _deep(
-        a, negative, p, mode, carrier, *aligned
-    )  # fmt: skip
-    if p.fixed_drop is None and not (isinstance(p.subnormals_below, int) and p.subnormals_below == 0):
+    if p.deep:
+        rounded = _deep(a, negative, p, mode, carrier, *aligned)
+    else:
+        rounded = _round_normal(a, negative, _normal(p), mode, carrier, *aligned)
+    if not p.deep and _has_subnormals(p):
         subnormal = _round_subnormal(a, negative, p, mode, carrier, *aligned)
         rounded = torch.where(a < p.subnormals_below, subnormal, rounded)
     if p.smallest_bits and p.zero:
@@ -232,6 +256,15 @@ def round_bits(
     signed = _with_sign(rounded, bits, p, carrier)
     signed = _patched(signed, rounded, magnitude, negative, p, beyond, carrier)
     return torch.where(magnitude > carrier.infinity, bits, signed).view(carrier.dtype)
+
+
+def _normal(p: Constants) -> Drop:
+    return Drop(p.lsb_shift, p.half_less_one, p.keep_mask, p.odd_bias)
+
+
+def _has_subnormals(p: Constants) -> bool:
+    """Whether step 3 may apply; where the pattern varies among the formats of a batch, it may."""
+    return not isinstance(p.subnormals_below, int) or p.subnormals_below != 0
 
 
 def _clamped(magnitude: Tensor, negative: Tensor, p: Constants, beyond: Beyond) -> Tensor:
@@ -284,7 +317,9 @@ def _patched(
 
 
 def _is_lopsided(p: Constants) -> bool:
-    return p.max_bits is not p.lowest_bits and p.max_bits != p.lowest_bits
+    if p.max_bits is p.lowest_bits:
+        return False
+    return isinstance(p.max_bits, Tensor) or p.max_bits != p.lowest_bits
 
 
 def _align(mode: str, random: Tensor | None, width: int) -> tuple[Tensor | None, int]:
@@ -295,48 +330,47 @@ def _align(mode: str, random: Tensor | None, width: int) -> tuple[Tensor | None,
 
 
 def _round_normal(
-    a: Tensor, negative: Tensor, p: Constants, mode: str, carrier: Carrier, random: Tensor | None, width: int
+    a: Tensor, negative: Tensor, drop: Drop, mode: str, carrier: Carrier, random: Tensor | None, width: int
 ) -> Tensor:
     """Step 2: the low bits rounded away."""
-    low = ~p.keep_mask
+    low = ~drop.mask
     if mode == Rounding.NEAREST_EVEN:
-        lsb = (a >> p.lsb_shift) & 1
-        carry = p.half_less_one + (lsb if p.odd_bias else 1 - lsb)
-        return (a + carry) & p.keep_mask
+        lsb = (a >> drop.shift) & 1
+        carry = drop.half_less_one + (lsb if drop.is_odd else 1 - lsb)
+        return (a + carry) & drop.mask
     if mode == Rounding.NEAREST_AWAY:
-        return (a + ((low + 1) >> 1)) & p.keep_mask
+        return (a + ((low + 1) >> 1)) & drop.mask
     if mode == Rounding.TOWARD_ZERO:
-        return a & p.keep_mask
+        return a & drop.mask
     if mode in (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE):
         outward = ~negative if mode == Rounding.TOWARD_POSITIVE else negative
-        return torch.where(outward, a + low, a) & p.keep_mask
+        return torch.where(outward, a + low, a) & drop.mask
     if mode == Rounding.TO_ODD:
-        lsb = (a >> p.lsb_shift) & 1
-        even = (1 - lsb) if p.odd_bias else lsb
+        lsb = (a >> drop.shift) & 1
+        even = (1 - lsb) if drop.is_odd else lsb
         # (rest + 2^d - 1) has bit d set exactly where the rest is not 0.
-        return (a & p.keep_mask) + (((a & low) + low) & (low + 1) & -even)
+        return (a & drop.mask) + (((a & low) + low) & (low + 1) & -even)
     assert random is not None
-    return _add_random(a, low, p, mode, carrier, random, width)
+    return _add_random(a, low, drop, mode, carrier, random, width)
 
 
-def _add_random(a: Tensor, low: int, p: Constants, mode: str, carrier: Carrier, random: Tensor, width: int) -> Tensor:
+def _add_random(a: Tensor, low: int, drop: Drop, mode: str, carrier: Carrier, random: Tensor, width: int) -> Tensor:
     """Add the random bits, aligned to the top of the low bits; for stochastic_c what is below them is rounded first."""
     if isinstance(low, int):
-        drop = low.bit_length()
-        excess = drop - width
+        excess = low.bit_length() - width
         if excess > 0 and mode == Rounding.STOCHASTIC_C:
             a = (a + (1 << excess >> 1) - 1 + ((a >> excess) & 1)) & -(1 << excess)
-        return (a + (random << excess if excess > 0 else random >> -excess)) & p.keep_mask
+        return (a + (random << excess if excess > 0 else random >> -excess)) & drop.mask
     # d varies: left-align in all bits but the sign, then shift down to d bits. With d = 0 the mask leaves nothing.
     room = carrier.bits - 1
     if mode == Rounding.STOCHASTIC_C:
-        excess = torch.clamp(p.lsb_shift - width, min=0)
+        excess = torch.clamp(drop.shift - width, min=0)
         excess = torch.where(low == 0, 0, excess)
         unit = torch.ones_like(excess) << excess
         lsb = ((a >> excess) & 1) & (excess > 0)
         a = (a + ((unit - 1) >> 1) + lsb) & -unit
-    aligned = ((random << (room - width)) >> (room - p.lsb_shift)) & low
-    return (a + aligned) & p.keep_mask
+    aligned = ((random << (room - width)) >> (room - drop.shift)) & low
+    return (a + aligned) & drop.mask
 
 
 def _round_subnormal(
@@ -387,23 +421,16 @@ def _deep(
     a: Tensor, negative: Tensor, p: Constants, mode: str, carrier: Carrier, random: Tensor | None, width: int
 ) -> Tensor:
     """Step 2 and 3 where the format's exponents go below the carrier's."""
-    assert p.fixed_drop is not None
     one, lowest_exponent = 1 << carrier.mantissa, carrier.mantissa - carrier.emin
     is_small = a < one
     offset = lowest_exponent * one  # integer a, converted, has this much too large an exponent field
     wide = torch.where(is_small, a.to(carrier.dtype).view(carrier.integer) - offset, a)
-    rounded = _round_normal(wide, negative, p, mode, carrier, random, width)
+    rounded = _round_normal(wide, negative, _normal(p), mode, carrier, random, width)
     as_number = (rounded + offset).view(carrier.dtype)
     back = torch.where(rounded < one, torch.where(is_small, as_number, 0.0).to(carrier.integer), rounded)
-    if not p.subnormals_below:
+    if not _has_subnormals(p):
         return back
-    drop = p.fixed_drop
-    fixed = p._replace(
-        lsb_shift=drop if drop else carrier.bits - 1,
-        half_less_one=(1 << drop >> 1) - 1 if drop else 0,
-        keep_mask=-(1 << drop),
-        odd_bias=True,
-    )
+    fixed = Drop(p.fixed_shift, p.fixed_half, p.fixed_mask, True)
     own = _round_normal(a, negative, fixed, mode, carrier, random, width)
     return torch.where(a < p.subnormals_below, own, back)
 

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from formats.bits import decode, encode
 from formats.groups import against, lay_out
-from formats.names import element_format
 from formats.rounding import DEFAULT_RANDOM_BITS, Overflow, Rounding
 from formats.scale_arithmetic import HALF_OF_SMALLEST_NORMAL, MAGNITUDE, NAN
 from formats.scaled import ScaledFormat
 from formats.scaled_constants import resolve
 from formats.scaled_steps import DTYPES, GroupScale, dtype_name, find_scale, prepare, rounded, times_anything
-from formats.spec import ElementFormat, Format
+from formats.spec import Format
 
 
 class Scaled(NamedTuple):
@@ -68,7 +68,7 @@ def encode_scaled(
     group = scale.group.reshape(layout.group_shape)
     scales = group if described.scale == "fp32" else _scale_codes(described.scale, group)
     tensor = None if scale.tensor is None else scale.tensor.reshape(x.shape[:batch_dims])
-    return Scaled(described, _codes(element, layout.join(q, x.shape)), scales, tensor, axis, batch_dims)
+    return Scaled(described, encode(layout.join(q, x.shape), element), scales, tensor, axis, batch_dims)
 
 
 def decode_scaled(scaled: Scaled, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -77,7 +77,7 @@ def decode_scaled(scaled: Scaled, dtype: torch.dtype = torch.float32) -> Tensor:
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype_name(dtype)}")
     layout = lay_out(shape, f.granularity, f.group, scaled.axis, scaled.batch_dims)
-    q = layout.split(_values(f.element, scaled.elements))
+    q = layout.split(decode(scaled.elements, f.element, torch.float32))
     group = scaled.scales if f.scale == "fp32" else _scale_values(f.scale, scaled.scales)
     group = group.reshape(layout.reduced)
     tensor = None if scaled.tensor_scale is None else against(scaled.tensor_scale, scaled.batch_dims, len(layout.view))
@@ -85,18 +85,10 @@ def decode_scaled(scaled: Scaled, dtype: torch.dtype = torch.float32) -> Tensor:
     return layout.join(times_anything(q, scale, dtype).to(dtype), shape)
 
 
-def _codes(f: ElementFormat, values: Tensor) -> Tensor:
-    return torch.from_numpy(f.encode(values.cpu().numpy())).to(values.device)
-
-
-def _values(f: ElementFormat, codes: Tensor) -> Tensor:
-    return torch.from_numpy(f.decode(codes.cpu().numpy())).to(codes.device, torch.float32)
-
-
 def _scale_codes(name: str, scales: Tensor) -> Tensor:
     if name == "e8m0fnu":
         return (scales.view(torch.int32) >> 23).to(torch.uint8)  # FP32's exponent field, NaN's and 2^-127's 0 included
-    return _codes(element_format(name), scales)
+    return encode(scales, name)
 
 
 def _scale_values(name: str, codes: Tensor) -> Tensor:
@@ -104,4 +96,4 @@ def _scale_values(name: str, codes: Tensor) -> Tensor:
         code = codes.to(torch.int32)
         pattern = torch.where(code == 0, HALF_OF_SMALLEST_NORMAL, torch.where(code == 255, NAN, code << 23))
         return pattern.view(torch.float32)
-    return _values(element_format(name), codes)
+    return decode(codes, name, torch.float32)

@@ -148,10 +148,10 @@ class ElementFormat(Format):
     def decode(self, codes: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """The codes' values: integers of any shape to float64 of that shape, exact.
 
-        ValueError for codes wider than `bits`, and where float64 does not hold the format's values. For tensors see
-        `formats.decode`.
+        ValueError for codes wider than `bits`, and where float64 does not hold the format's values. For tensors, and for
+        arrays of a narrower dtype, see `formats.decode`.
         """
-        return _codes.decode(self, codes)
+        return np.asarray(_codes.decode(self, codes), np.float64)
 
     def encode(
         self,

@@ -7,10 +7,15 @@ inputs if and only if
     1. it is right at every step and at the input just before it, and
     2. nowhere else do two neighbouring inputs have different results.
 
-The first is a comparison with the oracle on the host. The second is one fused pass over all inputs on the device: quantise
-input i and input i + 1, compare bit patterns, count the differences, write nothing. If the count is the oracle's number of
-steps and 1 holds, there is no step elsewhere. That needs no table on the device, so it runs at the quantiser's own speed.
-NaN inputs are checked by themselves: each must come out as it went in.
+The first is a comparison with the oracle on the host, of `quantize` to the format by name. The second is one fused pass over
+all inputs on the device: quantise input i and input i + 1, compare bit patterns, count the differences, write nothing. If the
+count is the oracle's number of steps and 1 holds, there is no step elsewhere. That needs no table on the device, so it runs at
+the quantiser's own speed. All 2^24 - 2 NaN inputs are checked by themselves: each must come out as it went in. Then all 2^16
+BF16 and FP16 inputs, which are FP32 inputs too, must come out as these did.
+
+Formats that differ only in numbers share the compiled program of the second part, which gets the numbers as tensors: so some
+hundred programs are compiled instead of thousands; lists of values have one each. Roundings run beside each other, a process
+each, and the oracle in as many as there are cores.
 
     python -m verification.on_gpu [--formats e4m3fn,e5m2,...] [--roundings nearest_even,...] [--seconds 600] [--out FILE]
 """
@@ -19,15 +24,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,15 +45,19 @@ from formats import (
     ElementFormat,
     FloatFormat,
     FormatParameters,
+    GridFormat,
+    Overflow,
+    Rounding,
+    bitwise,
     element_format,
     float_format,
     format_parameters,
     list_formats,
     quantize,
 )
-from formats.rounding import DETERMINISTIC
+from formats.bitwise import FP32, Constants
 from verification import oracle
-from verification.points import Codes, from_codes
+from verification.points import Codes
 
 INFINITY = 0x7F800000
 CHUNK = 1 << 27
@@ -108,63 +118,178 @@ class Steps(NamedTuple):
     patterns: Codes
 
 
-def steps_of(question: tuple[ElementFormat, str]) -> Steps:
-    """The oracle's part, on the host; a second for a format of 16 bits."""
-    f, rounding = question
-    steps = step_keys(f, rounding)
-    keys = np.concatenate([steps, steps - 1, [-1 - INFINITY, INFINITY]])
-    return Steps(len(steps), keys, patterns(f, rounding, keys))
+def steps_of(f: ElementFormat, roundings: tuple[str, ...]) -> dict[str, Steps]:
+    """The oracle's part for each rounding, on the host; some seconds for a format of 16 bits."""
+    found = {}
+    for rounding in roundings:
+        steps = step_keys(f, rounding)
+        keys = np.concatenate([steps, steps - 1, [-1 - INFINITY, INFINITY]])
+        found[rounding] = Steps(len(steps), keys, patterns(f, rounding, keys))
+    return found
 
 
-def prove(steps: Steps, quantizer: Quantizer, count_changes: Callable[[Tensor, Tensor], Tensor]) -> str:
+def program_of(f: ElementFormat) -> tuple[object, ...]:
+    """What of a format shapes its compiled program; formats of the same shape differ in numbers only."""
+    if isinstance(f, GridFormat) or not bitwise.fits(f, FP32):
+        return ("by name", f.canonical_name)
+    if isinstance(f, FloatFormat) and f.shares_programs:
+        return ("shared",)
+    c = bitwise.constants(f, FP32)
+    words = (c.odd_bias, c.smallest_bits, c.deep, c.signed, c.negative_zero, c.zero, c.ties_away)
+    beyond = [bitwise.outcomes(f, rounding, Overflow.SATURATE) for rounding in Rounding if not rounding.is_stochastic]
+    return (*words, c.max_bits != c.lowest_bits, *beyond)
+
+
+def counter(f: ElementFormat, rounding: str, device: str, size: int = CHUNK) -> Callable[[Tensor, Tensor], Tensor]:
+    """The fused pass for the format: its program, compiled once a process, with the format's numbers."""
+    shape = program_of(f)
+    if shape[0] == "by name":
+        return _compiled_by_name(f.canonical_name, rounding, size)
+    if shape == ("shared",):
+        assert isinstance(f, FloatFormat)
+        return partial(_compiled_shared(rounding, size), format_parameters([f], ndim=1, device=device))
+    key = (shape, rounding, size)
+    if key not in _programs:
+        _programs[key] = _compiled_steps(f, rounding, size)
+    return partial(_programs[key], numbers_of(f, device))
+
+
+_programs: dict[tuple[object, ...], Callable[..., Tensor]] = {}
+
+
+@cache
+def _compiled_by_name(name: str, rounding: str, size: int) -> Callable[..., Tensor]:
+    def program(start: Tensor, count: Tensor) -> Tensor:
+        return changes(lambda x: quantize(x, name, rounding), start, count, size)
+
+    return torch.compile(program, dynamic=False, fullgraph=True)
+
+
+@cache
+def _compiled_shared(rounding: str, size: int) -> Callable[..., Tensor]:
+    def program(parameters: FormatParameters, start: Tensor, count: Tensor) -> Tensor:
+        return changes(lambda x: quantize(x, parameters, rounding), start, count, size)
+
+    return torch.compile(program, dynamic=False, fullgraph=True)
+
+
+def _compiled_steps(example: ElementFormat, rounding: str, size: int) -> Callable[..., Tensor]:
+    """For all formats of the example's program: the words in it are the example's, the numbers come as tensors."""
+    words = bitwise.constants(example, FP32)
+    beyond = bitwise.outcomes(example, Rounding(rounding), Overflow.SATURATE)
+    alike = words.max_bits == words.lowest_bits
+
+    def program(n: Numbers, start: Tensor, count: Tensor) -> Tensor:
+        numbers: Any = (
+            n.max_bits, n.max_bits if alike else n.lowest_bits, n.lsb_shift, n.half_less_one, n.keep_mask, n.subnormals_below,
+            n.quantum, words.odd_bias, words.smallest_bits, words.smallest, words.deep, n.fixed_shift, n.fixed_half,
+            n.fixed_mask, words.signed, words.negative_zero, words.zero, words.ties_away,
+        )  # fmt: skip
+        constants = Constants(*numbers)
+        return changes(lambda x: bitwise.round_bits(x, FP32, constants, rounding, beyond, None, 0), start, count, size)
+
+    return torch.compile(program, dynamic=False, fullgraph=True)
+
+
+class Numbers(NamedTuple):
+    """Constants of a format that are numbers, as 0-dim tensors: int32 patterns, shifts and masks, and an FP32 quantum."""
+
+    max_bits: Tensor
+    lowest_bits: Tensor
+    lsb_shift: Tensor
+    half_less_one: Tensor
+    keep_mask: Tensor
+    subnormals_below: Tensor
+    fixed_shift: Tensor
+    fixed_half: Tensor
+    fixed_mask: Tensor
+    quantum: Tensor
+
+
+def numbers_of(f: ElementFormat, device: str) -> Numbers:
+    """The format's own."""
+    row = bitwise.constants(f, FP32)
+    kinds = {name: torch.float32 if name == "quantum" else torch.int32 for name in Numbers._fields}
+    return Numbers(**{n: torch.tensor(getattr(row, n), dtype=kind, device=device) for n, kind in kinds.items()})
+
+
+def prove(f: ElementFormat, rounding: str, steps: Steps, device: str) -> str:
     """An empty string if every input comes out right, else what does not."""
-    got = quantizer(inputs_of(torch.from_numpy(steps.keys.astype(np.int32)).to("cuda"))).view(torch.int32).cpu().numpy()
+    x = inputs_of(torch.from_numpy(steps.keys.astype(np.int32)).to(device))
+    got = quantize(x, f, rounding).view(torch.int32).cpu().numpy()
     wrong = np.flatnonzero(got != steps.patterns)
     if len(wrong):
         return f"{len(wrong)} inputs beside a step, the first of key {steps.keys[wrong[0]]}"
+    counted = count_changes(counter(f, rounding, device), device)
+    if counted != steps.steps:
+        return f"{counted} changes between neighbours where there should be {steps.steps}"
+    if not nan_stays(f, rounding, device):
+        return "a NaN changed"
+    return next(
+        (f"{dtype} differs from FP32" for dtype in narrow_carriers(f) if not agrees(f, rounding, dtype, device)), ""
+    )
+
+
+def count_changes(count: Callable[[Tensor, Tensor], Tensor], device: str) -> int:
+    """Changes between neighbours among all inputs from -inf to +inf."""
     totals = []
     for start in range(-1 - INFINITY, INFINITY, CHUNK):  # pairs of the keys k and k + 1
-        count = min(CHUNK, INFINITY - start)
-        where = torch.tensor(start, dtype=torch.int32, device="cuda")
-        totals.append(count_changes(where, torch.tensor(count, dtype=torch.int32, device="cuda")))
-    counted = int(torch.stack(totals).sum())
-    return "" if counted == steps.steps else f"{counted} changes between neighbours where there should be {steps.steps}"
+        pairs = min(CHUNK, INFINITY - start)
+        totals.append(count(_scalar(start, device), _scalar(pairs, device)))
+    return int(torch.stack(totals).sum())
+
+
+def _scalar(value: int, device: str) -> Tensor:
+    return torch.tensor(value, dtype=torch.int32, device=device)
 
 
 def nan_stays(f: ElementFormat, rounding: str, device: str) -> bool:
-    """Whether every 101st NaN comes out as it went in, bit for bit."""
-    codes = np.arange(INFINITY + 1, 1 << 31, 101)
-    x = from_codes(np.concatenate([codes, codes + (1 << 31)]), torch.float32).to(device)
-    return torch.equal(quantize(x, f, rounding).view(torch.int32), x.view(torch.int32))
+    """Whether every NaN comes out as it went in, bit for bit."""
+    positive = torch.arange(INFINITY + 1, 1 << 31, device=device).to(torch.int32)
+    for codes in (positive, positive | -(1 << 31)):
+        if not torch.equal(quantize(codes.view(torch.float32), f, rounding).view(torch.int32), codes):
+            return False
+    return True
 
 
-def main() -> int:
-    """Prove what was asked for, write what was found; 1 if anything was wrong, 2 if there is no GPU."""
-    parser = argparse.ArgumentParser(description="All FP32 inputs of every narrow format, on a GPU.")
-    parser.add_argument("--formats", help="names, by commas; all if not given")
-    parser.add_argument("--roundings", default=",".join(DETERMINISTIC))
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after so many")
-    parser.add_argument("--out", type=Path, default=Path("verify-gpu.json"))
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print(
-            "verify-gpu needs a CUDA device, and there is none; make verify proves six formats on the CPU",
-            file=sys.stderr,
-        )
-        return 2
-    formats = [element_format(name) for name in options.formats.split(",")] if options.formats else every_format()
-    results = run(formats, options.roundings.split(","), options.seconds)
-    options.out.write_text(json.dumps(results._asdict(), indent=1) + "\n")
-    failures = [row for row in results.proofs if row["wrong"]]
-    done = len(results.proofs)
-    print(f"{done} of {results.asked} proofs, {len(failures)} failed, in {results.seconds:.0f} s: {options.out}")
-    for row in failures[:20]:
-        print(f"  {row['format']} {row['rounding']}: {row['wrong']}", file=sys.stderr)
-    return 1 if failures or done < results.asked else 0
+def narrow_carriers(f: ElementFormat) -> list[torch.dtype]:
+    """Of BF16 and FP16 those that hold the format."""
+    carriers = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return [dtype for dtype, name in carriers.items() if float_format(name).holds(f)]
+
+
+def agrees(f: ElementFormat, rounding: str, dtype: torch.dtype, device: str) -> bool:
+    """Whether all 2^16 inputs of a narrow dtype come out as the FP32 inputs of the same values do."""
+    x = torch.arange(1 << 16, device=device).to(torch.int16).view(dtype)
+    x = x[~x.isnan()]
+    same = quantize(x, f, rounding).float().view(torch.int32) == quantize(x.float(), f, rounding).view(torch.int32)
+    return bool(same.all())
+
+
+class Proof(NamedTuple):
+    """One format and rounding: right where `wrong` is empty; seconds on the device, compiling included."""
+
+    format: str
+    rounding: str
+    wrong: str
+    seconds: float
+
+
+def timed_proof(f: ElementFormat, rounding: str, steps: Steps) -> Proof:
+    """A proof in a process of its rounding."""
+    began = time.monotonic()
+    wrong = prove(f, rounding, steps, "cuda")
+    return Proof(f.name, rounding, wrong, round(time.monotonic() - began, 3))
+
+
+def _start() -> None:
+    """A process that proves: it compiles many programs from few functions."""
+    torch._dynamo.config.recompile_limit = 10_000
+    torch._dynamo.config.accumulated_recompile_limit = 100_000
 
 
 class Results(NamedTuple):
-    """What was proved, where and how long it took; a proof is right where `wrong` is empty."""
+    """What was proved, where and how long it took."""
 
     asked: int
     seconds: float
@@ -172,35 +297,37 @@ class Results(NamedTuple):
     torch: str
     cuda: str
     python: str
-    proofs: list[dict[str, object]]
+    proofs: list[Proof]
 
 
-def run(formats: list[ElementFormat], roundings: list[str], seconds: float) -> Results:
-    """The proofs, one a format and rounding, formats that can share a compiled program first."""
-    torch._dynamo.config.recompile_limit = 10_000
-    torch._dynamo.config.accumulated_recompile_limit = 100_000
+def run(formats: list[ElementFormat], roundings: tuple[str, ...], seconds: float) -> Results:
+    """The proofs, as the oracle's part of each gets ready, wide formats first, since they take the oracle longest."""
     began = time.monotonic()
-    ordered = sorted(formats, key=lambda f: not _shares(f))
-    questions = [(f, rounding) for f in ordered for rounding in roundings]
-    together = {mode: torch.compile(_with_parameters(mode), dynamic=False, fullgraph=True) for mode in roundings}
-    proofs: list[dict[str, object]] = []
+    asked = len(formats) * len(roundings)
     columns = (TextColumn("proofs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    workers = ProcessPoolExecutor(mp_context=get_context("spawn"))
-    with workers, Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("proofs", total=len(questions))
-        oracles = workers.map(steps_of, questions, chunksize=len(roundings))
-        for (f, rounding), steps in zip(questions, oracles, strict=True):
-            if time.monotonic() - began > seconds:
-                workers.shutdown(wait=False, cancel_futures=True)
-                break
-            start = time.monotonic()
-            wrong = prove(steps, partial(quantize, f=f, rounding=rounding), _counter(f, rounding, together[rounding]))
-            wrong = wrong or ("" if nan_stays(f, rounding, "cuda") else "a NaN changed")
-            took = round(time.monotonic() - start, 3)
-            proofs.append({"format": f.name, "rounding": str(rounding), "wrong": wrong, "seconds": took})
-            progress.advance(task)
+    context = get_context("spawn")
+    # Oracles give way: what they prepare waits for the few processes that compile and prove.
+    oracles = ProcessPoolExecutor(mp_context=context, initializer=os.nice, initargs=(10,))
+    devices = {rounding: ProcessPoolExecutor(1, mp_context=context, initializer=_start) for rounding in roundings}
+    proving: list[Future[Proof]] = []
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("proofs", total=asked)
+        ordered = sorted(formats, key=lambda f: -f.bits)
+        try:
+            for f, prepared in zip(ordered, oracles.map(partial(steps_of, roundings=roundings), ordered), strict=True):
+                if time.monotonic() - began > seconds:
+                    break
+                for rounding, steps in prepared.items():
+                    proof = devices[rounding].submit(timed_proof, f, rounding, steps)
+                    proof.add_done_callback(lambda _: progress.advance(task))
+                    proving.append(proof)
+            wait(proving, timeout=min(1e6, max(0.0, seconds - (time.monotonic() - began))))
+        finally:
+            for pool in (oracles, *devices.values()):
+                pool.shutdown(wait=False, cancel_futures=True)
+    proofs = [proof.result() for proof in proving if proof.done() and not proof.cancelled()]
     return Results(
-        len(questions),
+        asked,
         round(time.monotonic() - began, 1),
         torch.cuda.get_device_name(),
         torch.__version__,
@@ -210,31 +337,36 @@ def run(formats: list[ElementFormat], roundings: list[str], seconds: float) -> R
     )
 
 
-def _shares(f: ElementFormat) -> bool:
-    return isinstance(f, FloatFormat) and f.shares_programs
-
-
-def _counter(f: ElementFormat, rounding: str, together: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    if isinstance(f, FloatFormat) and f.shares_programs:
-        return partial(together, format_parameters([f], ndim=1, device="cuda"))
-    torch._dynamo.reset()
-    return torch.compile(_by_name(f, rounding), dynamic=False, fullgraph=True)
-
-
-def _with_parameters(rounding: str) -> Callable[..., Tensor]:
-    def program(parameters: FormatParameters, start: Tensor, count: Tensor) -> Tensor:
-        return changes(lambda x: quantize(x, parameters, rounding), start, count, CHUNK)
-
-    return program
-
-
-def _by_name(f: ElementFormat, rounding: str) -> Callable[..., Tensor]:
-    name = f.canonical_name
-
-    def program(start: Tensor, count: Tensor) -> Tensor:
-        return changes(lambda x: quantize(x, name, rounding), start, count, CHUNK)
-
-    return program
+def main() -> int:
+    """Prove what was asked for, write what was found; 1 if anything was wrong or left out, 2 if there is no GPU."""
+    deterministic = [rounding.value for rounding in Rounding if not rounding.is_stochastic]
+    parser = argparse.ArgumentParser(description="All FP32 inputs of every narrow format, on a GPU.")
+    parser.add_argument("--formats", help="names, by commas; all if not given")
+    parser.add_argument("--roundings", default=",".join(deterministic))
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--out", type=Path, default=Path("verify-gpu.json"))
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(
+            "verify-gpu needs a CUDA device, and there is none; make verify proves six formats on the CPU",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        formats = [element_format(name) for name in options.formats.split(",")] if options.formats else every_format()
+        roundings = tuple(str(Rounding(name).value) for name in options.roundings.split(","))
+    except ValueError as error:
+        print(f"verify-gpu: {error}", file=sys.stderr)
+        return 2
+    results = run(formats, roundings, options.seconds)
+    content = results._asdict() | {"proofs": [proof._asdict() for proof in results.proofs]}
+    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    failures = [proof for proof in results.proofs if proof.wrong]
+    done = len(results.proofs)
+    print(f"{done} of {results.asked} proofs, {len(failures)} failed, in {results.seconds:.0f} s: {options.out}")
+    for proof in failures[:20]:
+        print(f"  {proof.format} {proof.rounding}: {proof.wrong}", file=sys.stderr)
+    return 1 if failures or done < results.asked else 0
 
 
 if __name__ == "__main__":

@@ -1,69 +1,70 @@
-"""All 2^32 FP32 inputs, or every 1009th of them, against an oracle of runs.
-
-In the order of FP32's codes the expected results are runs: each value of the format, repeated from the first input
-that rounds to it up to the next one's first. The first inputs come from the oracle's decision points, so nothing here
-knows a bit trick.
-"""
-
-from collections.abc import Iterator
+"""Every 1009th FP32 input on the CPU, and, in ranges, what the GPU's proof of all inputs counts."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
+from torch import Tensor
 
-from formats import FloatFormat, float_format, quantize
-from verification import oracle
-from verification.points import from_codes
+from formats import element_format, float_format, quantize
+from verification import every_input, on_gpu
+from verification.every_input import INFINITY, NAMES, ROUNDINGS, first_wrong
 
-INFINITY = 0x7F800000
-NAMES = ["e4m3fn", "e5m2", "bf16", "fp16", "e8m3", "e4m0f"]
 PRIME = 1009
+SIZE = 1 << 18
+needs_compiler = pytest.mark.skipif(not every_input.has_compiler(), reason="no C++ compiler to compile with")
 
 
-def first_inputs(f: FloatFormat, rounding: str) -> npt.NDArray[np.int64]:
-    """For each value from code 1 up, the FP32 code of the smallest input that rounds to it."""
-    steps = oracle.decision_points(f, rounding)
-    near = steps.astype(np.float32)
-    at_or_above = near.view(np.int32) + (near.astype(np.float64) < steps)
-    even_below = (np.arange(len(steps)) % 2 == 0) & (rounding == "nearest_even")
-    on_step = near.astype(np.float64) == steps
-    return np.asarray(at_or_above + (on_step & even_below), np.int64)
-
-
-def runs(f: FloatFormat, rounding: str, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """What these ascending codes of non-negative numbers round to."""
-    ends = np.searchsorted(codes, first_inputs(f, rounding))
-    lengths = np.diff(ends, prepend=0, append=len(codes))
-    return np.repeat(oracle.values(f).astype(np.float32), lengths)
-
-
-def check(f: FloatFormat, rounding: str, codes: npt.NDArray[np.int64]) -> None:
-    want = runs(f, rounding, codes).view(np.int32)
-    for sign in (0, 1 << 31):
-        got = quantize(from_codes(codes + sign, torch.float32), f, rounding).numpy().view(np.int32)
-        np.testing.assert_array_equal(got & 0x7FFFFFFF, want)
-        np.testing.assert_array_equal(got < 0, bool(sign))
-
-
-@pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("name", [*NAMES, "e4m0f"])
 def test_every_1009th_input(name: str, rounding: str) -> None:
-    check(float_format(name), rounding, np.arange(0, INFINITY + 1, PRIME))
+    codes = np.arange(0, 1 << 31, PRIME)
+    assert not first_wrong(float_format(name), rounding, codes, lambda x: quantize(x, name, rounding))
 
 
-@pytest.mark.proof
-@pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero"])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_input(name: str, rounding: str) -> None:
-    for codes in chunks():
-        check(float_format(name), rounding, codes)
-    for sign in (0, 1 << 31):
-        nan = from_codes(np.arange(INFINITY + 1, 1 << 31) + sign, torch.float32)
-        assert torch.equal(quantize(nan, name, rounding).view(torch.int32), nan.view(torch.int32))
+@pytest.mark.parametrize(
+    ("becomes", "pattern"), [(-1.5, 1_000_000 * PRIME), (2.0, INFINITY + 1 + (-INFINITY - 1) % PRIME)]
+)
+def test_one_wrong_input_is_found(becomes: float, pattern: int) -> None:
+    """A number, and a NaN, of one sign only."""
+
+    def broken(x: Tensor) -> Tensor:
+        return torch.where(x.view(torch.int32) == pattern, becomes, quantize(x, "e4m3fn"))
+
+    found = first_wrong(float_format("e4m3fn"), "nearest_even", np.arange(0, 1 << 31, PRIME), broken)
+    assert f"becomes {becomes.hex()}" in found
 
 
-def chunks(size: int = 1 << 22) -> Iterator[npt.NDArray[np.int64]]:
-    """The codes of all non-negative numbers, infinity included, a piece at a time."""
-    for start in range(0, INFINITY + 1, size):
-        yield np.arange(start, min(start + size, INFINITY + 1))
+PROGRAMS = [
+    ("e4m3fn", "nearest_even"), ("bf16", "to_odd"), ("binary8p3sf", "nearest_away"), ("binary16p15se", "toward_positive"),
+    ("binary8p1se", "nearest_even"), ("binary16p8sf", "nearest_even"), ("binary9p1se", "to_odd"), ("binary7p1uf", "to_odd"),
+    ("binary8p3uf", "toward_negative"), ("binary16p9uf", "nearest_even"), ("e8m0fnu", "nearest_even"),
+    ("int8q6", "nearest_even"), ("nf4", "toward_zero"), ("posit8", "to_odd"),
+]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize(("name", "rounding"), PROGRAMS)
+def test_changes_between_neighbours_are_the_oracles_steps(name: str, rounding: str) -> None:
+    """Around zero, one and minus one, and at both infinities, by the programs that the GPU runs over everything."""
+    f = element_format(name)
+    steps = on_gpu.step_keys(f, rounding)
+    count = on_gpu.counter(f, rounding, "cpu", SIZE)
+    one = 0x3F800000
+    for start in (-SIZE // 2, one - SIZE // 2, INFINITY - SIZE, -1 - one - SIZE // 2, -1 - INFINITY):
+        changes = int(count(torch.tensor(start, dtype=torch.int32), torch.tensor(SIZE, dtype=torch.int32)))
+        assert changes == ((steps > start) & (steps <= start + SIZE)).sum()
+
+
+@pytest.mark.parametrize("name", ["e4m3fn", "e8m0fnu", "binary8p3uf", "int8", "posit8"])
+def test_narrow_carriers_agree_with_fp32(name: str) -> None:
+    f = element_format(name)
+    for dtype in on_gpu.narrow_carriers(f):
+        assert on_gpu.agrees(f, "nearest_even", dtype, "cpu")
+
+
+def test_every_registered_format_has_a_proof() -> None:
+    formats = on_gpu.every_format()
+    assert len(formats) == len(set(formats)) > 600
+    assert {f.bits for f in formats} == set(range(2, 17))
+    # A lone format's program is compiled for itself: a few dozen in all, lists included.
+    assert len({on_gpu.program_of(f) for f in formats}) < 40
