@@ -12,6 +12,7 @@ from formats.spec import ElementFormat, FloatFormat, Format
 
 if TYPE_CHECKING:
     from formats.bits import decode, encode, numpy_dtype, pack, torch_dtype, unpack, view_as_codes, view_as_values
+    from formats.datasheets import compare, datasheet
     from formats.delayed import AmaxHistory, quantize_delayed
     from formats.quantizer import FormatParameters, format_parameters, quantize
     from formats.scaled_codes import Scaled, decode_scaled, encode_scaled
@@ -30,6 +31,8 @@ __all__ = [
     "ScaleRule",
     "Scaled",
     "ScaledFormat",
+    "compare",
+    "datasheet",
     "decode",
     "decode_scaled",
     "element_format",
@@ -57,17 +60,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the tensor side, and with it torch, only when it is asked for: describing a format does not need it."""
+    """Import torch, or xarray, only when what needs it is asked for: describing a format does not."""
     from importlib import import_module
 
-    tensor_side = {
+    later = {
+        "datasheets": ("compare", "datasheet"),
         "bits": ("decode", "encode", "numpy_dtype", "pack", "torch_dtype", "unpack", "view_as_codes", "view_as_values"),
         "delayed": ("AmaxHistory", "quantize_delayed"),
         "quantizer": ("FormatParameters", "format_parameters", "quantize"),
         "scaled_codes": ("Scaled", "decode_scaled", "encode_scaled"),
         "scaling": ("quantize_scaled", "scales_of", "tensor_amax"),
     }
-    for module, names in tensor_side.items():
+    for module, names in later.items():
         if name in names:
             return getattr(import_module(f"formats.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

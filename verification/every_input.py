@@ -99,6 +99,7 @@ def has_compiler() -> bool:
 @cache
 def _quantizer(name: str, rounding: str) -> Quantizer:
     torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 1000  # one of these for each proof
 
     def program(x: Tensor) -> Tensor:
         return quantize(x, name, rounding)
