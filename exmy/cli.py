@@ -11,11 +11,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from exmy.version import __version__
+
+if TYPE_CHECKING:
+    from formats.names import Kind
 
 INTERRUPTED = 130
 
@@ -185,18 +188,23 @@ def formats() -> None:
 
 
 @formats.command("list")
-@click.option("--all", "every", is_flag=True, help="Every legal name, one a line.")
-def list_command(every: bool) -> None:
-    """The well-known formats with their limits; any e{E}m{M}, e{E}m{M}f and e{E}m{M}fn is one too.
+@click.option("--all", "every", is_flag=True, help="Every name that needs no further parameters, one a line.")
+@click.option(
+    "--kind", type=click.Choice(["float", "integer", "list", "scaled"]), help="With --all: formats of this kind alone."
+)
+def list_command(every: bool, kind: Kind | None) -> None:
+    """The well-known formats with their limits, and the grammar of all others.
 
     \b
     Example: exmy formats list
+    Example: exmy formats list --all --kind integer
     """  # noqa: D301
-    from exmy.console import format_table, output
+    from exmy.console import output
+    from exmy.datasheets import format_table
     from formats import list_formats
 
-    if every:
-        click.echo("\n".join(list_formats()))
+    if every or kind:
+        click.echo("\n".join(list_formats(kind)))
     else:
         output().print(format_table())
 
@@ -204,20 +212,44 @@ def list_command(every: bool) -> None:
 @formats.command("show")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 def show_command(names: tuple[str, ...]) -> None:
-    """Layout, limits, special values and, for up to 8 bits, every positive value.
+    """A datasheet: bit layout, limits, special codes, what it is easily confused with and, up to 8 bits, every value.
 
     \b
     Example: exmy formats show e4m3fn e4m3
+    Example: exmy formats show nvfp4 binary8p3se int8 posit8
     """  # noqa: D301
-    from exmy.console import format_sheet, output
-    from formats import float_format
+    from exmy.console import output
+    from exmy.datasheets import format_sheet
+    from formats import get_format
 
     try:
-        described = [float_format(name) for name in names]
+        described = [get_format(name) for name in names]
     except ValueError as error:
         raise Refused(str(error)) from None
+    console = output()
     for f in described:
-        output().print(format_sheet(f))
+        console.print(format_sheet(f, console.width))
+
+
+@formats.command("compare")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+def compare_command(a: str, b: str) -> None:
+    """Two formats beside each other: limits, special codes, and which values one has and the other lacks.
+
+    \b
+    Example: exmy formats compare e4m3fn e4m3
+    Example: exmy formats compare e2m1fn nf4
+    """  # noqa: D301
+    from exmy.console import output
+    from exmy.datasheets import comparison
+    from formats import element_format
+
+    try:
+        described = element_format(a), element_format(b)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    output().print(comparison(*described))
 
 
 @formats.command("plot")
@@ -242,3 +274,49 @@ def plot_command(names: tuple[str, ...], out: Path) -> None:
     except OSError as error:
         raise Refused(f"{out}: can't be written ({error.strerror}); name another file with --out") from None
     click.echo(out)
+
+
+@main.command()
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--from", "input_format", metavar="FORMAT", default="fp32", show_default=True, help="Format of the inputs."
+)
+@click.option(
+    "--rounding", "roundings", multiple=True, help="One of them, or several; all deterministic ones by default."
+)
+@click.option(
+    "--overflow", "overflows", multiple=True, help="One of them, or several; all that NAME has a use for by default."
+)
+@click.option(
+    "--every", is_flag=True, help="All inputs, where they have at most 16 bits; of at most 8 bits it is always all."
+)
+@click.option("--decode", is_flag=True, help="The other way: the value of each code, in bits of FP32 (or FP64).")
+@click.option("--as", "file_format", type=click.Choice(["csv", "hex"]), help="By the suffix of --out, else csv.")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Standard output by default.")
+def vectors(
+    name: str, input_format: str, roundings: tuple[str, ...], overflows: tuple[str, ...], every: bool, decode: bool,
+    file_format: str | None, out: Path | None,
+) -> None:  # fmt: skip
+    """Test vectors for RTL and C++ benches: input bits, rounding, overflow, expected code, by exact rationals.
+
+    Complete for inputs of at most 8 bits; for wider ones the decision points: both sides of every value and of every point
+    between two values, where a monotone quantiser can go wrong. CSV has a heading; hex is for $readmemh, with its fields
+    explained in comments.
+
+    \b
+    Example: exmy vectors e4m3fn --from bf16 --rounding nearest_even --out e4m3fn.hex
+    Example: exmy vectors e2m1fn --from e5m2 > all.csv
+    Example: exmy vectors e4m3fn --decode
+    """  # noqa: D301
+    from exmy.vectors import write_vectors
+
+    try:
+        count = write_vectors(
+            name, input_format, roundings, overflows, every=every, decode=decode, file_format=file_format, out=out
+        )
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    except OSError as error:
+        raise Refused(f"{out}: can't be written ({error.strerror}); name another file with --out") from None
+    if out is not None:
+        click.echo(f"{out}: {count:,} vectors")

@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from fractions import Fraction
 from math import isinf, isnan, log2
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -52,7 +52,8 @@ def datasheet(f: Format | str) -> xr.Dataset:
     if isinstance(described, ScaledFormat):
         return _scaled_sheet(described)
     assert isinstance(described, ElementFormat)
-    return xr.Dataset({**_limits(described), **_codes(described)}, attrs=_attributes(described))
+    numbers = {name: _scalar(*row) for name, row in limits(described).items()}
+    return xr.Dataset({**numbers, **_codes(described)}, attrs=_attributes(described))
 
 
 def compare(a: ElementFormat | str, b: ElementFormat | str) -> xr.Dataset:
@@ -145,7 +146,8 @@ def written(value: Fraction | float) -> str:
         if Fraction(decimal) == value and len(decimal) <= 9 and "e" not in decimal:
             return decimal
         if significand.as_integer_ratio()[1] > 1 << 13:  # the digits of a longer one would hide more than they tell
-            return f"≈{decimal}"
+            sign, short = "-" * (value < 0), 2 - Fraction(abs(significand))
+            return f"{sign}(2 - {written(short)})×2^{exponent}" if short.numerator == 1 else f"≈{decimal}"
     power = f"2^{exponent}"
     return power if significand == 1 else f"-{power}" if significand == -1 else f"{significand:.17g}×{power}"
 
@@ -253,28 +255,39 @@ def _nan_codes(f: ElementFormat, digits: int) -> str:
     return f"{written_as} and {upper}"
 
 
-def _limits(f: ElementFormat) -> dict[str, Any]:
+class Limit(NamedTuple):
+    """One number of a datasheet: exact, with its unit and what it is."""
+
+    value: Fraction | float | int
+    units: str
+    long_name: str
+
+
+def limits(f: ElementFormat) -> dict[str, Limit]:
+    """The numbers of a format's datasheet, exact: those that `datasheet` has as scalars."""
     smallest = _smallest_positive(f)
     sheet = {
-        "bits": (f.bits, "bits", "width of a code"),
-        "finite_values": (_count(f), "1", "finite values, zero counted once"),
-        "largest": (f.largest, "1", "largest finite value"),
-        "lowest": (f.lowest, "1", "lowest finite value"),
-        "smallest_positive": (smallest, "1", "smallest positive value, subnormals included"),
-        "ulp_at_1": (_ulp_at_one(f), "1", "distance from 1 to the next larger value; NaN where either is missing"),
-        "dynamic_range": (_log2(f.largest) - _log2(smallest), "binades", "log2(largest / smallest positive value)"),
-    }  # fmt: skip
+        "bits": Limit(f.bits, "bits", "width of a code"),
+        "finite_values": Limit(_count(f), "1", "finite values, zero counted once"),
+        "largest": Limit(f.largest, "1", "largest finite value"),
+        "lowest": Limit(f.lowest, "1", "lowest finite value"),
+        "smallest_positive": Limit(smallest, "1", "smallest positive value, subnormals included"),
+        "ulp_at_1": Limit(_ulp_at_one(f), "1", "distance from 1 to the next larger value; NaN where either is missing"),
+        "dynamic_range": Limit(
+            _log2(f.largest) - _log2(smallest), "binades", "log2(largest / smallest positive value)"
+        ),
+    }
     if isinstance(f, FloatFormat):
         normal = Fraction(2) ** f.emin if f.subnormals and f.zero else f.smallest
         sheet |= {
-            "exponent_bits": (f.exponent_bits, "bits", "E"),
-            "mantissa_bits": (f.mantissa_bits, "bits", "M, without the implicit one"),
-            "bias": (f.bias, "1", "exponent field of 2^0"),
-            "emin": (f.emin, "1", "exponent of the smallest normal number, 1.m × 2^e"),
-            "emax": (f.emax, "1", "exponent of the largest finite number, 1.m × 2^e"),
-            "smallest_normal": (normal, "1", "smallest number written 1.m × 2^e"),
+            "exponent_bits": Limit(f.exponent_bits, "bits", "E"),
+            "mantissa_bits": Limit(f.mantissa_bits, "bits", "M, without the implicit one"),
+            "bias": Limit(f.bias, "1", "exponent field of 2^0"),
+            "emin": Limit(f.emin, "1", "exponent of the smallest normal number, 1.m × 2^e"),
+            "emax": Limit(f.emax, "1", "exponent of the largest finite number, 1.m × 2^e"),
+            "smallest_normal": Limit(normal, "1", "smallest number written 1.m × 2^e"),
         }
-    return {name: _scalar(*row) for name, row in sheet.items()}
+    return sheet
 
 
 def _scalar(value: Any, units: str, long_name: str) -> tuple[tuple[()], Any, dict[str, str]]:
