@@ -79,7 +79,11 @@ class GridFormat(ElementFormat):
         object.__setattr__(self, "dividers", dividers)
         digest = sha256(repr((exact, codes, self.nan_code, dividers)).encode()).hexdigest()[:12]
         object.__setattr__(self, "canonical_name", f"{self.name}#{digest}")
-        _made[self.canonical_name] = self
+        registered = _made.setdefault(self.canonical_name, self)
+        if registered is not self:
+            object.__setattr__(
+                self, "_registered", registered
+            )  # it lives as long as any list that is known by its name
         every = [*codes, *([] if self.nan_code is None else [self.nan_code])]
         object.__setattr__(self, "bits", max(1, max(every, default=0).bit_length()))
         problem = self._problem(every)
@@ -107,6 +111,10 @@ class GridFormat(ElementFormat):
 
     def __str__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By the constructor, so that a list that comes from another process is known by its name here too.
+        return GridFormat, (self.name, self.values, self.codes, self.nan_code, self.dividers)
 
     def __hash__(self) -> int:
         return self._hash

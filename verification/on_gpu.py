@@ -17,7 +17,7 @@ Formats that differ only in numbers share the compiled program of the second par
 hundred programs are compiled instead of thousands; lists of values have one each. Roundings run beside each other, a process
 each, and the oracle in as many as there are cores.
 
-    python -m verification.on_gpu [--formats e4m3fn,e5m2,...] [--roundings nearest_even,...] [--seconds 600] [--out FILE]
+    python -m verification.on_gpu [--formats e4m3fn,e5m2,...] [--roundings nearest_even,...] [--device cpu]
 """
 
 from __future__ import annotations
@@ -275,10 +275,13 @@ class Proof(NamedTuple):
     seconds: float
 
 
-def timed_proof(f: ElementFormat, rounding: str, steps: Steps) -> Proof:
+def timed_proof(f: ElementFormat, rounding: str, steps: Steps, device: str) -> Proof:
     """A proof in a process of its rounding."""
     began = time.monotonic()
-    wrong = prove(f, rounding, steps, "cuda")
+    try:
+        wrong = prove(f, rounding, steps, device)
+    except Exception as error:  # one proof that can't be made takes no other with it
+        wrong = f"{type(error).__name__}: {error}"
     return Proof(f.name, rounding, wrong, round(time.monotonic() - began, 3))
 
 
@@ -300,7 +303,7 @@ class Results(NamedTuple):
     proofs: list[Proof]
 
 
-def run(formats: list[ElementFormat], roundings: tuple[str, ...], seconds: float) -> Results:
+def run(formats: list[ElementFormat], roundings: tuple[str, ...], seconds: float, device: str) -> Results:
     """The proofs, as the oracle's part of each gets ready, wide formats first, since they take the oracle longest."""
     began = time.monotonic()
     asked = len(formats) * len(roundings)
@@ -318,7 +321,7 @@ def run(formats: list[ElementFormat], roundings: tuple[str, ...], seconds: float
                 if time.monotonic() - began > seconds:
                     break
                 for rounding, steps in prepared.items():
-                    proof = devices[rounding].submit(timed_proof, f, rounding, steps)
+                    proof = devices[rounding].submit(timed_proof, f, rounding, steps, device)
                     proof.add_done_callback(lambda _: progress.advance(task))
                     proving.append(proof)
             wait(proving, timeout=min(1e6, max(0.0, seconds - (time.monotonic() - began))))
@@ -329,7 +332,7 @@ def run(formats: list[ElementFormat], roundings: tuple[str, ...], seconds: float
     return Results(
         asked,
         round(time.monotonic() - began, 1),
-        torch.cuda.get_device_name(),
+        torch.cuda.get_device_name() if device == "cuda" else "cpu",
         torch.__version__,
         str(torch.version.cuda),
         platform.python_version(),
@@ -343,10 +346,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="All FP32 inputs of every narrow format, on a GPU.")
     parser.add_argument("--formats", help="names, by commas; all if not given")
     parser.add_argument("--roundings", default=",".join(deterministic))
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: some ten seconds a proof")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
     parser.add_argument("--out", type=Path, default=Path("verify-gpu.json"))
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         print(
             "verify-gpu needs a CUDA device, and there is none; make verify proves six formats on the CPU",
             file=sys.stderr,
@@ -358,7 +362,7 @@ def main() -> int:
     except ValueError as error:
         print(f"verify-gpu: {error}", file=sys.stderr)
         return 2
-    results = run(formats, roundings, options.seconds)
+    results = run(formats, roundings, options.seconds, options.device)
     content = results._asdict() | {"proofs": [proof._asdict() for proof in results.proofs]}
     options.out.write_text(json.dumps(content, indent=1) + "\n")
     failures = [proof for proof in results.proofs if proof.wrong]

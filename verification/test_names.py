@@ -1,14 +1,26 @@
 """Names mean what the standards say, and nonsense is refused with the names nearby."""
 
+import gc
 import math
+import pickle
 import subprocess
 import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
-from formats import FloatFormat, GridFormat, element_format, float_format, get_format, grid_format, list_formats
+from formats import (
+    FloatFormat,
+    GridFormat,
+    element_format,
+    float_format,
+    get_format,
+    grid_format,
+    list_formats,
+    quantize,
+)
 
 # name: bits, max, smallest normal, smallest subnormal, inf, NaN.
 # Sources: IEEE 754-2019 table 3.5; OCP OFP8, the table of exponent parameters; OCP MX 5.3.
@@ -165,6 +177,23 @@ def test_what_is_no_element_is_refused_where_one_is_needed() -> None:
         float_format("nf4")
     with pytest.raises(ValueError, match="kind must be one of float, integer, list, scaled, got 'block'"):
         list_formats("block")
+
+
+def test_a_list_is_known_by_its_name_as_long_as_any_equal_one_lives() -> None:
+    """Compiled programs, and all that quantises, know a list by name; a copy that dies, or comes by pickle, changes nothing."""
+    values, x = [0, 1, Fraction(5, 2), 7], torch.tensor([0.4, 6.0, 1.8])
+    first, second = grid_format("mortal", values), grid_format("mortal", values)
+    del second
+    gc.collect()
+    assert quantize(x, first).tolist() == [0.0, 7.0, 2.5]
+    second = grid_format("mortal", values)
+    del first
+    gc.collect()
+    assert quantize(x, second).tolist() == [0.0, 7.0, 2.5]
+    pickled = pickle.dumps(second)
+    del second
+    gc.collect()
+    assert quantize(x, pickle.loads(pickled)).tolist() == [0.0, 7.0, 2.5]
 
 
 def test_a_list_of_ones_own() -> None:
