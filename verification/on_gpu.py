@@ -28,11 +28,12 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +62,7 @@ from verification.points import Codes
 
 INFINITY = 0x7F800000
 CHUNK = 1 << 27
+SAVE_EVERY = 5  # seconds
 Quantizer = Callable[[Tensor], Tensor]
 
 
@@ -286,58 +288,61 @@ def timed_proof(f: ElementFormat, rounding: str, steps: Steps, device: str) -> P
 
 
 def _start() -> None:
-    """A process that proves: it compiles many programs from few functions."""
+    """A process that proves: it compiles many programs from few functions, of one kernel each."""
     torch._dynamo.config.recompile_limit = 10_000
     torch._dynamo.config.accumulated_recompile_limit = 100_000
+    torch._inductor.config.compile_threads = 1
 
 
-class Results(NamedTuple):
-    """What was proved, where and how long it took."""
-
-    asked: int
-    seconds: float
-    device: str
-    torch: str
-    cuda: str
-    python: str
-    proofs: list[Proof]
-
-
-def run(formats: list[ElementFormat], roundings: tuple[str, ...], seconds: float, device: str) -> Results:
-    """The proofs, as the oracle's part of each gets ready, wide formats first, since they take the oracle longest."""
+def run(formats: list[ElementFormat], roundings: tuple[str, ...], seconds: float, device: str) -> Iterator[Proof]:
+    """The proofs, each as it is made. The wide formats come first, since they take the oracle longest."""
     began = time.monotonic()
-    asked = len(formats) * len(roundings)
     columns = (TextColumn("proofs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     context = get_context("spawn")
     # Oracles give way: what they prepare waits for the few processes that compile and prove.
     oracles = ProcessPoolExecutor(mp_context=context, initializer=os.nice, initargs=(10,))
     devices = {rounding: ProcessPoolExecutor(1, mp_context=context, initializer=_start) for rounding in roundings}
-    proving: list[Future[Proof]] = []
+    finished: SimpleQueue[Future[Any]] = SimpleQueue()
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("proofs", total=asked)
-        ordered = sorted(formats, key=lambda f: -f.bits)
+        task = progress.add_task("proofs", total=len(formats) * len(roundings))
         try:
-            for f, prepared in zip(ordered, oracles.map(partial(steps_of, roundings=roundings), ordered), strict=True):
-                if time.monotonic() - began > seconds:
-                    break
-                for rounding, steps in prepared.items():
-                    proof = devices[rounding].submit(timed_proof, f, rounding, steps, device)
-                    proof.add_done_callback(lambda _: progress.advance(task))
-                    proving.append(proof)
-            wait(proving, timeout=min(1e6, max(0.0, seconds - (time.monotonic() - began))))
+            preparing: dict[Future[Any], ElementFormat] = {}
+            for f in sorted(formats, key=lambda f: -f.bits):
+                prepared = oracles.submit(steps_of, f, roundings)
+                preparing[prepared] = f
+                prepared.add_done_callback(finished.put)
+            for _ in range(len(formats) * (1 + len(roundings))):
+                done = finished.get(timeout=min(1e6, max(0.0, seconds - (time.monotonic() - began))))
+                if done in preparing:
+                    f = preparing.pop(done)
+                    for rounding, steps in done.result().items():
+                        devices[rounding].submit(timed_proof, f, rounding, steps, device).add_done_callback(
+                            finished.put
+                        )
+                else:
+                    yield done.result()
+                    progress.advance(task)
+        except Empty:
+            return  # the time is up
         finally:
             for pool in (oracles, *devices.values()):
                 pool.shutdown(wait=False, cancel_futures=True)
-    proofs = [proof.result() for proof in proving if proof.done() and not proof.cancelled()]
-    return Results(
-        asked,
-        round(time.monotonic() - began, 1),
-        torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        torch.__version__,
-        str(torch.version.cuda),
-        platform.python_version(),
-        proofs,
-    )
+
+
+def write(path: Path, asked: int, began: float, device: str, proofs: list[Proof]) -> None:
+    """What was proved so far, where, and how long it took; whole or not at all."""
+    content = {
+        "asked": asked,
+        "seconds": round(time.monotonic() - began, 1),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "proofs": [proof._asdict() for proof in proofs],
+    }
+    partial_file = path.with_name(f"{path.name}.partial")
+    partial_file.write_text(json.dumps(content, indent=1) + "\n")
+    partial_file.replace(path)
 
 
 def main() -> int:
@@ -362,15 +367,24 @@ def main() -> int:
     except ValueError as error:
         print(f"verify-gpu: {error}", file=sys.stderr)
         return 2
-    results = run(formats, roundings, options.seconds, options.device)
-    content = results._asdict() | {"proofs": [proof._asdict() for proof in results.proofs]}
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
-    failures = [proof for proof in results.proofs if proof.wrong]
-    done = len(results.proofs)
-    print(f"{done} of {results.asked} proofs, {len(failures)} failed, in {results.seconds:.0f} s: {options.out}")
+    began = written = time.monotonic()
+    asked, proofs = len(formats) * len(roundings), list[Proof]()
+    status = 0
+    try:
+        for proof in run(formats, roundings, options.seconds, options.device):
+            proofs.append(proof)
+            if time.monotonic() - written > SAVE_EVERY:
+                written = time.monotonic()
+                write(options.out, asked, began, options.device, proofs)
+    except KeyboardInterrupt:
+        status = 130
+    write(options.out, asked, began, options.device, proofs)
+    failures = [proof for proof in proofs if proof.wrong]
+    took = time.monotonic() - began
+    print(f"{len(proofs)} of {asked} proofs, {len(failures)} failed, in {took:.0f} s: {options.out}", flush=True)
     for proof in failures[:20]:
         print(f"  {proof.format} {proof.rounding}: {proof.wrong}", file=sys.stderr)
-    return 1 if failures or done < results.asked else 0
+    return status or int(bool(failures) or len(proofs) < asked)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def test_what_is_no_element_is_refused_where_one_is_needed() -> None:
 
 def test_a_list_is_known_by_its_name_as_long_as_any_equal_one_lives() -> None:
     """Compiled programs, and all that quantises, know a list by name; a copy that dies, or comes by pickle, changes nothing."""
-    values, x = [0, 1, Fraction(5, 2), 7], torch.tensor([0.4, 6.0, 1.8])
+    values, x = (0.0, 1.0, 2.5, 7.0), torch.tensor([0.4, 6.0, 1.8])
     first, second = grid_format("mortal", values), grid_format("mortal", values)
     del second
     gc.collect()
