@@ -263,12 +263,13 @@ def plot_command(names: tuple[str, ...], out: Path) -> None:
 
     \b
     Example: exmy formats plot e4m3fn e5m2 bf16 --out fp8.svg
+    Example: exmy formats plot e2m1fn nf4 int4
     """  # noqa: D301
     from exmy.grids import grids_figure
-    from formats import float_format
+    from formats import element_format
 
     try:
-        grids_figure([float_format(name) for name in dict.fromkeys(names)], out)
+        grids_figure([element_format(name) for name in dict.fromkeys(names)], out)
     except ValueError as error:
         raise Refused(str(error)) from None
     except OSError as error:

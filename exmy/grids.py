@@ -4,14 +4,16 @@ Three panels share the axis. The *values* themselves: a stroke a value where a f
 strokes would touch, subnormals lighter. The *ulp*, the distance between neighbours: a staircase that rises with each binade,
 flat over the subnormals, and ends at the largest value. The *largest relative rounding error* of rounding to nearest,
 |round(x) - x| / |x|: a sawtooth between 2^-(M+2) and 2^-(M+1) among normal numbers, growing towards 1 below them, and 1 where
-everything rounds to 0; above the largest value x saturates, so the error is (x - max) / x. All of it is derived from a format's
-emin, M and largest value, so it is exact for formats of any width.
+everything rounds to 0; above the largest value x saturates, so the error is (x - max) / x. Of floating-point formats all of it is
+derived from emin, M and the largest value, so it is exact for any width; of integers and lists from their values, and from the
+points that divide these for rounding to nearest.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import matplotlib
@@ -23,40 +25,93 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from exmy.looks import BASELINE_COLOUR, COLOURS, DASHES, LETTERING
-from formats import FloatFormat
+from formats import ElementFormat, FloatFormat, GridFormat
 
 Floats = npt.NDArray[np.float64]
 
 STROKES_UP_TO = 300  # positive values; 8 bits have 127 at most
 SUFFIXES = (".png", ".svg", ".pdf")
+WITHIN = 1000  # binades above and below 1
 BEYOND = 2  # binades that the axis reaches past the formats' ends
 
 
-def ulp(f: FloatFormat, x: npt.ArrayLike) -> Floats:
-    """The distance between the neighbours around each magnitude x > 0: 2^(e - M) in binade e >= emin; NaN above max."""
-    magnitude = np.asarray(x, np.float64)
-    exponent = np.maximum(np.frexp(magnitude)[1] - 1, f.emin)
-    return np.where(magnitude <= f.max, np.ldexp(1.0, exponent - f.mantissa_bits), np.nan)
+def ulp(f: ElementFormat, x: npt.ArrayLike) -> Floats:
+    """The distance between the neighbours around each magnitude x > 0; NaN above max, and below the least of a format without 0.
 
-
-def largest_error(f: FloatFormat, x: npt.ArrayLike) -> Floats:
-    """The largest relative error of rounding to nearest around each magnitude x > 0: half an ulp over x, 1 at most.
-
-    Above the largest value: what saturating there loses, (x - max) / x.
+    In floating point 2^(e - M) in binade e >= emin; below the smallest value of a format without subnormals, that value.
     """
     magnitude = np.asarray(x, np.float64)
+    if isinstance(f, FloatFormat):
+        exponent = np.maximum(np.frexp(magnitude)[1] - 1, f.emin)
+        gap = np.ldexp(1.0, exponent - f.mantissa_bits)
+        if not (f.subnormals and f.zero):
+            gap = np.where(magnitude < float(f.smallest), float(f.smallest) if f.zero else np.nan, gap)
+    else:
+        values = _from_zero(f)
+        place = np.clip(np.searchsorted(values, magnitude, side="right"), 1, len(values) - 1)
+        gap = np.where(magnitude < values[0], np.nan, values[place] - values[place - 1])
+    return np.where(magnitude <= f.max, gap, np.nan)
+
+
+def largest_error(f: ElementFormat, x: npt.ArrayLike) -> Floats:
+    """The largest relative error of rounding to nearest around each magnitude x > 0: half an ulp over x, 1 where it becomes 0.
+
+    Where a list divides its neighbours elsewhere: the longer part over x. Above the largest value: what saturating there loses,
+    (x - max) / x; below the smallest of a format that never rounds to 0, the same on that side.
+    """
+    magnitude = np.asarray(x, np.float64)
+    part = _longer_part(f, magnitude) if isinstance(f, GridFormat) else ulp(f, magnitude) / 2
+    smallest = smallest_positive(f)
     with np.errstate(invalid="ignore"):
-        inside = np.minimum(ulp(f, magnitude) / 2 / magnitude, 1.0)
+        inside = part / magnitude
+        inside = np.where(magnitude < smallest, np.minimum(inside, 1.0), inside)
+        if _never_to_zero(f):
+            inside = np.where(magnitude < smallest, smallest / magnitude - 1, inside)
     return np.where(magnitude <= f.max, inside, 1 - f.max / magnitude)
 
 
-def grids_figure(formats: Sequence[FloatFormat], path: Path) -> None:
+def smallest_positive(f: ElementFormat) -> float:
+    """The smallest positive value."""
+    if isinstance(f, FloatFormat):
+        return f.smallest_subnormal
+    grid = f.grid()
+    return float(grid[grid > 0][0])
+
+
+def _from_zero(f: ElementFormat) -> Floats:
+    """The values from 0 up, or from the smallest positive one where 0 is none."""
+    grid = f.grid()
+    return np.asarray(grid[grid >= 0])
+
+
+def _longer_part(f: GridFormat, magnitude: Floats) -> Floats:
+    values = _from_zero(f)
+    dividers = np.array([float(d) for d in f.dividers])[len(f.values) - len(values) :]
+    place = np.clip(np.searchsorted(values, magnitude, side="right"), 1, len(values) - 1)
+    divider = dividers[place - 1]
+    return np.asarray(np.maximum(divider - values[place - 1], values[place] - divider))
+
+
+def _never_to_zero(f: ElementFormat) -> bool:
+    """Whether small magnitudes become the smallest value: in formats without 0, and in posits."""
+    if isinstance(f, FloatFormat):
+        return not f.zero
+    values = _from_zero(f)
+    return values[0] > 0 or (isinstance(f, GridFormat) and Fraction(0) in f.dividers)
+
+
+def grids_figure(formats: Sequence[ElementFormat], path: Path) -> None:
     """Draw the formats into `path`, as PNG, SVG or PDF by its suffix. ValueError for another one, OSError for a bad place."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
             f"{path}: the picture's name must end in {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r}"
         )
-    low = min(math.log2(f.smallest_subnormal) for f in formats) - BEYOND
+    for f in formats:
+        if not -WITHIN < math.log2(smallest_positive(f)) <= math.log2(f.max) < WITHIN:
+            raise ValueError(
+                f"{f.name} reaches the ends of float64, in which pictures are drawn; draw a narrower format"
+            )
+    low = min(math.log2(smallest_positive(f)) for f in formats) - BEYOND
     high = max(math.log2(f.max) for f in formats) + BEYOND
     # Every binade's ends and a few points within, so that each tooth is drawn to its tip.
     binades = np.arange(math.floor(low), math.ceil(high))
@@ -86,6 +141,9 @@ def grids_figure(formats: Sequence[FloatFormat], path: Path) -> None:
         bottom.set_xlabel("magnitude (log scale)")
         for axes in (middle, bottom):
             axes.set_yscale("log", base=2)
+        # A format that never rounds to 0 is wrong by any factor below its smallest value; that would hide all else.
+        bottom.set_ylim(min(_least_error(f, x) for f in formats) / 2.5, 4)
+        for axes in (middle, bottom):
             _powers(axes.yaxis, *map(math.log2, axes.get_ylim()), most=8)
         bottom.set_xscale("log", base=2)
         bottom.set_xlim(2.0**low, 2.0 ** min(high, 1023))
@@ -94,25 +152,32 @@ def grids_figure(formats: Sequence[FloatFormat], path: Path) -> None:
         figure.savefig(path, format=path.suffix[1:].lower())
 
 
+def _least_error(f: ElementFormat, x: Floats) -> float:
+    """The lowest tip of the sawtooth between the smallest value and the largest."""
+    return float(np.min(largest_error(f, x[(x >= smallest_positive(f)) & (x <= f.max)]), initial=0.5))
+
+
 def _look(place: int) -> tuple[str, object]:
     colours = (BASELINE_COLOUR, *COLOURS)
     return colours[place % len(colours)], DASHES[(place + place // len(colours)) % len(DASHES)]
 
 
-def _label(f: FloatFormat) -> str:
-    return f"{f.name}: {f.bits} bits, {f.smallest_subnormal:.3g} to {f.max:.5g}"
+def _label(f: ElementFormat) -> str:
+    return f"{f.name}: {f.bits} bits, {smallest_positive(f):.3g} to {f.max:.5g}"
 
 
-def _draw_values(axes: Axes, f: FloatFormat, row: int, colour: str) -> None:
+def _draw_values(axes: Axes, f: ElementFormat, row: int, colour: str) -> None:
     low, high = row - 0.3, row + 0.3
-    if f.max_code <= STROKES_UP_TO:
-        values = f.decode(np.arange(1, f.max_code + 1))
-        normal = values >= f.smallest_normal
+    smallest = smallest_positive(f)
+    normal_from = f.smallest_normal if isinstance(f, FloatFormat) else smallest
+    count = f.max_code if isinstance(f, FloatFormat) else len(_from_zero(f))
+    if count <= STROKES_UP_TO:
+        values = f.grid()[f.grid() > 0]
+        normal = values >= normal_from
         for chosen, opacity in ((normal, 1.0), (~normal, 0.45)):
             axes.vlines(values[chosen], low, high, color=colour, lw=0.9, alpha=opacity)
         return
-    ends = [f.smallest_subnormal, f.smallest_normal, f.max]
-    for start, end, opacity in ((ends[0], ends[1], 0.3), (ends[1], ends[2], 0.75)):
+    for start, end, opacity in ((smallest, normal_from, 0.3), (normal_from, f.max, 0.75)):
         axes.fill_between([start, end], low, high, color=colour, alpha=opacity, lw=0)
 
 

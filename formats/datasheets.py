@@ -145,9 +145,10 @@ def written(value: Fraction | float) -> str:
         decimal = f"{float(value):.9g}"
         if Fraction(decimal) == value and len(decimal) <= 9 and "e" not in decimal:
             return decimal
-        if significand.as_integer_ratio()[1] > 1 << 13:  # the digits of a longer one would hide more than they tell
-            sign, short = "-" * (value < 0), 2 - Fraction(abs(significand))
-            return f"{sign}(2 - {written(short)})×2^{exponent}" if short.numerator == 1 else f"≈{decimal}"
+    if significand.as_integer_ratio()[1] > 1 << 13:  # the digits of a longer one would hide more than they tell
+        short = 2 - Fraction(abs(significand))
+        sign = "-" * (value < 0)
+        return f"{sign}(2 - {written(short)})×2^{exponent}" if short.numerator == 1 else f"≈{float(value):.9g}"
     power = f"2^{exponent}"
     return power if significand == 1 else f"-{power}" if significand == -1 else f"{significand:.17g}×{power}"
 

@@ -135,7 +135,8 @@ def test_formats_show_tells_what_is_easily_confused() -> None:
     assert result.exit_code == 0
     assert "240" in result.output
     assert "448" in result.output
-    assert "e4m3fn, OCP's FP8" in result.output
+    assert "e4m3fn: largest 448, no infinity" in result.output
+    assert "e4m3: largest 240, infinity" in result.output
 
 
 def test_formats_show_refuses_nonsense_with_the_nearest() -> None:

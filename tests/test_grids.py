@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 
 from exmy.cli import main
 from exmy.grids import grids_figure, largest_error, ulp
-from formats import float_format, list_formats
+from formats import element_format, float_format
+from formats.names import well_known
+from formats.scaled import is_scaled_name
 from tests.test_figure import texts
 
 # Formats that another library has too.
@@ -146,6 +148,39 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) 
 
 
 def test_every_known_format_can_be_drawn(tmp_path: Path) -> None:
-    known = [name for name in list_formats("float") if not name[1:2].isdigit()] + ["e8m0f", "e1m1f", "e8m23", "e8m23f"]
+    known = [name for name in well_known() if not is_scaled_name(name) and name != "fp64"]
+    known += [
+        "e8m0f",
+        "e1m1f",
+        "e8m23f",
+        "e8m23-nosub",
+        "binary8p1ue",
+        "binary12p5sf",
+        "int2",
+        "int16",
+        "posit3",
+        "lns5q1",
+    ]
     for name in known:
-        grids_figure([float_format(name)], tmp_path / "one.png")
+        grids_figure([element_format(name)], tmp_path / "one.png")
+
+
+def test_the_ulp_of_other_formats() -> None:
+    assert ulp(element_format("int8q6"), [0.01, 1.0]).tolist() == [1 / 64, 1 / 64]
+    assert ulp(element_format("e3m2-nosub"), [0.01, 0.2]).tolist() == [0.15625, 0.03125]  # smallest: 1.25 × 2^-3
+    assert np.isnan(ulp(element_format("e8m0fnu"), 2.0**-130))
+    assert ulp(element_format("nf4"), 0.8).tolist() == 1.0 - 0.7229568362236023
+
+
+def test_the_error_of_posits_is_that_of_their_own_dividers() -> None:
+    """posit8's 2^20 and 2^24 part at 2^22, the posit9 between them: from there up the error is (2^24 - 2^22) / 2^22 = 3."""
+    f = element_format("posit8")
+    assert largest_error(f, 2.0**22) == 3
+    assert largest_error(f, 2.0**-26) == 3  # nothing but 0 becomes 0
+    assert largest_error(element_format("nf4"), 0.01) == 1  # which becomes 0
+
+
+def test_what_pictures_cannot_hold_is_refused() -> None:
+    refused = invoke("fp64")
+    assert refused.exit_code == 2
+    assert "fp64 reaches the ends of float64" in refused.output

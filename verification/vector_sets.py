@@ -94,7 +94,9 @@ def decoding_vectors(f: ElementFormat | str) -> xr.Dataset:
     """
     described = element_format(f) if isinstance(f, str) else f
     if described.bits > MAX_BITS:
-        raise ValueError(f"{described.name} has {described.bits} bits; vectors are for formats of at most {MAX_BITS}")
+        raise ValueError(
+            f"{described.name} has {described.bits} bits; vectors are for formats of at most {MAX_BITS} bits"
+        )
     carrier = element_format("fp32")
     if not carrier.holds(described):
         carrier = element_format("fp64")
@@ -190,7 +192,7 @@ def _legal(f: ElementFormat) -> list[Overflow]:
 
 def _check(result: ElementFormat, given: ElementFormat, every: bool) -> None:
     if result.bits > MAX_BITS:
-        raise ValueError(f"{result.name} has {result.bits} bits; vectors are for formats of at most {MAX_BITS}")
+        raise ValueError(f"{result.name} has {result.bits} bits; vectors are for formats of at most {MAX_BITS} bits")
     for f in (result, given):
         if not element_format("fp64").holds(f):
             raise ValueError(
