@@ -106,3 +106,30 @@ def test_the_quantisers_reach_what_was_asked() -> None:
             assert results[f"test_compiled_with_parameters[{rounding}]"]["of_constants"] >= 1 / 1.05
     assert cpu["test_ml_dtypes_round_trip"]["ours_faster"] >= 40
     assert cpu["test_torch_float8_round_trip"]["ours_faster"] >= 8
+
+
+# Of a copy of the same dtype, as was asked; a list's random rounding in BF16 falls short of it, and is said to in the README.
+SHORT_OF_IT = {"test_format[bfloat16-posit8-stochastic]"}
+LISTS = ("nf4", "posit8", "lns8q3")
+
+
+def asked_of_a_copy(name: str) -> float:
+    dtype, described, mode = name.removeprefix("test_format[").removesuffix("]").split("-", 2)
+    if described in LISTS:
+        return 0.55
+    return 0.88 if dtype == "float32" else 0.78 if mode == "stochastic" else 0.86
+
+
+def test_every_format_and_rounding_reaches_what_was_asked() -> None:
+    measured = extra("h100-formats.json") | extra("h100-formats-lists.json")
+    cases = {name: found["of_copy"] for name, found in measured.items() if name.startswith("test_format[")}
+    assert len(cases) > 200
+    assert {name for name, of_copy in cases.items() if of_copy < asked_of_a_copy(name)} == SHORT_OF_IT
+
+
+def test_scaled_formats_reach_what_was_asked_and_their_peers_do_not() -> None:
+    measured = extra("h100-formats.json")
+    for name in ("mxfp8_e4m3fn", "mxfp4", "nvfp4"):
+        assert measured[f"test_scaled[bfloat16-{name}]"]["of_copy"] >= 0.80
+    for name in ("mxfp8_e4m3fn", "mxfp4"):
+        assert measured[f"test_torchao[bfloat16-{name}]"]["ours_faster"] > 1
