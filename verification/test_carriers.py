@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from formats import float_format, format_parameters, list_formats, quantize
+from formats import ElementFormat, float_format, format_parameters, list_formats, quantize
 from formats.rounding import DETERMINISTIC
 from verification import verify
 from verification.harness import find_wrong
 from verification.points import CARRIERS, from_codes
-from verification.test_conditional import IN_CI, needs_compiler
+from verification.test_conditional import EVERY, IN_CI, needs_compiler
 
 EVERY_INPUT = np.arange(1 << 16)
 HALVES = [torch.bfloat16, torch.float16]
@@ -147,8 +147,20 @@ NARROW = [f for f in IN_CI if f.bits <= 8]
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("rounding", EVERY_MODE)
 def test_every_16_bit_input_of_every_narrow_format(dtype: torch.dtype, rounding: str) -> None:
+    assert check_every_input(NARROW, dtype, rounding) > 100
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("rounding", EVERY_MODE)
+def test_every_16_bit_input_of_every_format(dtype: torch.dtype, rounding: str) -> None:
+    assert check_every_input(EVERY, dtype, rounding) > 200
+
+
+def check_every_input(formats: list[ElementFormat], dtype: torch.dtype, rounding: str) -> int:
+    """All 65,536 inputs of the dtype, for those of the formats that it holds; how many these are."""
     x = from_codes(EVERY_INPUT, dtype)
-    fitting = [f for f in NARROW if float_format(CARRIERS[dtype]).holds(f)]
-    assert len(fitting) > 100
+    fitting = [f for f in formats if float_format(CARRIERS[dtype]).holds(f)]
     for f in fitting:
         assert not len(find_wrong(f, rounding, x, quantize(x, f, rounding))), f
+    return len(fitting)
