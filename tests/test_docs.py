@@ -21,6 +21,7 @@ from exmy.cli import main
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
+FORMATS = ROOT / "docs" / "formats.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -54,24 +55,35 @@ def after_make_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_tutorial_does_what_it_says(after_make_sweep: Path) -> None:
-    namespace: dict[str, Any] = {"__name__": "tutorial"}
+def follow(page: Path, folder: Path) -> None:
+    """Do what the page says, in this folder."""
+    namespace: dict[str, Any] = {"__name__": page.stem}
     printed = ""
-    for language, text, line in blocks(TUTORIAL):
-        where = f"{TUTORIAL.name}:{line}"
+    for language, text, line in blocks(page):
+        where = f"{page.name}:{line}"
         match language:
             case "sh":
                 shell(text)
             case "python":
                 printed = python(text, namespace, where)
             case "toml":
-                (after_make_sweep / "mine.toml").write_text(text)
+                (folder / "mine.toml").write_text(text)
             case "text":
                 assert printed == text, where
             case "console":
                 assert all(command.startswith("$ make ") for command in text.splitlines()), where
             case _:
                 pytest.fail(f"{where}: a block of {language or 'no language'} is not tested")
+
+
+def test_the_formats_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    follow(FORMATS, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"formats.png", "e4m3fn.hex", "e2m1fn.csv", "values.csv"}
+
+
+def test_the_tutorial_does_what_it_says(after_make_sweep: Path) -> None:
+    follow(TUTORIAL, after_make_sweep)
     left = {path.relative_to(after_make_sweep).as_posix() for path in after_make_sweep.rglob("*") if path.is_file()}
     assert {
         "runs/first-look-cpu/report/index.html",
@@ -81,14 +93,15 @@ def test_the_tutorial_does_what_it_says(after_make_sweep: Path) -> None:
     } <= left
 
 
-def test_what_a_python_block_prints_is_shown() -> None:
+@pytest.mark.parametrize("page", [TUTORIAL, FORMATS])
+def test_what_a_python_block_prints_is_shown(page: Path) -> None:
     """So that a reader without a shell can follow, and no printed number goes unchecked."""
-    listed = blocks(TUTORIAL)
+    listed = blocks(page)
     for (language, text, line), (following, _, _) in zip(listed, [*listed[1:], ("", "", 0)], strict=True):
-        assert language != "python" or ("print(" in text) == (following == "text"), f"{TUTORIAL.name}:{line}"
+        assert language != "python" or ("print(" in text) == (following == "text"), f"{page.name}:{line}"
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", TUTORIAL])
+@pytest.mark.parametrize("page", [ROOT / "README.md", TUTORIAL, FORMATS])
 def test_a_reader_is_told_where_the_command_is_before_it_is_used(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     first = re.search(r"^exmy ", text, re.MULTILINE)
@@ -96,5 +109,6 @@ def test_a_reader_is_told_where_the_command_is_before_it_is_used(page: Path) -> 
     assert "`. .venv/bin/activate`" in text[: first.start()]
 
 
-def test_the_readme_leads_to_the_tutorial() -> None:
-    assert "(docs/tutorial.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["tutorial", "formats", "performance"])
+def test_the_readme_leads_to_every_page(page: str) -> None:
+    assert f"(docs/{page}.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

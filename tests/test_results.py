@@ -133,3 +133,26 @@ def test_scaled_formats_reach_what_was_asked_and_their_peers_do_not() -> None:
         assert measured[f"test_scaled[bfloat16-{name}]"]["of_copy"] >= 0.80
     for name in ("mxfp8_e4m3fn", "mxfp4"):
         assert measured[f"test_torchao[bfloat16-{name}]"]["ours_faster"] > 1
+
+
+def span(cases: dict[str, float]) -> str:
+    low, high = (round(100 * end(cases.values())) for end in (min, max))
+    return f"{low}–{high} %"
+
+
+def test_the_readmes_shares_of_a_copy_are_those_measured() -> None:
+    measured = extra("h100-formats.json") | extra("h100-formats-lists.json")
+    groups: dict[tuple[str, bool, bool], dict[str, float]] = {}
+    for name, found in measured.items():
+        if name.startswith("test_format["):
+            dtype, described, mode = name.removeprefix("test_format[").removesuffix("]").split("-", 2)
+            groups.setdefault((dtype, described in LISTS, mode == "stochastic"), {})[name] = found["of_copy"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    wide, narrow = (
+        {key[1:]: span(cases) for key, cases in groups.items() if key[0] == dtype} for dtype in ("float32", "bfloat16")
+    )
+    assert f"**{wide[False, False]}; {narrow[False, False]}** of a copy" in readme
+    assert f"**{wide[False, True]}; {narrow[False, True]}** of a copy" in readme
+    lists = span(groups["float32", True, False] | groups["bfloat16", True, False])
+    (short,) = groups["bfloat16", True, True].values()
+    assert f"**{lists}; {wide[True, True]}**, BF16 **{short:.0%}**".replace("49%", "49 %") in readme
