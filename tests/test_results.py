@@ -156,3 +156,10 @@ def test_the_readmes_shares_of_a_copy_are_those_measured() -> None:
     lists = span(groups["float32", True, False] | groups["bfloat16", True, False])
     (short,) = groups["bfloat16", True, True].values()
     assert f"**{lists}; {wide[True, True]}**, BF16 **{short:.0%}**".replace("49%", "49 %") in readme
+
+
+def test_the_proofs_over_all_inputs_all_hold() -> None:
+    content = json.loads((ROOT / "benchmarks" / "results" / "every-input-cpu.json").read_text())
+    assert len(content["proofs"]) == content["asked"] == 126
+    assert len({proof["format"] for proof in content["proofs"]}) == 21
+    assert not [proof for proof in content["proofs"] if proof["wrong"]]
