@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Tests beside each other, a process each; every one of them takes a gigabyte or two.
+JOBS   ?= 2
 
 .PHONY: install sweep test verify verify-gpu bench lint clean
 
@@ -19,10 +21,12 @@ sweep: $(READY)
 	$(BIN)/exmy sweep $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
+# All FP32 inputs of six formats, then every test of verification, the longer proofs among them.
 verify: $(READY)
-	$(BIN)/python -m pytest verification -m "proof or not proof" $(ARGS)
+	$(BIN)/python -m verification.every_input
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest verification -m "proof or not proof" -n $(JOBS) $(ARGS)
 
 verify-gpu: $(READY)
 	$(BIN)/python -m verification.on_gpu $(ARGS)
