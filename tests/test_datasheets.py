@@ -70,6 +70,13 @@ def test_what_float64_does_not_hold_is_written_out() -> None:
     assert "code" not in datasheet("fp32").dims
 
 
+def test_unsigned_formats_and_large_quanta() -> None:
+    assert int(datasheet("binary8p3uf")["finite_values"]) == 255  # P3109 4.0: all codes but NaN's
+    assert int(datasheet("e8m0fnu")["finite_values"]) == 255  # OCP MX, table 7
+    assert float(datasheet("e3m2b0")["ulp_at_1"]) == 0.5  # emin 1, M = 2: a quantum is 2^-1
+    assert float(datasheet("e2m1b0")["ulp_at_1"]) == 1  # 1 is subnormal, and 2 the smallest normal number
+
+
 def test_a_scaled_format_tells_its_scale_and_its_elements() -> None:
     sheet = datasheet("nvfp4")
     assert (float(sheet["bits_per_element"]), float(sheet["elements_per_scale"])) == (4.5, 16)
@@ -251,6 +258,15 @@ def test_vectors_hold_both_sides_of_every_step() -> None:
         for x in (np.nextafter(at, np.float32(0)), at, np.nextafter(at, np.float32(9))):
             assert float(x) in inputs
             assert -float(x) in inputs
+
+
+def test_vectors_of_wider_inputs_hold_their_own_neighbours() -> None:
+    """The inputs' format is no tensor's dtype, so its values beside each middle come from its own list."""
+    given = element_format("binary12p5se")
+    inputs, grid = np.unique(vectors("e2m1fn", given, ["nearest_even"])["input_value"]), given.grid()
+    for middle in (-3.5, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 7.0):
+        place = int(np.searchsorted(grid, middle))
+        assert {grid[place - 1], grid[place], grid[place + 1]} <= set(inputs.tolist())
 
 
 def test_vectors_of_narrow_inputs_are_complete() -> None:

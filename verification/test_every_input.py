@@ -55,6 +55,18 @@ def test_changes_between_neighbours_are_the_oracles_steps(name: str, rounding: s
         assert changes == ((steps > start) & (steps <= start + SIZE)).sum()
 
 
+def test_changes_are_counted_within_the_count() -> None:
+    """The last piece is shorter than the program's size: what lies past its end is another's, or NaN."""
+    step = int(on_gpu.step_keys(element_format("e4m3fn"), "nearest_even")[-1])
+
+    def changes(start: int, count: int) -> int:
+        first, pairs = (torch.tensor(n, dtype=torch.int32) for n in (start, count))
+        return int(on_gpu.changes(lambda x: quantize(x, "e4m3fn"), first, pairs, 256))
+
+    assert changes(step - 1 - 100, 100) == 0
+    assert changes(step - 1 - 100, 101) == 1
+
+
 @pytest.mark.parametrize("name", ["e4m3fn", "e8m0fnu", "binary8p3uf", "int8", "posit8"])
 def test_narrow_carriers_agree_with_fp32(name: str) -> None:
     f = element_format(name)
