@@ -55,6 +55,29 @@ def test_changes_between_neighbours_are_the_oracles_steps(name: str, rounding: s
         assert changes == ((steps > start) & (steps <= start + SIZE)).sum()
 
 
+@pytest.mark.parametrize(
+    ("name", "results"),
+    [("e4m3fn", 254), ("int8", 256), ("e8m0fnu", 255), ("nf4", 16), ("e5m2fnuz", 255), ("binary8p3uf", 255)],
+)
+def test_results_step_from_each_to_the_next(name: str, results: int) -> None:
+    """As many steps as there are results from -inf to +inf, less one; -0 and +0 are two of them."""
+    found = on_gpu.steps_of(element_format(name), ("nearest_even", "to_odd"))
+    for steps in found.values():
+        assert steps.steps == results - 1
+        assert len(steps.keys) == len(steps.patterns) == 2 * steps.steps + 2
+        assert len(set(steps.patterns.tolist())) == results
+
+
+@pytest.mark.proof
+@needs_compiler
+def test_the_proof_for_a_gpu_works_on_a_cpu_and_fails_where_it_should() -> None:
+    f = element_format("e2m1fn")
+    steps = on_gpu.steps_of(f, ("nearest_even",))["nearest_even"]
+    assert on_gpu.prove(f, "nearest_even", steps, "cpu") == ""
+    assert "changes between neighbours" in on_gpu.prove(f, "nearest_even", steps._replace(steps=steps.steps + 1), "cpu")
+    assert "inputs beside a step" in on_gpu.prove(f, "toward_zero", steps, "cpu")
+
+
 def test_changes_are_counted_within_the_count() -> None:
     """The last piece is shorter than the program's size: what lies past its end is another's, or NaN."""
     step = int(on_gpu.step_keys(element_format("e4m3fn"), "nearest_even")[-1])
