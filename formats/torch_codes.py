@@ -15,8 +15,8 @@ Then infinity, NaN and the sign. `decode` looks up to 16 bits up in a table; wid
 
 The host does not look at a tensor's elements. So what an array would be refused for has a meaning here: NaN into a format
 without one becomes the largest value, which OCP MX v1.0, 5.3, leaves to the implementation, and which is what NVIDIA's
-conversions to FP6 and FP4 make of it (PTX ISA, cvt with .satfinite: positive MAX_NORM); bits of a code above the format's are ignored, as by ml_dtypes; a code that
-stands for nothing decodes to NaN.
+conversions to FP6 and FP4 make of it (PTX ISA, cvt with .satfinite: positive MAX_NORM); bits of a code above the format's are
+ignored, as by ml_dtypes; a code that stands for nothing decodes to NaN.
 """
 
 from fractions import Fraction
