@@ -317,7 +317,14 @@ def vectors(
         )
     except ValueError as error:
         raise Refused(str(error)) from None
+    except BrokenPipeError:
+        raise  # a reader that has seen enough, as head has
     except OSError as error:
-        raise Refused(f"{out}: can't be written ({error.strerror}); name another file with --out") from None
+        raise Refused(
+            f"{out or 'standard output'}: can't be written ({error.strerror}); name another file with --out"
+        ) from None
+    except KeyboardInterrupt:
+        click.echo("\nexmy: stopped; nothing was written", err=True)
+        sys.exit(INTERRUPTED)
     if out is not None:
         click.echo(f"{out}: {count:,} vectors")
