@@ -20,6 +20,7 @@ from formats import (
     grid_format,
     list_formats,
     quantize,
+    round_exact,
 )
 
 # name: bits, max, smallest normal, smallest subnormal, inf, NaN.
@@ -194,6 +195,29 @@ def test_a_list_is_known_by_its_name_as_long_as_any_equal_one_lives() -> None:
     del second
     gc.collect()
     assert quantize(x, pickle.loads(pickled)).tolist() == [0.0, 7.0, 2.5]
+
+
+@pytest.mark.parametrize("bits", [3, 5, 8, 10, 14])
+def test_posits_round_their_bits(bits: int) -> None:
+    """Standard for Posit Arithmetic (2022), 4.1: the bit string is cut to nearest, ties to even; never to zero, never to NaR.
+
+    A posit of two more bits is the same string, two bits longer. So its code says where its value goes, and no value is asked.
+    """
+    f, longer = element_format(f"posit{bits}"), element_format(f"posit{bits + 2}")
+    assert isinstance(f, GridFormat)
+    largest = (1 << (bits - 1)) - 1
+    for code in range(1, 1 << (bits + 1), 1 if bits <= 10 else 7):
+        cut, rest = code >> 2, code & 3
+        goes_to = min(max(cut + (rest > 2 or (rest == 2 and cut % 2 == 1)), 1), largest)
+        value = Fraction(longer.decode_exact(code))
+        assert round_exact(value, f) == f.decode_exact(goes_to), (code, value)
+        assert round_exact(-value, f) == -Fraction(f.decode_exact(goes_to))
+    tiny, huge = Fraction(1, 2**900), Fraction(2) ** 900
+    assert [round_exact(x, f) for x in (tiny, -tiny, huge)] == [
+        f.decode_exact(1),
+        -Fraction(f.decode_exact(1)),
+        f.largest,
+    ]
 
 
 def test_a_list_of_ones_own() -> None:
