@@ -163,3 +163,22 @@ def test_the_proofs_over_all_inputs_all_hold() -> None:
     assert len(content["proofs"]) == content["asked"] == 126
     assert len({proof["format"] for proof in content["proofs"]}) == 21
     assert not [proof for proof in content["proofs"] if proof["wrong"]]
+
+
+# At least as fast as ml_dtypes was asked; fp16 is NumPy's own type.
+SLOWER_THAN_ML_DTYPES = {
+    "test_encode[bf16]", *(f"test_decode[{name}-{wide}]" for name in ("int4", "int2") for wide in ("float64", "float32"))
+}  # fmt: skip
+
+
+def test_codes_are_as_fast_as_ml_dtypes_but_for_those_that_are_said_not_to_be() -> None:
+    measured = {
+        name: found["of_peer"] for name, found in extra("cpu-codes.json").items() if name != "test_encode[fp16]"
+    }
+    assert {name for name, ratio in measured.items() if ratio < 1} == SLOWER_THAN_ML_DTYPES
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind in ("encode", "decode"):
+        ratios = [r for name, r in measured.items() if kind in name and name not in SLOWER_THAN_ML_DTYPES]
+        assert f"{min(ratios):.1f}–{max(ratios):.1f} ×" in readme
+    narrow = [r for name, r in measured.items() if name in SLOWER_THAN_ML_DTYPES]
+    assert f"{min(narrow):.2f}–{max(narrow):.2f} ×" in readme
