@@ -278,6 +278,70 @@ def plot_command(names: tuple[str, ...], out: Path) -> None:
 
 
 @main.command()
+@click.argument("implementation", metavar="[IMPLEMENTATION]", default="exmy")
+@click.argument("formats", metavar="[FORMAT]...", nargs=-1)
+@click.option("--format", "more", metavar="FORMAT", multiple=True, help="The same, as an option.")
+@click.option(
+    "--input",
+    "dtype",
+    type=click.Choice(["float32", "float64", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What it is given.",
+)
+@click.option(
+    "--rounding", default="found", show_default=True, help="What it is judged by: a rounding, or the one it has."
+)
+@click.option("--overflow", default="found", show_default=True, help="What it is judged by: a mode, or the one it has.")
+@click.option(
+    "--level",
+    type=click.Choice(["quick", "conditional", "exhaustive"]),
+    default="conditional",
+    show_default=True,
+    help="How much is proved; exhaustive takes minutes a format.",
+)
+@click.option(
+    "--takes", type=click.Choice(["tensor", "array"]), default="tensor", help="What MODULE:FUNCTION is given."
+)
+@click.option("--gives", type=click.Choice(["values", "codes"]), default="values", help="What MODULE:FUNCTION gives.")
+@click.option(
+    "--json", "certificate", metavar="FILE", type=click.Path(path_type=Path), help="Write the certificate too."
+)
+def verify(
+    implementation: str, formats: tuple[str, ...], more: tuple[str, ...], dtype: str, rounding: str, overflow: str,
+    level: str, takes: str, gives: str, certificate: Path | None,
+) -> None:  # fmt: skip
+    """Judge a quantiser by the laws of its format, and show the smallest input that breaks each.
+
+    IMPLEMENTATION is exmy (our own), torch, torch-compiled, torch-cuda, ml_dtypes, gfloat, or MODULE:FUNCTION, a function from
+    tensor to tensor. First it is found out what it does where standards leave a choice, and it is judged by that, unless
+    --rounding and --overflow say by what. Exit status 0 if every law is kept, 1 if one is broken, 2 for bad input.
+
+    \b
+    Example: exmy verify torch e4m3fn e5m2 --input float64
+    Example: exmy verify ml_dtypes
+    Example: exmy verify mypackage.kernels:to_fp8 --format e4m3fn --overflow saturate
+    """  # noqa: D301
+    from exmy.console import output
+    from exmy.verify import reports, view, write_certificate
+
+    sys.path.insert(0, str(Path.cwd()))  # MODULE may be the user's own, beside which they stand
+    try:
+        found = list(reports(implementation, (*formats, *more), dtype, rounding, overflow, level, takes, gives))
+        if certificate is not None:
+            write_certificate(found, certificate)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    except OSError as error:
+        raise Refused(f"{certificate}: can't be written ({error.strerror}); name another file with --json") from None
+    except KeyboardInterrupt:
+        click.echo("\nexmy: stopped; nothing was written", err=True)
+        sys.exit(INTERRUPTED)
+    output().print(view(found))
+    sys.exit(0 if all(report.passed for report in found) else 1)
+
+
+@main.command()
 @click.argument("name", metavar="NAME")
 @click.option(
     "--from", "input_format", metavar="FORMAT", default="fp32", show_default=True, help="Format of the inputs."

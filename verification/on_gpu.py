@@ -57,10 +57,9 @@ from formats import (
     quantize,
 )
 from formats.bitwise import FP32, Constants
-from verification import oracle
 from verification.points import Codes
+from verification.staircase import INFINITY, inputs_of, patterns, step_keys
 
-INFINITY = 0x7F800000
 CHUNK = 1 << 27
 SAVE_EVERY = 5  # seconds
 Quantizer = Callable[[Tensor], Tensor]
@@ -71,36 +70,6 @@ def every_format() -> list[ElementFormat]:
     names = [name for kind in ("float", "integer", "list") for name in list_formats(kind)]
     distinct = dict.fromkeys(f for f in map(element_format, names) if f.bits <= 16)
     return [f for f in distinct if float_format("fp32").holds(f)]
-
-
-def inputs_of(keys: Tensor) -> Tensor:
-    """FP32 numbers of int32 keys: k for the code k, and -1 - k for the code k with the sign bit."""
-    return torch.where(keys >= 0, keys, (-1 - keys) | -(1 << 31)).view(torch.float32)
-
-
-def step_keys(f: ElementFormat, rounding: str) -> Codes:
-    """The keys of the inputs at which the oracle's result differs from that of the input before, ascending.
-
-    Between two neighbouring decision points nothing steps, so only inputs around them are candidates: their own FP32
-    neighbours, and zero, where the sign changes.
-    """
-    listed = oracle.table(f)
-    targets = np.unique(np.concatenate([listed.entries, listed.middles]))
-    with np.errstate(over="ignore"):
-        near = np.clip(targets, -3.4028234663852886e38, 3.4028234663852886e38).astype(np.float32)
-    codes = near.view(np.int32).astype(np.int64)
-    at = np.where(codes >= 0, codes, -1 - (codes & 0x7FFFFFFF))
-    around = np.unique(np.concatenate([*(at + near for near in range(-2, 3)), [-1, 0, 1, INFINITY, -1 - INFINITY + 1]]))
-    around = around[(around > -1 - INFINITY) & (around <= INFINITY)]
-    here, before = patterns(f, rounding, around), patterns(f, rounding, around - 1)
-    return np.asarray(around[here != before])
-
-
-def patterns(f: ElementFormat, rounding: str, keys: Codes) -> Codes:
-    """The FP32 bit patterns of the oracle's results for inputs of these keys."""
-    x = inputs_of(torch.from_numpy(keys.astype(np.int32))).double().numpy()
-    result = oracle.expected(f, rounding, x).astype(np.float32)
-    return np.asarray(result.view(np.int32), np.int64)
 
 
 def changes(quantizer: Quantizer, start: Tensor, count: Tensor, size: int) -> Tensor:

@@ -1,0 +1,143 @@
+"""What an implementation does where standards leave a choice: found out by asking, so that a convention is never called a bug.
+
+Each convention has a name, and a few inputs that tell it from the others. An answer that fits none is "other", or "mixed" where
+inputs that should be treated alike are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from formats import ElementFormat, FloatFormat, Overflow
+from formats.rounding import DETERMINISTIC
+from verification import oracle
+
+Quantizer = Callable[[Tensor], Tensor]
+Asker = Callable[[list[float]], npt.NDArray[np.float64]]
+
+
+class Conventions(NamedTuple):
+    """By name. overflow: of finite values, one of formats.Overflow or "other"; infinity: "largest", "infinity", "nan" or "other".
+
+    nan: "nan", or what it becomes: "zero", "largest", "other". zero: "signed", or "unsigned" where -0 becomes +0.
+    subnormals: "kept", "flushed", or "none" where the format has none. rounding: one of formats.Rounding, or "other".
+    """
+
+    rounding: str
+    overflow: str
+    infinity: str
+    nan: str
+    zero: str
+    subnormals: str
+
+
+def find_conventions(quantizer: Quantizer, f: ElementFormat, dtype: torch.dtype) -> Conventions:
+    """Ask the quantiser; a hundred inputs or so."""
+
+    def ask(values: list[float]) -> npt.NDArray[np.float64]:
+        x = torch.tensor(values, dtype=torch.float64).to(dtype)
+        x = torch.where(
+            x.double() == torch.tensor(values, dtype=torch.float64), x, torch.nan
+        )  # only what the dtype holds
+        return np.where(x.isnan().numpy(), np.nan, quantizer(x).double().numpy())
+
+    rounding = _rounding(ask, f)
+    beyond = _beyond(ask, f, dtype)
+    return Conventions(
+        rounding, _overflow(f, rounding, beyond), _word(beyond[False, True], f), _nan(quantizer, f, dtype),
+        _zero(quantizer, dtype), _subnormals(ask, f),
+    )  # fmt: skip
+
+
+def _rounding(ask: Asker, f: ElementFormat) -> str:
+    """The one mode that all answers fit, among values well inside the range: neighbours of steps, and points between."""
+    listed = oracle.table(f)
+    values = oracle.finite_values(f)
+    inside = values[(np.abs(values) >= _normal(f)) & (values != values[0]) & (values != values[-1])]
+    some = inside[np.linspace(0, len(inside) - 1, min(len(inside), 24)).astype(int)] if len(inside) else values
+    points = []
+    for value in some.tolist():
+        place = int(np.searchsorted(listed.entries, value))
+        if place + 1 < len(listed.entries) and np.isfinite(listed.entries[place + 1]):
+            gap = listed.entries[place + 1] - value
+            points += [value + gap * share for share in (0.25, 0.5, 0.75)]
+    x = np.array(points)
+    got = ask(points)
+    known = ~np.isnan(got)
+    fitting = [
+        str(mode) for mode in DETERMINISTIC if np.array_equal(oracle.expected(f, str(mode), x[known]), got[known])
+    ]
+    return fitting[0] if fitting and known.any() else "other"
+
+
+def _normal(f: ElementFormat) -> float:
+    return f.smallest_normal if isinstance(f, FloatFormat) else 0.0
+
+
+def _beyond(ask: Asker, f: ElementFormat, dtype: torch.dtype) -> dict[tuple[bool, bool], float]:
+    """What comes of values far beyond each end, where the dtype has such, and of infinities: by (below, infinite)."""
+    found = {}
+    for below in (False, True):
+        sign = -1.0 if below else 1.0
+        far = [sign * f.max * factor for factor in (4.0, 64.0) if f.max * factor <= torch.finfo(dtype).max]
+        found[below, True] = float(ask([sign * float("inf")])[0])
+        answers = ask(far) if far else np.array([found[below, True]])
+        alike = all(_same(float(answer), float(answers[0])) for answer in answers)
+        if far:
+            found[below, False] = float(answers[0]) if alike else 0.0
+    return found
+
+
+def _overflow(f: ElementFormat, rounding: str, found: dict[tuple[bool, bool], float]) -> str:
+    """The first overflow mode, in the order of formats.Overflow, that gives all these answers."""
+    mode = rounding if rounding != "other" else "nearest_even"
+    for over in Overflow:
+        if over is Overflow.NONSATURATING and not (f.has_inf or f.has_nan):
+            continue
+        gives = {(b, i): oracle.beyond(f, mode, str(over), below=b, infinite=i) for b, i in found}
+        if all(_same(gives[where], answer) for where, answer in found.items()):
+            return str(over)
+    return "other"
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (np.isnan(a) and np.isnan(b))
+
+
+def _word(value: float, f: ElementFormat) -> str:
+    return "nan" if np.isnan(value) else "infinity" if np.isinf(value) else "largest" if value == f.max else "other"
+
+
+def _nan(quantizer: Quantizer, f: ElementFormat, dtype: torch.dtype) -> str:
+    got = quantizer(torch.tensor([torch.nan, -torch.nan, 1.0], dtype=dtype)).double().numpy()[:2]
+    if np.isnan(got).all():
+        return "nan"
+    if np.isnan(got).any():
+        return "mixed"
+    return "zero" if (got == 0).all() else "largest" if (np.abs(got) == f.max).all() else "other"
+
+
+def _zero(quantizer: Quantizer, dtype: torch.dtype) -> str:
+    got = quantizer(torch.tensor([-0.0, 0.0], dtype=dtype)).double().numpy()
+    if not (got == 0).all():
+        return "other"
+    return {(True, False): "signed", (False, False): "unsigned"}.get(tuple(np.signbit(got).tolist()), "other")
+
+
+def _subnormals(ask: Asker, f: ElementFormat) -> str:
+    if not isinstance(f, FloatFormat) or not (f.subnormals and f.zero and f.mantissa_bits):
+        return "none"
+    below = oracle.values(f)
+    below = below[(below > 0) & (below < f.smallest_normal)]
+    some = below[np.linspace(0, len(below) - 1, min(len(below), 16)).astype(int)]
+    got = ask(some.tolist())
+    known = ~np.isnan(got)
+    if not known.any() or np.array_equal(got[known], some[known]):
+        return "kept"
+    return "flushed" if (got[known] == 0).all() else "other"
