@@ -2,48 +2,176 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from formats import element_format
+from formats import get_format, quantize
+from formats.rounding import Rounding
+from formats.scaled import ScaledFormat, is_scaled_name
 from verification import Report, verify
-from verification.adapters import adapters, fits, load_function
+from verification.adapters import OURS, Adapter, adapters, fits, known, load_function
+from verification.every_input import has_compiler
 from verification.points import CARRIERS
+from verification.question import FOUND
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in CARRIERS}
+OUR_NAME = "exmy"
 
 
-def reports(
-    implementation: str, formats: tuple[str, ...], dtype_name: str, rounding: str, overflow: str, level: str,
-    takes: str, gives: str,
-) -> Iterator[Report]:  # fmt: skip
-    """One report a format. ValueError for names that mean nothing, before anything is judged."""
-    dtype = DTYPES[dtype_name]
-    known = adapters()
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks of every implementation; None for what each of them chooses."""
+
+    dtype: str | None = None
+    rounding: str = FOUND
+    overflow: str = FOUND
+    zero: str = FOUND
+    subnormals: str = FOUND
+    rule: str = FOUND
+    level: str = "conditional"
+    takes: str = "tensor"
+    gives: str = "values"
+    device: str = "cpu"
+    seconds: float = 60.0
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One report to come: `make` gives the quantiser, when its turn comes."""
+
+    implementation: str
+    version: str
+    format: str
+    dtype: str
+    claimed: str
+    make: Callable[[], Callable[[Any], Any]]
+    asked: Asked
+
+    def run(self, progress: Callable[[float], None]) -> Report:
+        """Judge. ValueError, in one line, for a library that can't be imported."""
+        a = self.asked
+        return verify(
+            self.make(), self.format, a.rounding, a.overflow, DTYPES[self.dtype], a.level,
+            zero=a.zero, subnormals=a.subnormals, rule=a.rule if is_scaled_name(self.format) else None,
+            claimed=self.claimed, takes=a.takes, gives=a.gives, device=a.device, seconds=a.seconds, bias=a.bias,
+            name=self.implementation, version=self.version, progress=progress,
+        )  # fmt: skip
+
+
+def jobs(implementation: str, formats: tuple[str, ...], asked: Asked) -> list[Job]:
+    """What there is to judge, in order. ValueError for names that mean nothing, before anything is judged."""
+    for name in formats:
+        get_format(name)
     if ":" in implementation:
         if not formats:
             raise ValueError(f"{implementation}: say which format it rounds to, by --format")
-        chosen, make = formats, lambda _: load_function(implementation)
-    elif implementation in known:
-        adapter = known[implementation]
-        missing = [name for name in formats if name not in adapter.formats]
-        if missing and implementation != "exmy":
-            raise ValueError(f"{implementation} has no {missing[0]}: it has {', '.join(adapter.formats)}")
-        if dtype_name not in adapter.dtypes:
-            raise ValueError(f"{implementation} is given {', '.join(adapter.dtypes)}, got {dtype_name}")
-        chosen, make, takes = formats or adapter.formats, adapter.make, adapter.takes
-    else:
-        raise ValueError(f"{implementation}: neither {', '.join(known)} nor MODULE:FUNCTION")
-    fitting = [element_format(name).name for name in chosen if formats or fits(name, dtype)]
+        function = load_function(implementation)
+        claimed = asked.rounding if asked.rounding in {str(mode) for mode in Rounding} else Rounding.NEAREST_EVEN
+        claimed = Rounding.NEAREST_EVEN if str(claimed).startswith("stochastic") else claimed
+        dtype = asked.dtype or "float32"
+        return [Job(implementation, "", name, dtype, str(claimed), lambda: function, asked) for name in formats]
+    return _of_adapter(_adapter(implementation), formats, asked)
+
+
+def _adapter(name: str) -> Adapter:
+    found = adapters()
+    if name in found:
+        return found[name]
+    missing = {adapter.name: adapter for adapter in known()}
+    if name in missing:
+        needed = "a CUDA device" if missing[name].device == "cuda" else missing[name].package
+        raise ValueError(f"{name}: needs {needed}, which is not here; here are {', '.join(found)}")
+    raise ValueError(f"{name}: neither {', '.join(found)} nor MODULE:FUNCTION")
+
+
+def _of_adapter(adapter: Adapter, formats: tuple[str, ...], asked: Asked, every_rounding: bool = False) -> list[Job]:
+    absent = [name for name in formats if name not in adapter.formats]
+    if absent and adapter.package != OUR_NAME:
+        raise ValueError(f"{adapter.name} has no {absent[0]}: it has {', '.join(adapter.formats)}")
+    if asked.rounding not in (FOUND, *adapter.roundings):
+        given = f"it offers {', '.join(adapter.roundings)}"
+        raise ValueError(f"{adapter.name}: rounding must be found or one that {given}, got {asked.rounding!r}")
+    found = []
+    for name in formats or adapter.formats:
+        offered = adapter.block_dtypes if is_scaled_name(name) else adapter.dtypes
+        dtype = asked.dtype or offered[0]
+        if dtype not in offered:
+            if formats:
+                raise ValueError(f"{adapter.name} is given {', '.join(offered)}, got {dtype}")
+            continue
+        if not formats and not is_scaled_name(name) and not fits(name, DTYPES[dtype]):
+            continue
+        roundings = (asked.rounding,) if asked.rounding != FOUND else adapter.roundings[:1]
+        for claimed in adapter.roundings if every_rounding else roundings:
+            found.append(_job(adapter, name, dtype, claimed, asked))
+    if not found:
+        raise ValueError(f"{adapter.name} is given {', '.join(adapter.dtypes)}, got {asked.dtype}")
+    return found
+
+
+def _job(adapter: Adapter, name: str, dtype: str, claimed: str, asked: Asked) -> Job:
+    takes = "array" if adapter.takes == "array" else "tensor"
+    own = Asked(dtype, asked.rounding, asked.overflow, asked.zero, asked.subnormals, asked.rule, asked.level, takes,
+                adapter.gives, adapter.device, asked.seconds, asked.bias)  # fmt: skip
+    return Job(adapter.name, adapter.version, name, dtype, claimed, lambda: adapter.make(name, claimed), own)
+
+
+def complete(asked: Asked) -> list[Job]:
+    """The complete proof of our own quantiser: of its element formats all FP32, BF16 and FP16 inputs, compiled where that works;
+    FP64 and scaled formats by points.
+    """
+    adapter = adapters()[OUR_NAME]
+    found = []
+    for name in OURS:
+        for dtype in ("bfloat16", "float16", "float32", "float64"):
+            if not fits(name, DTYPES[dtype]):
+                continue
+            level = "conditional" if dtype == "float64" else "exhaustive"
+            own = Asked(**{**vars(asked), "dtype": dtype, "level": level})
+            compiled = dtype == "float32" and (own.device != "cpu" or has_compiler())
+            make = partial(_compiled, name) if compiled else partial(adapter.make, name)
+            found.append(Job(OUR_NAME, adapter.version, name, dtype, str(Rounding.NEAREST_EVEN), make, own))
+    scaled = [name for name in adapter.formats if isinstance(get_format(name), ScaledFormat)]
+    for name in scaled:
+        own = Asked(**{**vars(asked), "dtype": "float32"})
+        found.append(_job(adapter, name, "float32", str(Rounding.NEAREST_EVEN), own))
+    return found
+
+
+def _compiled(name: str) -> Callable[[Any], Any]:
+    torch._dynamo.reset()
+    compiled: Callable[[Any], Any] = torch.compile(lambda x: quantize(x, name), dynamic=True)
+    return compiled
+
+
+def everything(asked: Asked) -> list[Job]:
+    """All implementations that are here: every format, from every dtype by its users' rounding, from FP32 by every one."""
+    found = []
+    for adapter in adapters().values():
+        for dtype in DTYPES:
+            if dtype not in {*adapter.dtypes, *adapter.block_dtypes}:
+                continue
+            own = Asked(**{**vars(asked), "dtype": dtype})
+            try:
+                found += _of_adapter(adapter, (), own, every_rounding=dtype == "float32")
+            except ValueError:  # none of its formats fits this dtype
+                continue
+    return found
+
+
+def reports(listed: list[Job], skip: Callable[[Job, str], None] | None = None) -> Iterator[Report]:
+    """One report a job, with progress. ValueError where a job can't be done, or, with `skip`, a word to it and on."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -52,46 +180,54 @@ def reports(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        task = progress.add_task("", total=len(fitting))
-        for place, name in enumerate(fitting):
-            progress.update(task, description=f"{implementation} {name}", completed=place)
+        task = progress.add_task("", total=len(listed))
+        for place, job in enumerate(listed):
+            progress.update(task, description=f"{job.implementation} {job.format} {job.dtype}", completed=place)
 
             def show(share: float, place: int = place) -> None:
                 progress.update(task, completed=place + share)
 
-            yield verify(
-                make(name), name, rounding, overflow, dtype, level,
-                takes=takes, gives=gives, name=implementation, progress=show,
-            )  # fmt: skip
+            try:
+                yield job.run(show)
+            except ValueError as error:
+                if skip is None:
+                    raise
+                skip(job, str(error))
 
 
 def view(found: list[Report]) -> Group:
-    """A row a format: the verdict, what it was judged by, what the implementation does; then each broken law."""
+    """A row a report: the verdict, what it was judged by, what the implementation does; then each broken law."""
     first = found[0]
-    table = Table(
-        title=f"{first.implementation}, {first.input_dtype} inputs, level {first.level}: {first.proves}",
-        title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
-    )  # fmt: skip
-    for heading in ("format", "verdict", "inputs", "judged by", "NaN", "-0", "subnormals", "laws broken"):
+    alike = len({(r.implementation, r.level) for r in found}) == 1
+    title = f"{first.implementation} {first.version}, level {first.level}: {first.proves}" if alike else None
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    headings = ["format", "input", "verdict", "inputs", "judged by", "conventions", "laws broken"]
+    for heading in headings if alike else ["implementation", *headings]:
         table.add_column(heading, justify="right" if heading == "inputs" else "left", overflow="fold")
     for report in found:
-        broken = [verdict for verdict in report.laws if verdict.verdict == "fail"]
-        c = report.conventions
-        table.add_row(
-            report.format, Text("pass", style="green") if report.passed else Text("FAIL", style="bold red"),
-            f"{report.checked:,}", f"{report.rounding}, {report.overflow}", c.nan, c.zero, c.subnormals,
-            ", ".join(f"{v.law} ({v.failed:,})" for v in broken),
-        )  # fmt: skip
-    lines = [
-        Text(f"{report.format} breaks {verdict}")
-        for report in found
-        for verdict in report.laws
-        if verdict.verdict == "fail"
-    ]
+        cells: list[str | Text] = [
+            report.format, report.input_dtype,
+            Text("pass", style="green") if report.passed else Text("FAIL", style="bold red"),
+            f"{report.checked:,}", _judged_by(report), _conventions(report),
+            ", ".join(f"{v.law} ({v.failed:,})" for v in report.broken),
+        ]  # fmt: skip
+        table.add_row(*(cells if alike else [report.implementation, *cells]))
+    lines = [Text(f"{where(report, alike)} breaks {verdict}") for report in found for verdict in report.broken]
     return Group(table, *lines)
 
 
-def write_certificate(found: list[Report], path: Path) -> None:
-    """All reports as one JSON document. OSError for a bad place."""
-    content: list[Any] = [json.loads(report.to_json()) for report in found]
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def where(report: Report, alike: bool) -> str:
+    """What a line is about."""
+    words = [report.format, f"from {report.input_dtype}"]
+    return " ".join(words if alike else [report.implementation, *words])
+
+
+def _judged_by(report: Report) -> str:
+    words = [report.rounding, report.overflow]
+    return ", ".join([*([report.asked["rule"]] if "rule" in report.asked else []), *words])
+
+
+def _conventions(report: Report) -> str:
+    """Those that the judgement does not name already."""
+    names = {"nan": "NaN", "zero": "zero", "subnormals": "subnormals", "infinity": "inf", "zero_block": "zero block"}
+    return ", ".join(f"{names[n]} {word}" for n, word in report.conventions.items() if n in names and word != "none")

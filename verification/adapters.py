@@ -1,11 +1,14 @@
 """Other people's casts, each in the few lines that it takes to put one before `verify`.
 
-An adapter is a name, the formats that it has, and for each a function from a tensor or array of values to one of values. To judge
-a library that is not here, write the same for it, or give its function to `exmy verify` as MODULE:FUNCTION.
+An adapter is a name, the formats and roundings that it has, and for each a function from a tensor or array of values to one of
+values or codes; `verification.peers` has the functions. To judge a library that is not here, write the same for it, or give its
+function to `exmy verify` as MODULE:FUNCTION.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from formats import element_format, numpy_dtype, quantize, torch_dtype
+from formats import element_format
 from formats.bits import DTYPES
-from formats.rounding import Rounding
+from formats.rounding import DETERMINISTIC
+from formats.scaled import list_scaled_formats
+from verification import peers
+from verification.peers import EVEN, Quantizer
 
 NAMES = {
     "e8m7": "bf16",
@@ -28,83 +34,133 @@ NAMES = {
 WIDE = ("e8m23", "e11m52")
 OURS = ("e4m3fn", "e5m2", "e4m3", "e3m4", "e5m2fnuz", "e4m3fnuz", "e4m3b11fnuz", "e8m0fnu", "e3m2fn", "e2m3fn", "e2m1fn",
         "bf16", "fp16", "int8", "int4", "nf4", "posit8")  # fmt: skip
-GFLOAT = {
-    "e4m3fn": "ocp_e4m3", "e5m2": "ocp_e5m2", "e2m1fn": "ocp_e2m1", "e2m3fn": "ocp_e2m3", "e3m2fn": "ocp_e3m2",
-    "e8m0fnu": "ocp_e8m0", "int8q6": "ocp_int8", "fp16": "binary16", "bf16": "bfloat16",
-}  # fmt: skip
+RULES = ("ceil", "rceil", "nearest", "even")
+OUR_BLOCKS = (*list_scaled_formats(), *(f"mxfp4:{rule}" for rule in RULES), *(f"mxfp8_e4m3fn:{rule}" for rule in RULES),
+              "e4m3fn@row", "e5m2@row", "e4m3fn@tensor", "e5m2@tensor", "int8@row", "int8q6@row:e8m0fnu")  # fmt: skip
+ALL = ("float32", "float64", "bfloat16", "float16")
+OF_NUMPY = ("float32", "float64", "float16")
+BLOCKS_OF_NUMPY = ("float32", "float16")
+CHECKOUT = "microxcaling"
+"""No package: a checkout, at the place that MICROXCALING names."""
 
 
 class Adapter(NamedTuple):
-    """A library. make(format) is its quantiser, which takes tensors or arrays and gives values; dtypes: those it can be given."""
+    """A library, in one of its configurations. make(format, rounding="nearest_even") is its quantiser.
+
+    package: whose version it is. takes: "tensor" or "array". dtypes, block_dtypes: those that it can be given, for formats of
+    elements and of blocks. gives: "values" or "codes". device: where tensors given to it must lie. roundings: those that it
+    offers, by our names, its users' default first. `verification.peers` says what shapes go in and come out.
+    """
 
     name: str
     package: str
     formats: tuple[str, ...]
-    make: Callable[[str], Callable[[Any], Any]]
+    make: Callable[..., Quantizer]
     takes: str = "tensor"
-    dtypes: tuple[str, ...] = ("float32", "float64", "bfloat16", "float16")
+    dtypes: tuple[str, ...] = ALL
+    gives: str = "values"
+    device: str = "cpu"
+    roundings: tuple[str, ...] = (EVEN,)
+    block_dtypes: tuple[str, ...] = ("float32",)
 
     @property
     def version(self) -> str:
-        """Of the package that is installed."""
-        return version(self.package)
-
-
-def _ours(name: str) -> Callable[[Any], Any]:
-    return lambda x: quantize(x, name, Rounding.NEAREST_EVEN)
-
-
-def _torchs(name: str) -> Callable[[Any], Any]:
-    dtype = torch_dtype(name)
-    return lambda x: x.to(dtype).to(x.dtype)
-
-
-def _compiled(name: str) -> Callable[[Any], Any]:
-    dtype = torch_dtype(name)
-    torch._dynamo.reset()
-    return torch.compile(lambda x: x.to(dtype).to(x.dtype), dynamic=True)
-
-
-def _on_cuda(name: str) -> Callable[[Any], Any]:
-    dtype = torch_dtype(name)
-    return lambda x: x.cuda().to(dtype).to(x.dtype).cpu()
-
-
-def _ml_dtypes(name: str) -> Callable[[Any], Any]:
-    dtype = numpy_dtype(name)
-    return lambda x: x.astype(dtype).astype(x.dtype)
-
-
-def _gfloats(name: str) -> Callable[[Any], Any]:
-    gfloat = import_module("gfloat")
-    info = getattr(import_module("gfloat.formats"), f"format_info_{GFLOAT[name]}")
-    f = element_format(name)
-    saturates = not (f.has_inf or f.has_nan)  # it raises where an infinity has nowhere to go
-    return lambda x: gfloat.round_ndarray(info, x.astype("float64"), sat=saturates)
+        """Of the package that is installed; of a checkout its commit, or "checkout"."""
+        return _commit() if self.package == CHECKOUT else version(self.package)
 
 
 def adapters() -> dict[str, Adapter]:
-    """Those whose libraries are installed, by name; ours is "exmy"."""
-    floating = [key for key in DTYPES if key not in WIDE and not key.startswith("int")]
-    of_torch = tuple(
-        NAMES.get(key, key)
-        for key in floating
-        if (named := DTYPES[key].torch) and "x2" not in named and hasattr(torch, named)
-    )
-    of_numpy = tuple(NAMES.get(key, key) for key in floating if DTYPES[key].numpy and not DTYPES[key].numpy_owns)
-    found = [
-        Adapter("exmy", "exmy", OURS, _ours),
-        Adapter("torch", "torch", of_torch, _torchs),
-        Adapter("torch-compiled", "torch", of_torch, _compiled),
-        Adapter("ml_dtypes", "ml_dtypes", of_numpy, _ml_dtypes, "array", ("float32", "float64", "float16")),
-        Adapter("gfloat", "gfloat", tuple(GFLOAT), _gfloats, "array", ("float32", "float64", "float16")),
+    """Those that can be used here, by name; ours is "exmy". No library is imported for it."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return {adapter.name: adapter for adapter in known() if adapter.device in devices and _is_there(adapter.package)}
+
+
+def known() -> list[Adapter]:
+    """All that there are, whether their libraries and devices are here or not."""
+    every = tuple(DETERMINISTIC)
+    ours = (*OURS, *OUR_BLOCKS)
+    return [
+        Adapter("exmy", "exmy", ours, peers.of_exmy, roundings=every, block_dtypes=("float32", "bfloat16", "float16")),
+        *_of_torch(),
+        Adapter("exmy-codes", "exmy", ours, peers.codes_of_exmy, gives="codes", roundings=every,
+                block_dtypes=("float32", "bfloat16", "float16")),
+        Adapter("ml_dtypes", "ml_dtypes", _floating("numpy"), peers.of_ml_dtypes, "array", OF_NUMPY),
+        Adapter("gfloat", "gfloat", (*peers.OF_GFLOAT, *peers.P3109_FORMATS, *peers.MX_OF_GFLOAT), peers.of_gfloat, "array",
+                OF_NUMPY, roundings=tuple(peers.GFLOAT_MODES), block_dtypes=BLOCKS_OF_NUMPY),
+        *_of_pychop(),
+        Adapter("qtorch", "qtorch", (*peers.OF_QTORCH, *peers.INTEGERS_OF_QTORCH, *peers.BLOCKS_OF_QTORCH), peers.of_qtorch,
+                dtypes=("float32",)),
+        *_of_torchao(),
+        Adapter(CHECKOUT, CHECKOUT, (*peers.OF_MICROXCALING, *peers.MX_OF_MICROXCALING), peers.of_microxcaling,
+                roundings=tuple(peers.MICROXCALING_MODES), block_dtypes=("float32", "bfloat16", "float16")),
+        Adapter("transformer-engine", "transformer_engine", _of_transformer_engine(), peers.of_transformer_engine,
+                device="cuda", block_dtypes=("float32", "bfloat16")),
+    ]  # fmt: skip
+
+
+def _of_transformer_engine() -> tuple[str, ...]:
+    """MX and NVFP4 only where there is a Blackwell to make them."""
+    blackwell = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (10, 0)
+    return tuple(name for name in peers.OF_TRANSFORMER_ENGINE if blackwell or name.endswith("@tensor"))
+
+
+def _of_torch() -> list[Adapter]:
+    named = _floating("torch")
+    return [
+        Adapter("torch", "torch", named, peers.of_torch),
+        Adapter("torch-compiled", "torch", named, peers.of_torch_compiled),
+        Adapter("torch-cuda", "torch", named, peers.of_torch, device="cuda"),
+        Adapter("torch-cuda-compiled", "torch", named, peers.of_torch_compiled, device="cuda"),
     ]
-    if torch.cuda.is_available():
-        found.append(Adapter("torch-cuda", "torch", of_torch, _on_cuda))
-    return {adapter.name: adapter for adapter in found if _is_there(adapter.package)}
+
+
+def _of_pychop() -> list[Adapter]:
+    modes, elements = tuple(peers.PYCHOP_MODES), tuple(peers.OF_PYCHOP)
+    blocks = tuple(peers.MX_OF_PYCHOP)
+    return [
+        Adapter("pychop", "pychop", elements, peers.of_pychop, roundings=modes),
+        Adapter("pychop-numpy", "pychop", elements, peers.of_pychop, "array", OF_NUMPY, roundings=modes),
+        Adapter("pychop-fault", "pychop", tuple(peers.OF_FAULTCHOP), peers.of_faultchop,
+                dtypes=("float32", "float64"), roundings=modes[:4]),
+        Adapter("pychop-p3109", "pychop", peers.P3109_FORMATS, peers.of_pychops_p3109, dtypes=("float32", "float64"),
+                roundings=peers.P3109_MODES),
+        Adapter("pychop-mx", "pychop", blocks, peers.of_pychop, "array", OF_NUMPY, block_dtypes=BLOCKS_OF_NUMPY),
+    ]  # fmt: skip
+
+
+def _of_torchao() -> list[Adapter]:
+    """to_mx by each of its rules; it takes FP32 and BF16."""
+    mx, fp8 = tuple(peers.MX_OF_TORCHAO), peers.FP8_OF_TORCHAO
+    kernels = tuple(peers.KERNELS_OF_TORCHAO)
+    single, both = ("float32",), ("float32", "bfloat16")
+    codes = [("torchao", (*kernels, *mx, "nvfp4", *fp8))]
+    codes += [(f"torchao-{rule}", tuple(f"{name}:{rule}" for name in mx)) for rule in ("ceil", "rceil", "even")]
+    values = [
+        ("torchao-values", (*mx, "nvfp4", *fp8), peers.of_torchao),
+        ("torchao-training", fp8, peers.of_torchaos_training),
+    ]
+    return [
+        *(Adapter(name, "torchao", formats, peers.codes_of_torchao, dtypes=single, gives="codes", block_dtypes=both)
+          for name, formats in codes),
+        *(Adapter(name, "torchao", formats, make, dtypes=single, block_dtypes=both) for name, formats, make in values),
+    ]  # fmt: skip
+
+
+def _floating(whose: str) -> tuple[str, ...]:
+    """The floating-point formats that have a dtype of their own in "torch" or in "numpy" with ml_dtypes, by custom's names."""
+    named = []
+    for key, row in DTYPES.items():
+        if key in WIDE or key.startswith("int"):
+            continue
+        in_torch = bool(row.torch) and "x2" not in str(row.torch) and hasattr(torch, str(row.torch))
+        if in_torch if whose == "torch" else bool(row.numpy) and not row.numpy_owns:
+            named.append(NAMES.get(key, key))
+    return tuple(named)
 
 
 def _is_there(package: str) -> bool:
+    if package == CHECKOUT:
+        return bool(os.environ.get("MICROXCALING"))
     try:
         version(package)
     except PackageNotFoundError:
@@ -112,7 +168,17 @@ def _is_there(package: str) -> bool:
     return True
 
 
-def load_function(place: str) -> Callable[[Any], Any]:
+def _commit() -> str:
+    """Of the checkout of microxcaling."""
+    command = ["git", "-C", os.environ.get("MICROXCALING", ""), "rev-parse", "--short", "HEAD"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "checkout"
+    return asked.stdout.strip()
+
+
+def load_function(place: str) -> Quantizer:
     """The function at MODULE:FUNCTION. ValueError, with the reason, where there is none."""
     module, _, name = place.partition(":")
     try:
@@ -124,12 +190,12 @@ def load_function(place: str) -> Callable[[Any], Any]:
         function = getattr(function, part, None)
     if not callable(function):
         raise ValueError(f"{place}: {module} has no function {name!r}")
-    loaded: Callable[[Any], Any] = function
+    loaded: Quantizer = function
     return loaded
 
 
 def fits(format_name: str, dtype: torch.dtype) -> bool:
-    """Whether a tensor of the dtype holds the format."""
+    """Whether a tensor of the dtype holds the format of elements; never for one of blocks."""
     from formats.quantizer import check_carrier
 
     try:

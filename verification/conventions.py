@@ -17,16 +17,22 @@ from torch import Tensor
 from formats import ElementFormat, FloatFormat, Overflow
 from formats.rounding import DETERMINISTIC
 from verification import oracle
+from verification.points import INTEGERS, from_codes
+from verification.question import smallest_normal
 
 Quantizer = Callable[[Tensor], Tensor]
+REPEATS = 24
 Asker = Callable[[list[float]], npt.NDArray[np.float64]]
 
 
 class Conventions(NamedTuple):
     """By name. overflow: of finite values, one of formats.Overflow or "other"; infinity: "largest", "infinity", "nan" or "other".
 
-    nan: "nan", or what it becomes: "zero", "largest", "other". zero: "signed", or "unsigned" where -0 becomes +0.
-    subnormals: "kept", "flushed", or "none" where the format has none. rounding: one of formats.Rounding, or "other".
+    nan: "nan", or what it becomes: "zero", "largest", "other". zero: "signed", or "unsigned" where -0 becomes +0; in a format
+    without zero "smallest" or "nan".
+    subnormals: "kept"; "flushed", where subnormal results become zero; "flushed_early", where inputs below the smallest normal
+    number do; "none" where the format has none. rounding: one of formats.Rounding; "nearest_even_code" where e8m0fnu's ties go to
+    even codes; "stochastic" where results vary; "none" where no input lies between two values; or "other".
     """
 
     rounding: str
@@ -38,20 +44,19 @@ class Conventions(NamedTuple):
 
 
 def find_conventions(quantizer: Quantizer, f: ElementFormat, dtype: torch.dtype) -> Conventions:
-    """Ask the quantiser; a hundred inputs or so."""
+    """Ask the quantiser; a thousand inputs or so."""
 
     def ask(values: list[float]) -> npt.NDArray[np.float64]:
-        x = torch.tensor(values, dtype=torch.float64).to(dtype)
-        x = torch.where(
-            x.double() == torch.tensor(values, dtype=torch.float64), x, torch.nan
-        )  # only what the dtype holds
+        exact = torch.tensor(values, dtype=torch.float64)
+        x = exact.to(dtype)
+        x = torch.where(x.double() == exact, x, torch.nan)  # only what the dtype holds
         return np.where(x.isnan().numpy(), np.nan, quantizer(x).double().numpy())
 
     rounding = _rounding(ask, f)
     beyond = _beyond(ask, f, dtype)
     return Conventions(
         rounding, _overflow(f, rounding, beyond), _word(beyond[False, True], f), _nan(quantizer, f, dtype),
-        _zero(quantizer, dtype), _subnormals(ask, f),
+        _zero(quantizer, f, dtype), _subnormals(quantizer, ask, f, dtype),
     )  # fmt: skip
 
 
@@ -68,12 +73,18 @@ def _rounding(ask: Asker, f: ElementFormat) -> str:
             gap = listed.entries[place + 1] - value
             points += [value + gap * share for share in (0.25, 0.5, 0.75)]
     x = np.array(points)
-    got = ask(points)
+    repeated = ask(points * REPEATS).reshape(REPEATS, -1)
+    if ((repeated != repeated[0]) & ~np.isnan(repeated)).any():
+        return "stochastic"
+    got = repeated[0]
     known = ~np.isnan(got)
-    fitting = [
-        str(mode) for mode in DETERMINISTIC if np.array_equal(oracle.expected(f, str(mode), x[known]), got[known])
-    ]
-    return fitting[0] if fitting and known.any() else "other"
+    if not known.any():
+        return "none"
+    modes = [str(mode) for mode in DETERMINISTIC]
+    if isinstance(f, FloatFormat) and not f.zero:
+        modes.append("nearest_even_code")
+    fitting = [mode for mode in modes if np.array_equal(oracle.expected(f, mode, x[known]), got[known])]
+    return fitting[0] if fitting else "other"
 
 
 def _normal(f: ElementFormat) -> float:
@@ -85,7 +96,10 @@ def _beyond(ask: Asker, f: ElementFormat, dtype: torch.dtype) -> dict[tuple[bool
     found = {}
     for below in (False, True):
         sign = -1.0 if below else 1.0
-        far = [sign * f.max * factor for factor in (4.0, 64.0) if f.max * factor <= torch.finfo(dtype).max]
+        most = torch.finfo(dtype).max
+        far = [sign * x for x in (4.0 * f.max, 64.0 * f.max) if x <= most]
+        if not far and most > oracle.table(f).middles[-1]:
+            far = [sign * most]
         found[below, True] = float(ask([sign * float("inf")])[0])
         answers = ask(far) if far else np.array([found[below, True]])
         alike = all(_same(float(answer), float(answers[0])) for answer in answers)
@@ -96,7 +110,7 @@ def _beyond(ask: Asker, f: ElementFormat, dtype: torch.dtype) -> dict[tuple[bool
 
 def _overflow(f: ElementFormat, rounding: str, found: dict[tuple[bool, bool], float]) -> str:
     """The first overflow mode, in the order of formats.Overflow, that gives all these answers."""
-    mode = rounding if rounding != "other" else "nearest_even"
+    mode = rounding if rounding in DETERMINISTIC else "nearest_even"
     for over in Overflow:
         if over is Overflow.NONSATURATING and not (f.has_inf or f.has_nan):
             continue
@@ -123,21 +137,39 @@ def _nan(quantizer: Quantizer, f: ElementFormat, dtype: torch.dtype) -> str:
     return "zero" if (got == 0).all() else "largest" if (np.abs(got) == f.max).all() else "other"
 
 
-def _zero(quantizer: Quantizer, dtype: torch.dtype) -> str:
-    got = quantizer(torch.tensor([-0.0, 0.0], dtype=dtype)).double().numpy()
-    if not (got == 0).all():
+def _zero(quantizer: Quantizer, f: ElementFormat, dtype: torch.dtype) -> str:
+    if isinstance(f, FloatFormat) and not f.zero:
+        got = quantizer(torch.tensor([-0.0, 0.0], dtype=dtype)).double().numpy()
+        return "nan" if np.isnan(got).all() else "smallest" if (got == f.min).all() else "other"
+    if not f.has_negative_zero:
+        return "unsigned"
+    tiny = torch.finfo(dtype).tiny
+    got = quantizer(torch.tensor([-0.0, 0.0, -tiny, tiny], dtype=dtype)).double().numpy()
+    if not (got[:2] == 0).all():
         return "other"
-    return {(True, False): "signed", (False, False): "unsigned"}.get(tuple(np.signbit(got).tolist()), "other")
+    zeros = np.flatnonzero(got == 0)
+    negative = np.signbit(got[zeros])
+    if not negative.any():
+        return "unsigned"
+    return "signed" if np.array_equal(negative, zeros % 2 == 0) else "other"
 
 
-def _subnormals(ask: Asker, f: ElementFormat) -> str:
-    if not isinstance(f, FloatFormat) or not (f.subnormals and f.zero and f.mantissa_bits):
+def _subnormals(quantizer: Quantizer, ask: Asker, f: ElementFormat, dtype: torch.dtype) -> str:
+    normal = smallest_normal(f)
+    if not normal:
         return "none"
     below = oracle.values(f)
-    below = below[(below > 0) & (below < f.smallest_normal)]
+    below = below[(below > 0) & (below < normal)]
     some = below[np.linspace(0, len(below) - 1, min(len(below), 16)).astype(int)]
     got = ask(some.tolist())
     known = ~np.isnan(got)
     if not known.any() or np.array_equal(got[known], some[known]):
         return "kept"
-    return "flushed" if (got[known] == 0).all() else "other"
+    if not (got[known] == 0).all():
+        return "other"
+    just_below = from_codes(_code_of(normal, dtype) - 1, dtype)
+    return "flushed_early" if float(quantizer(just_below)[0]) == 0 else "flushed"
+
+
+def _code_of(value: float, dtype: torch.dtype) -> npt.NDArray[np.int64]:
+    return torch.tensor([value], dtype=dtype).view(INTEGERS[dtype]).numpy().astype(np.int64)

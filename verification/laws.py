@@ -3,7 +3,8 @@
 Some laws say what an input becomes, and every input belongs to one of them: NaN to `nan`, infinities to `infinity`, and so on
 down to `rounding`. A wrong result breaks the law of its input, so a report says where a quantiser is wrong, not only that.
 The others compare results with each other, or with the grid, and need no oracle: on_grid, monotone, idempotent, odd_symmetry,
-deterministic. `interface` is about the call itself.
+deterministic. `unbiased` is of stochastic rounding, `round_trip` of codes, the last three before `interface` of scaled formats;
+`interface` is about the call itself.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from formats import ElementFormat, FloatFormat, GridFormat
+from formats import ElementFormat, GridFormat
 from verification import oracle
+from verification.question import Question, smallest_normal
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -49,6 +51,12 @@ LAWS = {
         Law("idempotent", "A result, quantised again, is itself.", "follows from IEEE 754-2019, 4.3"),
         Law("odd_symmetry", "-x becomes the negative of what x becomes.", "follows from IEEE 754-2019, 4.3"),
         Law("deterministic", "A result depends on its input alone: not on its place, its neighbours, strides or alignment.", ""),
+        Law("unbiased", "Stochastic results have the value as their mean.", "P3109 4.0, 4.7.4"),
+        Law("round_trip", "A code stands for its value, and its value has that code.", "IEEE 754-2019, 3.4; OCP OFP8, table 1"),
+        Law("scale_rule", "A block's scale is what the rule makes of its largest magnitude.", "OCP MX v1.0, 6.3"),
+        Law("scale_then_quantise", "Elements are quantised by the scale as it is stored, not by the one before its rounding.",
+            "OCP MX v1.0, 5.1 and 6.3"),
+        Law("zero_block", "A block of zeros gives zeros, and divides by none.", "OCP MX v1.0, 5.1"),
     )
 }  # fmt: skip
 OF_INPUTS = ("nan", "infinity", "signed_zero", "single_rounding", "overflow_point", "ties", "subnormals", "rounding")
@@ -57,7 +65,11 @@ OF_INPUTS = ("nan", "infinity", "signed_zero", "single_rounding", "overflow_poin
 
 @dataclass(frozen=True)
 class Failure:
-    """One input that came out wrong. Floats hold FP32, BF16 and FP16 numbers exactly."""
+    """One input that came out wrong. Floats hold FP64 numbers and all narrower ones exactly.
+
+    decision_point: of the format, the one nearest to the input, as a rational: what the rounding should have compared it with.
+    block: of a scaled format, the whole block that the input stood in, made as simple as it could be.
+    """
 
     input: float
     input_bits: int
@@ -65,6 +77,8 @@ class Failure:
     expected: float
     law: str = "rounding"
     note: str = ""
+    decision_point: str = ""
+    block: tuple[float, ...] = ()
 
     @property
     def exact(self) -> Fraction | None:
@@ -72,8 +86,18 @@ class Failure:
         return Fraction(self.input) if np.isfinite(self.input) else None
 
     def __str__(self) -> str:
-        where = f"{self.input!r} ({self.input.hex()}, bits {self.input_bits:#x})"
+        where = f"{self.input!r} ({self.input.hex()}, bits {self.input_bits:#x}{self._rational()})"
         return f"{where}: got {self.got!r}, expected {self.expected!r}" + (f"; {self.note}" if self.note else "")
+
+    def _rational(self) -> str:
+        if not self.decision_point:
+            return ""
+        exact = str(self.exact)
+        side = (
+            "the decision point" if exact == self.decision_point else f"beside the decision point {self.decision_point}"
+        )
+        short = f"{exact}, " if len(exact) <= 40 else ""
+        return f"; {short}{side}"
 
 
 @dataclass(frozen=True)
@@ -93,42 +117,43 @@ class Verdict:
         return words + (f"; {self.note}" if self.note else "") + (f"; {self.smallest}" if self.smallest else "")
 
 
-def law_of(
-    f: ElementFormat, dtype: str, rounding: str, overflow: str, x: Floats, right: Floats
-) -> npt.NDArray[np.intp]:
+def law_of(question: Question, dtype: str, x: Floats, right: Floats) -> npt.NDArray[np.intp]:
     """The place in OF_INPUTS of each input's own law."""
-    listed = oracle.table(f)
+    f = question.f
     values = oracle.finite_values(f)
     applies = {
         "nan": np.isnan(x),
         "infinity": np.isinf(x),
         "signed_zero": x == 0,
         "overflow_point": (x > values[-1]) | ((x < values[0]) & (x < 0)),
-        "ties": np.isin(x, listed.middles),
-        "single_rounding": _rounds_twice(f, rounding, overflow, x, right)
-        if dtype == "float64"
-        else np.zeros(x.shape, np.bool_),
-        "subnormals": _is_subnormal(f, x),
+        "ties": np.isin(x, oracle.table(f).middles),
+        "single_rounding": rounds_twice(question, x, right) if dtype == "float64" else np.zeros(x.shape, np.bool_),
+        "subnormals": np.abs(x) < smallest_normal(f),
         "rounding": np.ones(x.shape, np.bool_),
     }
     return np.asarray(np.argmax(np.stack([applies[name] for name in OF_INPUTS]), axis=0))
 
 
-def _is_subnormal(f: ElementFormat, x: Floats) -> Flags:
-    if not isinstance(f, FloatFormat) or not (f.subnormals and f.zero):
-        return np.zeros(x.shape, np.bool_)
-    return np.asarray(np.abs(x) < f.smallest_normal)
-
-
-def _rounds_twice(f: ElementFormat, rounding: str, overflow: str, x: Floats, right: Floats) -> Flags:
-    """Inputs that a detour by way of FP32 or FP16 sends elsewhere."""
+def rounds_twice(question: Question, x: Floats, right: Floats) -> Flags:
+    """FP64 inputs that a detour by way of FP32 or FP16 sends elsewhere."""
     found = np.zeros(x.shape, np.bool_)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for narrow in (np.float32, np.float16):
             there = x.astype(narrow).astype(np.float64)
-            twice = oracle.expected(f, rounding, there, overflow)
+            twice = question.expected(there)
             found |= np.isfinite(there) & (twice != right) & ~(np.isnan(twice) & np.isnan(right))
     return found
+
+
+def decision_point(f: ElementFormat, x: float) -> str:
+    """The value or divider of the format nearest to x, as a rational; empty for infinities and NaN."""
+    if not np.isfinite(x):
+        return ""
+    listed = oracle.table(f)
+    points = np.concatenate([listed.entries[np.isfinite(listed.entries)], listed.middles])
+    distance = np.abs(points - x)
+    near = points[distance == distance.min()]
+    return str(Fraction(float(near[0])))
 
 
 def off_grid(f: ElementFormat, x: Floats, got: Floats) -> Places:
@@ -143,12 +168,15 @@ def off_grid(f: ElementFormat, x: Floats, got: Floats) -> Places:
     return np.flatnonzero(~fine)
 
 
-def falls(x: Floats, got: Floats) -> Places:
-    """Where a result is smaller than that of the input before it, in the order of inputs; NaN has no place in that."""
+def falls(x: Floats, got: Floats) -> tuple[Places, Places]:
+    """Where a result is smaller than that of the input before it, in the order of inputs, and where that input is.
+
+    NaN has no place in that order.
+    """
     ordered = np.argsort(x, kind="stable")
     ordered = ordered[~np.isnan(x[ordered]) & ~np.isnan(got[ordered])]
-    highest = np.maximum.accumulate(got[ordered]) if len(ordered) else got[ordered]
-    return np.asarray(ordered[1:][got[ordered][1:] < highest[:-1]])
+    down = np.flatnonzero(np.diff(got[ordered]) < 0) if len(ordered) else ordered
+    return ordered[down + 1], ordered[down]
 
 
 def is_odd_function(f: ElementFormat, rounding: str) -> bool:

@@ -58,6 +58,7 @@ from formats import (
 )
 from formats.bitwise import FP32, Constants
 from verification.points import Codes
+from verification.question import Question
 from verification.staircase import INFINITY, inputs_of, patterns, step_keys
 
 CHUNK = 1 << 27
@@ -93,9 +94,10 @@ def steps_of(f: ElementFormat, roundings: tuple[str, ...]) -> dict[str, Steps]:
     """The oracle's part for each rounding, on the host; some seconds for a format of 16 bits."""
     found = {}
     for rounding in roundings:
-        steps = step_keys(f, rounding)
+        question = Question(f, rounding)
+        steps = step_keys(question)
         keys = np.concatenate([steps, steps - 1, [-1 - INFINITY, INFINITY]])
-        found[rounding] = Steps(len(steps), keys, patterns(f, rounding, keys))
+        found[rounding] = Steps(len(steps), keys, patterns(question, keys))
     return found
 
 

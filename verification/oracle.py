@@ -216,9 +216,10 @@ def _goes_up(
     inexact: Flags = x > below
     away: Flags
     if rounding == "nearest_even" and isinstance(f, FloatFormat) and not f.zero:
-        rounding = "nearest_away"  # e8m0fnu, by custom
+        rounding = "nearest_away"  # e8m0fnu, by custom; "nearest_even_code" is P3109's
     decisions = {
         "nearest_even": (x > middle) | ((x == middle) & odd),
+        "nearest_even_code": (x > middle) | ((x == middle) & odd),
         "nearest_away": (x > middle) | ((x == middle) & (x > 0)),
         "toward_zero": x < 0,
         "toward_positive": np.ones_like(inexact),

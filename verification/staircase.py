@@ -8,13 +8,13 @@ steps. Between these nothing happens, so that all 2^32 expected results are a fe
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from formats import ElementFormat
 from verification import oracle
 from verification.points import Codes
+from verification.question import Question
 
 INFINITY = 0x7F800000
 
@@ -24,40 +24,49 @@ def inputs_of(keys: Tensor) -> Tensor:
     return torch.where(keys >= 0, keys, (-1 - keys) | -(1 << 31)).view(torch.float32)
 
 
-def step_keys(f: ElementFormat, rounding: str, overflow: str = "saturate") -> Codes:
-    """The keys of the inputs at which the oracle's result differs from that of the input before, ascending.
+def step_keys(question: Question) -> Codes:
+    """The keys of the inputs at which the result differs from that of the input before, ascending.
 
     Between two neighbouring decision points nothing steps, so only inputs around them are candidates: their own FP32
     neighbours, zero, where the sign changes, and the infinities.
     """
+    around = keys_around(question.f)[1:]
+    return np.asarray(around[patterns(question, around) != patterns(question, around - 1)])
+
+
+def keys_around(f: ElementFormat) -> Codes:
+    """The keys of the FP32 numbers at and beside each value and divider of the format, zero and the infinities, ascending."""
     listed = oracle.table(f)
     targets = np.unique(np.concatenate([listed.entries, listed.middles]))
     with np.errstate(over="ignore"):
         near = np.clip(targets, -3.4028234663852886e38, 3.4028234663852886e38).astype(np.float32)
     codes = near.view(np.int32).astype(np.int64)
     at = np.where(codes >= 0, codes, -1 - (codes & 0x7FFFFFFF))
-    around = np.unique(np.concatenate([*(at + near for near in range(-2, 3)), [-1, 0, 1, INFINITY, -1 - INFINITY + 1]]))
-    around = around[(around > -1 - INFINITY) & (around <= INFINITY)]
-    here, before = patterns(f, rounding, around, overflow), patterns(f, rounding, around - 1, overflow)
-    return np.asarray(around[here != before])
+    around = np.concatenate([*(at + near for near in range(-2, 3)), [-2, -1, 0, 1, INFINITY - 1, INFINITY]])
+    around = np.unique(np.concatenate([around, [-1 - INFINITY, -INFINITY]]))
+    return np.asarray(around[(around >= -1 - INFINITY) & (around <= INFINITY)])
 
 
-def patterns(f: ElementFormat, rounding: str, keys: Codes, overflow: str = "saturate") -> Codes:
-    """The FP32 bit patterns of the oracle's results for inputs of these keys."""
+def patterns(question: Question, keys: Codes) -> Codes:
+    """The FP32 bit patterns of the results for inputs of these keys."""
     x = inputs_of(torch.from_numpy(keys.astype(np.int32))).double().numpy()
-    result = oracle.expected(f, rounding, x, overflow).astype(np.float32)
+    result = question.expected(x).astype(np.float32)
     return np.asarray(result.view(np.int32), np.int64)
 
 
 class Staircase:
-    """All results of a rounding, from -inf to +inf."""
+    """All results of a rounding, from -inf to +inf, on a device."""
 
-    def __init__(self, f: ElementFormat, rounding: str, overflow: str = "saturate") -> None:
-        self.steps = step_keys(f, rounding, overflow)
+    def __init__(self, question: Question, device: str = "cpu") -> None:
+        self.steps = step_keys(question)
         first = np.concatenate([[-1 - INFINITY], self.steps])
-        self.results = patterns(f, rounding, first, overflow).astype(np.int32)
+        results = patterns(question, first).astype(np.int32)
+        self.results = torch.from_numpy(results).to(device)
 
-    def patterns(self, keys: Codes) -> npt.NDArray[np.int32]:
-        """The results' patterns of keys that ascend by one."""
-        ends = np.searchsorted(keys, self.steps)
-        return np.repeat(self.results, np.diff(ends, prepend=0, append=len(keys)))
+    def patterns(self, start: int, stop: int) -> Tensor:
+        """The results' patterns, int32, of the keys start..stop - 1."""
+        low, high = np.searchsorted(self.steps, [start, stop - 1], side="right")
+        ends = np.clip(self.steps[low:high] - start, 0, stop - start)
+        counts = np.diff(ends, prepend=0, append=stop - start)
+        runs = self.results[low : high + 1]
+        return torch.repeat_interleave(runs, torch.from_numpy(counts).to(runs.device), output_size=stop - start)

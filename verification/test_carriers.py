@@ -7,8 +7,9 @@ import torch
 from formats import ElementFormat, float_format, format_parameters, list_formats, quantize
 from formats.rounding import DETERMINISTIC
 from verification import verify
-from verification.harness import find_wrong
+from verification.elements import find_wrong
 from verification.points import CARRIERS, from_codes
+from verification.question import Question
 from verification.test_conditional import EVERY, IN_CI, needs_compiler
 
 EVERY_INPUT = np.arange(1 << 16)
@@ -39,7 +40,7 @@ def test_every_input(name: str, dtype: torch.dtype, rounding: str) -> None:
     x, f = from_codes(EVERY_INPUT, dtype), float_format(name)
     got = quantize(x, f, rounding)
     assert got.dtype == dtype
-    assert not len(find_wrong(f, rounding, x, got))
+    assert not len(find_wrong(Question(f, rounding), x, got))
 
 
 @needs_compiler
@@ -49,7 +50,7 @@ def test_every_input_compiled(name: str, dtype: torch.dtype, rounding: str) -> N
     x, f = from_codes(EVERY_INPUT, dtype), float_format(name)
     torch._dynamo.reset()
     got = torch.compile(quantize, fullgraph=True)(x, f, rounding)
-    assert not len(find_wrong(f, rounding, x, got))
+    assert not len(find_wrong(Question(f, rounding), x, got))
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -59,7 +60,7 @@ def test_every_input_with_parameters(dtype: torch.dtype, rounding: str) -> None:
     x = from_codes(EVERY_INPUT, dtype)
     got = quantize(x.expand(len(formats), -1), format_parameters(formats, ndim=2, dtype=dtype), rounding)
     for row, f in enumerate(formats):
-        assert not len(find_wrong(f, rounding, x, got[row])), f
+        assert not len(find_wrong(Question(f, rounding), x, got[row])), f
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -162,5 +163,5 @@ def check_every_input(formats: list[ElementFormat], dtype: torch.dtype, rounding
     x = from_codes(EVERY_INPUT, dtype)
     fitting = [f for f in formats if float_format(CARRIERS[dtype]).holds(f)]
     for f in fitting:
-        assert not len(find_wrong(f, rounding, x, quantize(x, f, rounding))), f
+        assert not len(find_wrong(Question(f, rounding), x, quantize(x, f, rounding))), f
     return len(fitting)

@@ -23,8 +23,9 @@ from formats import (
 )
 from formats.rounding import DETERMINISTIC
 from verification import verify
-from verification.harness import find_wrong
+from verification.elements import find_wrong
 from verification.points import decision_inputs
+from verification.question import Question
 
 FP32, FP64 = float_format("fp32"), float_format("fp64")
 ROUNDINGS = [mode.value for mode in DETERMINISTIC]
@@ -70,7 +71,7 @@ def check_every_mode(f: ElementFormat, dtype: torch.dtype, at_most: int | None) 
                 quantize(x, f, overflow=overflow)
             continue
         for rounding in ROUNDINGS:
-            wrong = find_wrong(f, rounding, x, quantize(x, f, rounding, overflow), overflow)
+            wrong = find_wrong(Question(f, rounding, overflow), x, quantize(x, f, rounding, overflow))
             assert not len(wrong), (f, rounding, overflow, [float(v).hex() for v in x[wrong[:5]]])
 
 
@@ -136,7 +137,7 @@ def check_mixed(rounding: str, device: str, compiled: bool, at_most: int | None 
         inputs = [decision_inputs(f, torch.float32, at_most) for f in formats]
         outputs = [program(batch.to(device), parameters, rounding).cpu() for batch in rows_in_batches(inputs)]
         for f, x, got in zip(formats, inputs, torch.cat(outputs, dim=1), strict=True):
-            assert not len(find_wrong(f, rounding, x, got[: len(x)])), f
+            assert not len(find_wrong(Question(f, rounding), x, got[: len(x)])), f
 
 
 def rows_in_batches(inputs: list[Tensor], columns: int = 1 << 14) -> Iterator[Tensor]:
@@ -179,7 +180,7 @@ def test_flush_to_zero_changes_nothing() -> None:
         torch.set_flush_denormal(False)
     questions = ((f, x, rounding) for f, x in zip(formats, inputs, strict=True) for rounding in ROUNDINGS)
     for (f, x, rounding), got in zip(questions, outputs, strict=True):
-        assert not len(find_wrong(f, rounding, x, got)), (f, rounding)
+        assert not len(find_wrong(Question(f, rounding), x, got)), (f, rounding)
 
 
 def test_any_shape_and_layout_and_no_gradient() -> None:

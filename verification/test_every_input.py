@@ -8,6 +8,7 @@ from torch import Tensor
 from formats import element_format, float_format, quantize
 from verification import every_input, on_gpu, staircase
 from verification.every_input import INFINITY, NAMES, ROUNDINGS, first_wrong
+from verification.question import Question
 
 PRIME = 1009
 SIZE = 1 << 18
@@ -48,7 +49,7 @@ def test_changes_between_neighbours_are_the_oracles_steps(name: str, rounding: s
     """Around zero, one and minus one, and at both infinities, by the programs that the GPU runs over everything."""
     torch._dynamo.reset()  # programs of one function count against one limit
     f = element_format(name)
-    steps = staircase.step_keys(f, rounding)
+    steps = staircase.step_keys(Question(f, rounding))
     count = on_gpu.counter(f, rounding, "cpu", SIZE)
     one = 0x3F800000
     for start in (-SIZE // 2, one - SIZE // 2, INFINITY - SIZE, -1 - one - SIZE // 2, -1 - INFINITY):
@@ -81,7 +82,7 @@ def test_the_proof_for_a_gpu_works_on_a_cpu_and_fails_where_it_should() -> None:
 
 def test_changes_are_counted_within_the_count() -> None:
     """The last piece is shorter than the program's size: what lies past its end is another's, or NaN."""
-    step = int(staircase.step_keys(element_format("e4m3fn"), "nearest_even")[-1])
+    step = int(staircase.step_keys(Question(element_format("e4m3fn")))[-1])
 
     def changes(start: int, count: int) -> int:
         first, pairs = (torch.tensor(n, dtype=torch.int32) for n in (start, count))

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from formats import ElementFormat, FloatFormat, GridFormat, element_format, float_format, quantize
 from formats.names import well_known
 from formats.rounding import DETERMINISTIC
-from verification.harness import find_wrong
+from verification.elements import find_wrong
 from verification.points import CARRIERS, from_codes
+from verification.question import Question
 
 Codes = npt.NDArray[np.int64]
 DTYPES = [torch.float64, torch.float32]
@@ -72,7 +73,7 @@ def check(f: ElementFormat, dtype: torch.dtype) -> None:
             x = from_codes(codes, dtype)
             x = -x if negative else x
             for rounding in DETERMINISTIC:
-                wrong = find_wrong(f, rounding, x, quantize(x, f, rounding))
+                wrong = find_wrong(Question(f, rounding), x, quantize(x, f, rounding))
                 assert not len(wrong), (f, rounding, float(x[wrong[0]]).hex())
 
 

@@ -1,0 +1,188 @@
+"""The other kinds of implementation: decoders, stochastic quantisers, those on all inputs; and certificates of any."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor
+
+from formats import decode, element_format, quantize, torch_dtype, view_as_values
+from verification import LAWS, Report, compare, matrix, read_certificates, verify, write_certificates
+from verification.certificates import by_default, label
+from verification.laws import OF_INPUTS, law_of
+from verification.question import Question
+from verification.staircase import INFINITY, Staircase, inputs_of
+from verification.sweep import ALL, counts
+
+
+# Decoders.
+@pytest.mark.parametrize(
+    "name", ["e4m3fn", "e5m2", "e4m3fnuz", "e8m0fnu", "e2m1fn", "int8", "int4", "nf4", "posit8", "bf16", "binary8p4se"]
+)
+def test_ours_decodes_every_code(name: str) -> None:
+    report = verify(lambda c: decode(c, name, torch.float64), name, takes="codes")
+    assert report.passed, str(report)
+    assert report.input_dtype == "codes"
+    assert report.checked == 1 << element_format(name).bits
+    assert report.proves == "right for every code; a proof"
+
+
+@pytest.mark.parametrize("name", ["e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu"])
+def test_dtypes_of_torch_and_ml_dtypes_decode_every_code(name: str) -> None:
+    assert verify(lambda c: c.view(torch_dtype(name)).to(torch.float32), name, takes="codes").passed
+    assert verify(lambda c: view_as_values(c.numpy(), name).astype(np.float64), name, takes="codes").passed
+
+
+# Stochastic rounding.
+def stochastic(name: str, **arguments: Any) -> Callable[[Tensor], Tensor]:
+    """With another seed each time."""
+    calls = iter(range(10**9))
+    mode = arguments.pop("mode", "stochastic")
+    return lambda x: quantize(x, name, mode, seed=next(calls), **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["e4m3fn", "e2m1fn", "int8", "binary8p3ue"])
+def test_ours_is_unbiased(name: str, dtype: torch.dtype) -> None:
+    report = verify(stochastic(name), name, "stochastic", input_dtype=dtype, level="quick")
+    assert report.passed, str(report)
+    assert report.law("unbiased").verdict == "pass"
+    assert report.law("deterministic").verdict == report.law("ties").verdict == "not applicable"
+
+
+def test_it_is_found_to_be_stochastic() -> None:
+    assert verify(stochastic("e4m3fn"), "e4m3fn", "found", level="quick").rounding == "stochastic"
+
+
+def test_few_random_bits_are_as_biased_as_they_must_be() -> None:
+    """stochastic_a with 4 bits rounds d down to sixteenths: up to 2^-4 too little, and no more (P3109 4.7.4)."""
+    four = {"mode": "stochastic_a", "stochastic_bits": 4}
+    told = verify(stochastic("e4m3fn", **four), "e4m3fn", "stochastic", level="quick").law("unbiased")
+    assert told.verdict == "fail"
+    assert "standard deviations away from zero" in told.smallest.note  # type: ignore[union-attr]
+    assert verify(stochastic("e4m3fn", **four), "e4m3fn", "stochastic", level="quick", bias=2.0**-4).passed
+    assert not verify(stochastic("e4m3fn", **four), "e4m3fn", "stochastic", level="quick", bias=2.0**-6).passed
+
+
+def test_all_stochastic_results_can_not_be_asked() -> None:
+    with pytest.raises(ValueError, match="for them the levels are quick and conditional"):
+        verify(stochastic("e4m3fn"), "e4m3fn", "stochastic", level="exhaustive")
+    with pytest.raises(ValueError, match="bias is a share of the distance between neighbours"):
+        verify(stochastic("e4m3fn"), "e4m3fn", "stochastic", bias=2.0)
+
+
+# All inputs.
+@pytest.mark.parametrize("name", ["e4m3fn", "e5m2", "e8m0fnu", "int8", "binary8p3ue", "e4m3fnuz", "nf4", "bf16"])
+def test_every_fp32_input_belongs_to_one_law(name: str) -> None:
+    question = Question(element_format(name))
+    counted = counts(question)
+    assert sum(counted.values()) == ALL
+    assert counted["nan"] == 2 * (2**23 - 1)
+    assert (counted["infinity"], counted["signed_zero"]) == (2, 2)
+    # By counting, in the 2^16 inputs of every binade's start: keys that end in 16 zeros.
+    keys = np.arange(-1 - INFINITY, INFINITY + 1, 1 << 16)
+    x = inputs_of(torch.from_numpy(keys.astype(np.int32))).double().numpy()
+    own = law_of(question, "float32", x, question.expected(x))
+    for place, law in enumerate(OF_INPUTS):
+        assert abs(int((own == place).sum()) * 65536 - counted[law]) <= max(4 * 65536, 0.01 * ALL) or law == "nan", law
+
+
+@pytest.mark.parametrize(
+    "conventions", [{}, {"zero": "unsigned"}, {"subnormals": "flushed"}, {"subnormals": "flushed_early"}]
+)
+def test_the_staircase_is_the_question_asked_input_by_input(conventions: dict[str, str]) -> None:
+    question = Question(element_format("e4m3fn"), "nearest_away", "propagate", **conventions)
+    stairs = Staircase(question)
+    for start in (
+        -1 - INFINITY,
+        -0x43E00000 - 70,
+        -0x3C800000 - 40,
+        -60,
+        0x3A000000 - 30,
+        0x3C700000,
+        0x43E00000 - 9,
+        INFINITY - 99,
+    ):
+        stop = min(start + 100, INFINITY + 1)
+        x = inputs_of(torch.arange(start, stop, dtype=torch.int32))
+        right = torch.from_numpy(question.expected(x.double().numpy())).float()
+        assert torch.equal(stairs.patterns(start, stop), right.view(torch.int32))
+
+
+# Certificates.
+def cast(x: Tensor) -> Tensor:
+    return x.to(torch.float8_e4m3fn).to(x.dtype)
+
+
+@pytest.fixture(scope="module")
+def some() -> list[Report]:
+    """Ours, torch's from FP64, NumPy's from FP32, a stochastic one and blocks."""
+    ours = verify(lambda x: quantize(x, "e4m3fn"), "e4m3fn", name="exmy", version="1")
+    theirs = verify(cast, "e4m3fn", "found", "found", torch.float64, name="torch", version="2")
+    numpys = verify(lambda x: x.astype(ml_dtypes.float4_e2m1fn).astype(x.dtype), "e2m1fn", "found", "found", takes="array",
+                    name="ml_dtypes", version="3")  # fmt: skip
+    mx = verify(lambda x: quantize(x, "mxfp4:ceil"), "mxfp4", name="exmy", version="1")
+    odd = verify(
+        lambda x: quantize(x, "e4m3fn", "to_odd"), "e4m3fn", "found", claimed="to_odd", name="exmy", version="1"
+    )
+    return [ours, theirs, numpys, mx, odd]
+
+
+def test_certificates_come_back_as_they_were(some: list[Report], tmp_path: Path) -> None:
+    write_certificates(some, tmp_path / "a.json")
+    assert [r.to_dict() for r in read_certificates(tmp_path / "a.json")] == [r.to_dict() for r in some]
+    assert not re.search(r": -?(NaN|Infinity)", (tmp_path / "a.json").read_text())  # JSON has no such words
+    failure = json.loads((tmp_path / "a.json").read_text())[1]["laws"][9]["smallest"]
+    assert failure["exact"] == "4503599627370497/4611686018427387904"
+    assert failure["decision_point"] == "1/1024"
+    for text in ("{}", "[1]", "not json", '[{"format": "e4m3fn"}]'):
+        (tmp_path / "b.json").write_text(text)
+        with pytest.raises(ValueError, match=r"b\.json is no certificate"):
+            read_certificates(tmp_path / "b.json")
+
+
+def test_a_matrix_has_a_place_for_every_judgement(some: list[Report], tmp_path: Path) -> None:
+    data = matrix(some)
+    assert dict(data.sizes) == {"implementation": 4, "format": 3, "input_dtype": 2, "law": len(LAWS)}
+    assert data["implementation"].values.tolist() == ["exmy 1", "torch 2", "ml_dtypes 3", "exmy 1 to_odd"]
+    torchs = data.sel(implementation="torch 2", format="e4m3fn", input_dtype="float64")
+    assert str(torchs["verdict"].sel(law="single_rounding").values) == "fail"
+    assert int(torchs["failed"].sel(law="single_rounding")) == 252
+    assert (
+        str(data["verdict"].sel(implementation="torch 2", format="mxfp4", input_dtype="float32", law="nan").values)
+        == ""
+    )
+    assert (
+        str(data["convention_nan"].sel(implementation="ml_dtypes 3", format="e2m1fn", input_dtype="float32").values)
+        == "zero"
+    )
+    data.to_netcdf(tmp_path / "m.nc", engine="h5netcdf")
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "m.nc", engine="h5netcdf"), data)
+    assert [label(r) for r in by_default(some)] == ["exmy 1", "torch 2", "ml_dtypes 3", "exmy 1"]
+
+
+def test_what_changed_between_two_versions_is_told(some: list[Report]) -> None:
+    assert compare(some, some) == []
+    mended = verify(lambda x: quantize(x, "e4m3fn", overflow="nonsaturating"), "e4m3fn", "found", "found", torch.float64,
+                    name="torch", version="4")  # fmt: skip
+    changes = compare(some, [mended])
+    assert "torch e4m3fn float64 nearest_even: single_rounding: fail (252), now pass" in changes
+    assert "torch e4m3fn float64 nearest_even: overflow: saturate, now nonsaturating" in changes
+    back = compare([mended], some)
+    assert any("single_rounding: pass, now fail (252); 0.0009765625000000002" in line for line in back)
+
+
+def test_a_report_has_every_law_once(some: list[Report]) -> None:
+    for report in some:
+        assert [verdict.law for verdict in report.laws] == list(LAWS)
+        with pytest.raises(KeyError, match="no law 'speed': there are interface, on_grid"):
+            report.law("speed")

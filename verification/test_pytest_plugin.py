@@ -1,0 +1,77 @@
+"""The plugin in a suite of somebody else's: a process of its own, in which nothing of ours is configured."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SUITE = """
+import pytest, torch
+
+def to_fp8(x):
+    return x.to(torch.float8_e4m3fn).to(x.dtype)
+
+@pytest.mark.quantizer("e4m3fn", "e5m2", overflow="found")
+def test_casts(verify_quantizer):
+    dtype = getattr(torch, f"float8_{verify_quantizer.format}")
+    report = verify_quantizer(lambda x: x.to(dtype).to(x.dtype))
+    assert report.passed
+
+@pytest.mark.quantizer("e4m3fn", overflow="found", input_dtype=torch.float64)
+def test_rounds_once(verify_quantizer):
+    verify_quantizer(to_fp8)
+
+def test_format_in_the_call(verify_quantizer):
+    assert verify_quantizer.format is None
+    assert verify_quantizer(to_fp8, "e4m3fn", level="quick").level == "quick"
+
+def test_no_format(verify_quantizer):
+    verify_quantizer(to_fp8)
+"""
+
+
+def run(folder: Path, *options: str) -> str:
+    (folder / "test_kernels.py").write_text(SUITE)
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "-p", "verification.pytest_plugin", "--strict-markers", "-rA", *options]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300).stdout
+
+
+def test_a_suite_judges_its_kernels(tmp_path: Path) -> None:
+    output = run(tmp_path, "--quantizer-certificates", "kept")
+    assert "3 passed, 2 failed" in output.replace("2 failed, 3 passed", "3 passed, 2 failed"), output
+    assert "PASSED test_kernels.py::test_casts[e4m3fn]" in output
+    assert "PASSED test_kernels.py::test_casts[e5m2]" in output
+    assert "breaks single_rounding" in output  # with the counterexample
+    assert "0x1.0000000000001p-10" in output
+    assert "verify_quantizer needs a format" in output
+    from verification import read_certificates
+
+    kept = sorted((tmp_path / "kept").glob("*.json"))
+    assert len(kept) == 4
+    assert sum(report.passed for path in kept for report in read_certificates(path)) == 3
+
+
+def test_the_level_of_the_whole_run(tmp_path: Path) -> None:
+    output = run(tmp_path, "--quantizer-level", "conditional", "-k", "format_in_the_call")
+    assert "assert 'conditional' == 'quick'" in output
+
+
+def test_pytest_finds_it_where_exmy_is_installed() -> None:
+    from importlib.metadata import entry_points
+
+    found = [entry.value for entry in entry_points(group="pytest11") if entry.name == "exmy"]
+    if not found:
+        pytest.skip("exmy is not installed, only on the path")
+    assert found == ["verification.pytest_plugin"]
+
+
+def test_loading_it_does_not_load_torch() -> None:
+    """It is loaded by every run of pytest on the machine."""
+    code = "import sys, verification.pytest_plugin; sys.exit('torch' in sys.modules or 'xarray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
