@@ -9,20 +9,24 @@ that of the straight-through surrogate, and plain autograd's with quantisers off
 
 Rounding an operand has the identity as its derivative (straight-through). The gradient dy is rounded once, on arrival, and
 autograd then forms dx = dy Wᵀ and dW = xᵀ dy from the rounded dy, W and x. Each product's result, dx and dW included, is
-rounded to the recipe's `output`: in BF16 by the product itself, with a wider carrier explicitly.
+rounded to the recipe's `output`: in BF16 by the product itself, with a wider carrier explicitly. Where the recipe says how sums
+are formed (`accumulate`), it says so for all three products; to second derivatives they are ordinary products.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from formats import FloatFormat, FormatParameters, format_parameters, quantize
+from train.accumulate import accumulated_product, smallest_normals
 from train.compiling import Quantizer
 from train.recipe import LinearPrecision, Structure
 
+Operand = Literal["activation", "weight", "gradient"]
 CARRIER_DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -132,6 +136,11 @@ def operand(x: Tensor, precision: Precision, parameters: FormatParameters | None
 
 def product(x_RSD: Tensor, w_RDF: Tensor, precision: Precision) -> Tensor:
     """Each run's x W, of operands in the carrier, and in it; the result and both gradients rounded to the recipe's output."""
+    if precision.structure.accumulate is not None:
+        formats = [f for f in (precision.activation, precision.weight, precision.gradient) if f is not None]
+        bare = precision._replace(activation=None, weight=None, gradient=None)
+        result: Tensor = _AccumulatedProduct.apply(x_RSD, w_RDF, bare, *(p for f in formats for p in f))
+        return result
     if precision.rounds_outputs:
         x_RSD, w_RDF = _round_gradient(x_RSD, None, precision), _round_gradient(w_RDF, None, precision)
     y = torch.bmm(x_RSD, w_RDF)
@@ -141,6 +150,64 @@ def product(x_RSD: Tensor, w_RDF: Tensor, precision: Precision) -> Tensor:
 def round_output(y: Tensor, precision: Precision) -> Tensor:
     """A product's result rounded to the recipe's output where the carrier is wider."""
     return y.to(torch.bfloat16).to(y.dtype) if precision.rounds_outputs else y
+
+
+def multiply(a: Tensor, b: Tensor, precision: Precision, of: tuple[Operand, Operand]) -> Tensor:
+    """Each run's a b, of operands in the carrier, and in it: summed, and rounded to the output, as the recipe says.
+
+    a [R, M, K] and b [R, K, N] are rounded operands of the kinds `of`. Differentiable only where the recipe leaves sums alone.
+    """
+    if precision.structure.accumulate is None:
+        return round_output(torch.bmm(a, b), precision)
+    return round_output(wide_product(a, b, precision, of).to(precision.carrier), precision)
+
+
+def wide_product(
+    a: Tensor, b: Tensor, precision: Precision, of: tuple[Operand, Operand], start: Tensor | None = None
+) -> Tensor:
+    """`multiply` before its output is rounded: FP32 (FP64 in FP64); CPUs multiply in FP32 anyway.
+
+    start: what this gave for earlier products of the same sum, of a recipe that says how sums are formed.
+    """
+    accumulation = precision.structure.accumulate
+    if accumulation is not None:
+        formats = {"activation": precision.activation, "weight": precision.weight, "gradient": precision.gradient}
+        first, second = (None if (f := formats[kind]) is None else smallest_normals(f) for kind in of)
+        return accumulated_product(a, b, accumulation, first, second, start)
+    return torch.bmm(a, b, out_dtype=torch.float32) if a.dtype == torch.bfloat16 else torch.bmm(a, b)
+
+
+class _AccumulatedProduct(torch.autograd.Function):
+    """x W whose sums, and those of both its gradients, are formed as the recipe says; to second derivatives an ordinary product.
+
+    The formats come as plain tensors, which is how the compiler sees them: activation's, weight's, gradient's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bare: Precision, *formats: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w, *formats)
+        ctx.bare = bare
+        return multiply(x, w, _dressed(bare, formats), ("activation", "weight"))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, *formats = ctx.saved_tensors
+        precision = _dressed(ctx.bare, formats)
+
+        def gradient(a: Tensor, b: Tensor, of: tuple[Operand, Operand]) -> Tensor:
+            value = multiply(a.detach(), b.detach(), precision, of)
+            return straight_through(torch.bmm(a, b), value) if torch.is_grad_enabled() else value
+
+        dx = gradient(dy, w.transpose(1, 2), ("gradient", "weight")) if ctx.needs_input_grad[0] else None
+        dw = gradient(x.transpose(1, 2), dy, ("activation", "gradient")) if ctx.needs_input_grad[1] else None
+        return dx, dw, None, *(None for _ in formats)
+
+
+def _dressed(bare: Precision, formats: Sequence[Tensor]) -> Precision:
+    """A precision with the formats whose tensors were taken out of it."""
+    n = len(FormatParameters._fields)
+    activation, weight, gradient = (FormatParameters(*formats[i * n : (i + 1) * n]) for i in range(3))
+    return bare._replace(activation=activation, weight=weight, gradient=gradient)
 
 
 def round_gradient(y: Tensor, precision: Precision) -> Tensor:

@@ -80,6 +80,9 @@ class Program:
         wide = wide if compiled else max(wide, 2)
         activations = tokens * D * (44 * self.shape.layers + 40) * wide
         a_logit = 8 * wide if compiled else 44
+        if any(structure.accumulate for structure in self.structure):  # FP64: operands, exponents, accumulators
+            a_logit += 64
+            activations += 256 * tokens * D
         logits = a_logit * min(tokens * self.shape.vocabulary, CHUNK_OF_ONE_RUN)
         return 20 * self.shape.size * wide + activations + logits
 

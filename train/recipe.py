@@ -4,7 +4,8 @@ A linear layer has three matrix products: y = x W forward, dx = dy Wᵀ and dW =
 operands, the activation x, the weight W and the gradient dy, so a recipe names three formats. *Simulated* recipes round the
 operands to a format's grid and multiply in a *carrier*, the narrowest hardware type that holds the grid exactly; the
 product's operands are then exactly those of hardware for that format. Sums are the carrier's FP32 sums, wider than what some
-FP8 units do. *Native* recipes hand the operands to the hardware's own BF16, TF32 or FP32 products.
+FP8 units do, unless `accumulate` says how they are formed. *Native* recipes hand the operands to the hardware's own BF16, TF32 or
+FP32 products.
 
 The attention products QKᵀ and PV are not linear layers: they stay in the carrier (BF16, for a BF16 carrier), whatever the
 formats are. What a product's output is rounded to is `output`, a property of the recipe and never of the carrier.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from formats import FloatFormat, Rounding, float_format
+from train.accumulate import Accumulation, parse_accumulation
 
 Native = Literal["bf16", "tf32", "fp32", "fp64"]
 Carrier = Literal["bf16", "tf32", "fp32", "fp64"]
@@ -38,6 +40,7 @@ class Structure:
     rounding: Rounding
     carrier: Carrier
     output: Output
+    accumulate: Accumulation | None = None
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,14 @@ class Recipe:
 
     @property
     def arithmetic(self) -> list[str]:
-        """Everything that decides the recipe's numbers, as text: for body and LM head, formats, rounding, output."""
+        """Everything that decides the recipe's numbers, as text: for body and LM head, formats, rounding, output, and how sums
+        are formed where the recipe says so (runs of before could not).
+        """
         return [
-            f"{linear.label}:{linear.structure.rounding.value}:{linear.structure.output}"
+            ":".join(
+                [linear.label, linear.structure.rounding.value, linear.structure.output]
+                + ([linear.structure.accumulate.name] if linear.structure.accumulate else [])
+            )
             for linear in (self.body, self.lm_head)
         ]
 
@@ -95,13 +103,19 @@ class Recipe:
         else:
             text = (
                 f"operands of every linear layer (x W, dy W^T, x^T dy) rounded to {self.body.label} by {body.rounding.value}, "
-                f"saturating, multiplied in {body.carrier.upper()} with FP32 sums"
+                f"saturating, multiplied in {body.carrier.upper()} {_sums(body)}"
             )
         head = "LM head included" if self.lm_head == self.body else f"LM head in {self.lm_head.label}"
+        if self.lm_head.structure.accumulate != body.accumulate:
+            head += f" {_sums(self.lm_head.structure)}"
         return (
             f"{text}; {head}; products' outputs rounded to {body.output.upper()}; QK^T and PV stay in the carrier; "
             "master weights, optimiser, norms and residuals in FP32"
         )
+
+
+def _sums(structure: Structure) -> str:
+    return "with FP32 sums" if structure.accumulate is None else f"and summed {structure.accumulate.description}"
 
 
 def narrowest_carrier(formats: tuple[FloatFormat, ...], output: Output) -> Carrier:
@@ -120,13 +134,20 @@ def narrowest_carrier(formats: tuple[FloatFormat, ...], output: Output) -> Carri
     )
 
 
-def _native(kind: Native, output: Output) -> LinearPrecision:
+def _native(kind: Native, output: Output, accumulate: Accumulation | None) -> LinearPrecision:
+    if accumulate is not None:
+        raise ValueError(
+            f"native-{kind} sums as the hardware does, so accumulate must be 'fp32', got {accumulate.name!r}: "
+            "name a simulated format for it"
+        )
     if kind == "bf16" and output == "fp32":
         raise ValueError("native-bf16 leaves its products in BF16: for an FP32 output take the simulated format 'bf16'")
     return LinearPrecision(Structure(kind, Rounding.NEAREST_EVEN, kind, "fp64" if kind == "fp64" else output))
 
 
-def _linear(activation: str, weight: str, gradient: str, rounding: str, output: Output) -> LinearPrecision:
+def _linear(
+    activation: str, weight: str, gradient: str, rounding: str, output: Output, accumulate: str | None = None
+) -> LinearPrecision:
     operands = (activation, weight, gradient)
     if any(name.startswith(NATIVE_PREFIX) for name in operands):
         if len(set(operands)) > 1:
@@ -136,7 +157,7 @@ def _linear(activation: str, weight: str, gradient: str, rounding: str, output: 
         if activation not in NATIVE_RECIPES:
             raise ValueError(f"{activation!r} is no native product; there are {', '.join(NATIVE_RECIPES)}")
         kind: Native = next(kind for kind in get_args(Native) if activation == NATIVE_PREFIX + kind)
-        return _native(kind, output)
+        return _native(kind, output, parse_accumulation(accumulate))
     formats = tuple(float_format(name) for name in operands)
     for f in formats:
         if not f.shares_programs:
@@ -144,7 +165,8 @@ def _linear(activation: str, weight: str, gradient: str, rounding: str, output: 
                 f"{f.name} can't be an operand's format yet: packs take signed floating-point formats with -0 and gradual "
                 "underflow within FP32's normal range, such as e4m3fn"
             )
-    structure = Structure(None, Rounding(rounding), narrowest_carrier(formats, output), output)
+    carrier = narrowest_carrier(formats, output)
+    structure = Structure(None, Rounding(rounding), carrier, output, parse_accumulation(accumulate))
     return LinearPrecision(structure, *formats)
 
 
@@ -176,6 +198,7 @@ class RecipeTable:
     rounding: str = "nearest_even"
     output: Output = "bf16"
     lm_head: str | None = None
+    accumulate: str | None = None
 
 
 def resolve_recipe(name: str, tables: Mapping[str, RecipeTable] | None = None, _within: tuple[str, ...] = ()) -> Recipe:
@@ -190,7 +213,7 @@ def resolve_recipe(name: str, tables: Mapping[str, RecipeTable] | None = None, _
         )
     if name in tables:
         table = tables[name]
-        body = _linear(table.activation, table.weight, table.gradient, table.rounding, table.output)
+        body = _linear(table.activation, table.weight, table.gradient, table.rounding, table.output, table.accumulate)
         head = body if table.lm_head is None else resolve_recipe(table.lm_head, tables, (*_within, name)).body
         if (body.structure.carrier == "fp64") != (head.structure.carrier == "fp64"):
             raise ValueError(

@@ -8,7 +8,8 @@ grid and in the carrier: they are rounded when they are updated, once a step, an
 
 The head's loss and gradients are written out, not left to autograd: a chunk's logits become loss, dx and dW while they are
 there, so those of all runs, tokens and vocabulary are never in memory together. A chunk is some runs, or some tokens of one
-run; then dW is summed in FP32 over the chunks and rounded once, as one product's sum is.
+run; then dW is summed in FP32 over the chunks and rounded once, as one product's sum is. A recipe that says how sums are formed
+(`accumulate`) has dW's carried on from chunk to chunk instead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,17 @@ from torch import Tensor
 from formats import FormatParameters
 from landscape import logit_sharpness, small_box_sharpness
 from train.layers import add_norm, attend, cross_entropy_gradient, last_norm, token_losses, wide_logits
-from train.linear import Precision, on_grid, operand, product, receive, round_gradient, round_output
+from train.linear import (
+    Precision,
+    multiply,
+    on_grid,
+    operand,
+    product,
+    receive,
+    round_gradient,
+    round_output,
+    wide_product,
+)
 from train.model import ModelShape, Numerics
 from train.optim import AdamW, Factors, Parts, factors, squares, update
 
@@ -148,8 +159,10 @@ class Pieces:
         return hidden
 
 
-def chunks(runs: int, tokens: int, vocabulary: int) -> Iterator[tuple[slice, slice]]:
-    """(runs, tokens) of each chunk of logits: several whole runs, or equal parts of one run's tokens where that is too much."""
+def chunks(runs: int, tokens: int, vocabulary: int, multiple: int = 1) -> Iterator[tuple[slice, slice]]:
+    """(runs, tokens) of each chunk of logits: several whole runs, or equal parts of one run's tokens where that is too much, but
+    for the last of them a multiple of `multiple`.
+    """
     if tokens * vocabulary <= CHUNK_OF_ONE_RUN:
         most = max(1, CHUNK_LOGITS // (tokens * vocabulary))
         together = next(r for r in range(min(most, runs), 0, -1) if runs % r == 0)
@@ -158,22 +171,30 @@ def chunks(runs: int, tokens: int, vocabulary: int) -> Iterator[tuple[slice, sli
         return
     parts = -(-tokens * vocabulary // CHUNK_OF_ONE_RUN)
     parts = next((p for p in range(parts, 2 * parts) if tokens % p == 0), parts)
-    size = -(-tokens // parts)
+    size = -(-tokens // (parts * multiple)) * multiple
     for r in range(runs):
         for s in range(0, tokens, size):
             yield slice(r, r + 1), slice(s, min(s + size, tokens))
 
 
 def of_runs(precision: Precision, r: slice) -> Precision:
-    """The precision of some runs; of formats only the gradient's, which is all that the head still needs."""
-    formats = precision.gradient
-    chosen = None if formats is None else FormatParameters(*(parameter[r] for parameter in formats))
-    return precision._replace(activation=None, weight=None, gradient=chosen)
+    """The precision of some runs; of formats only the gradient's, which is all that the head still needs, unless the recipe says
+    how sums are formed.
+    """
+
+    def chosen(formats: FormatParameters | None) -> FormatParameters | None:
+        return None if formats is None else FormatParameters(*(parameter[r] for parameter in formats))
+
+    if precision.structure.accumulate is None:
+        precision = precision._replace(activation=None, weight=None)
+    return precision._replace(
+        activation=chosen(precision.activation), weight=chosen(precision.weight), gradient=chosen(precision.gradient)
+    )
 
 
 def _logits(x: Tensor, w: Tensor, precision: Precision) -> Tensor:
     """[r, s, V'], in the carrier."""
-    return round_output(torch.bmm(x, w.transpose(1, 2)), precision)
+    return multiply(x, w.transpose(1, 2), precision, ("activation", "weight"))
 
 
 def head(
@@ -185,24 +206,24 @@ def head(
     tokens: int,
     whole: bool,
     kernels: bool,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A chunk's losses, summed, [r], and the gradients of a run's mean loss in x [r, s, D] and w [r, V', D], in the carrier.
 
     x and w are operands, targets [r, s]; the mean is over all `tokens` of a run. Where the chunk is not a run's `whole` batch, dW
-    is FP32 (the carrier on a CPU), to be summed.
+    is FP32 (the carrier on a CPU), to be summed; or, where the recipe says how sums are formed, the sum of chunks so far, which
+    goes on from `start`, that of the chunk before.
     """
     logits = _logits(x, w, precision)
     kernels = kernels and precision.carrier == torch.bfloat16
     losses, dz = cross_entropy_gradient(logits, targets, precision, vocabulary, tokens, kernels)
-    dx = round_output(torch.bmm(dz, w), precision)
+    # What pads the vocabulary is zero, but another chunk to the accumulator of a recipe that says how sums are formed.
+    terms = dz.shape[2] if precision.structure.accumulate is None else vocabulary
+    dx = multiply(dz[..., :terms], w[:, :terms], precision, ("gradient", "weight"))
+    transposed = dz.transpose(1, 2)
     if not whole:
-        return losses, dx, _wide_product(dz.transpose(1, 2), x)
-    return losses, dx, round_output(torch.bmm(dz.transpose(1, 2), x), precision)
-
-
-def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """A product whose FP32 sums are not rounded; CPUs multiply in FP32 anyway."""
-    return torch.bmm(a, b, out_dtype=torch.float32) if a.dtype == torch.bfloat16 else torch.bmm(a, b)
+        return losses, dx, wide_product(transposed, x, precision, ("gradient", "activation"), start)
+    return losses, dx, multiply(transposed, x, precision, ("gradient", "activation"))
 
 
 def head_loss(x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int) -> Tensor:
@@ -237,7 +258,8 @@ def head_over_chunks(
     (R, S, _), precision = x.shape, numerics.lm_head
     losses = x.new_zeros(R, dtype=torch.promote_types(x.dtype, torch.float32))
     dx, dw = torch.empty_like(x), torch.empty_like(w)
-    parts = list(chunks(R, S, w.shape[1]))
+    accumulate = precision.structure.accumulate
+    parts = list(chunks(R, S, w.shape[1], accumulate.step if accumulate else 1))
     if len(parts) == 1:
         losses, dx, dw = pieces.head(
             x, w, targets, of_runs(precision, slice(None)), vocabulary, S, True, numerics.kernels
@@ -246,15 +268,17 @@ def head_over_chunks(
     sums: Tensor | None = None
     for r, s in parts:
         whole = s == slice(0, S)
+        sums = None if s.start == 0 else sums
         loss, dx_part, dw_part = pieces.head(
-            x[r, s], w[r], targets[r, s], of_runs(precision, r), vocabulary, S, whole, numerics.kernels
-        )
+            x[r, s], w[r], targets[r, s], of_runs(precision, r), vocabulary, S, whole, numerics.kernels,
+            sums if accumulate else None,
+        )  # fmt: skip
         losses[r] += loss
         dx[r, s] = dx_part
         if whole:
             dw[r] = dw_part
         else:
-            sums = dw_part if s.start == 0 or sums is None else sums.add_(dw_part)
+            sums = dw_part if sums is None or accumulate else sums.add_(dw_part)
             if s.stop == S:
                 dw[r] = round_output(sums, precision)
     return losses / S, dx, dw
