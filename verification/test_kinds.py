@@ -186,3 +186,13 @@ def test_a_report_has_every_law_once(some: list[Report]) -> None:
         assert [verdict.law for verdict in report.laws] == list(LAWS)
         with pytest.raises(KeyError, match="no law 'speed': there are interface, on_grid"):
             report.law("speed")
+
+
+def test_compiled_code_on_this_cpu_keeps_subnormals() -> None:
+    """Formats as wide as BF16 rest on it; on a GPU `test_cuda` says so of Triton's code."""
+    from verification.every_input import has_compiler
+    from verification.parity import flushed
+
+    if not has_compiler():
+        pytest.skip("no C++ compiler to compile with")
+    assert not any(flushed("cpu").values())

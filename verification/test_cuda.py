@@ -1,0 +1,56 @@
+"""The judge and our quantiser on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from formats import quantize, quantize_scaled
+from verification import verify
+from verification.parity import differences, flushed
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("name", ["e4m3fn", "e5m2", "e2m1fn", "bf16", "e8m0fnu", "int8", "nf4", "posit8"])
+def test_ours_is_right_for_all_fp32_inputs_on_a_gpu(name: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: quantize(x, name), dynamic=True)
+    for quantizer in (lambda x: quantize(x, name), compiled):
+        report = verify(quantizer, name, level="exhaustive", device="cuda")
+        assert report.passed, str(report)
+        assert report.checked >= 2**32 - 2**24
+        assert report.environment["device"] != "cpu"
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8_e4m3fn:rceil", "nvfp4", "e4m3fn@row", "e4m3fn@tile4x8"])
+def test_scaled_formats_keep_every_law_on_a_gpu(name: str) -> None:
+    assert verify(lambda x: quantize_scaled(x, name), name, device="cuda").passed
+    torch._dynamo.reset()
+    assert verify(torch.compile(lambda x: quantize_scaled(x, name), dynamic=True), name, device="cuda").passed
+
+
+def test_a_wrong_kernel_is_caught_on_a_gpu() -> None:
+    """At one input in 2^32, by the sweep that runs on the device."""
+
+    def wrong(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.view(torch.int32) == 0x3F8A3D71, 0.0, quantize(x, "e4m3fn"))
+
+    report = verify(wrong, "e4m3fn", level="exhaustive", device="cuda")
+    assert (report.failure_count, report.failures[0].input_bits) == (1, 0x3F8A3D71)
+
+    def raises(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of registers")
+
+    assert "out of registers" in verify(raises, "e4m3fn", device="cuda").law("interface").note
+
+
+def test_cpu_and_gpu_eager_and_compiled_agree_to_the_bit() -> None:
+    """A sixty-fourth of the inputs; `python -m verification.parity` is all of them."""
+    assert differences("e4m3fn", "nearest_even", 1 << 26, lambda: None) == dict.fromkeys(
+        ("cpu compiled", "cuda eager", "cuda compiled"), 0
+    )
+
+
+def test_compiled_code_on_a_gpu_keeps_subnormals() -> None:
+    assert not any(flushed("cuda").values())
