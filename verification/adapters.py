@@ -81,6 +81,8 @@ def known() -> list[Adapter]:
     ours = (*OURS, *OUR_BLOCKS)
     return [
         Adapter("exmy", "exmy", ours, peers.of_exmy, roundings=every, block_dtypes=("float32", "bfloat16", "float16")),
+        *(Adapter(name, "exmy", ours, make, device="cuda", block_dtypes=("float32", "bfloat16", "float16"))
+          for name, make in (("exmy-cuda", peers.of_exmy), ("exmy-cuda-compiled", peers.of_exmy_compiled))),
         *_of_torch(),
         Adapter("exmy-codes", "exmy", ours, peers.codes_of_exmy, gives="codes", roundings=every,
                 block_dtypes=("float32", "bfloat16", "float16")),
@@ -143,6 +145,8 @@ def _of_torchao() -> list[Adapter]:
         *(Adapter(name, "torchao", formats, peers.codes_of_torchao, dtypes=single, gives="codes", block_dtypes=both)
           for name, formats in codes),
         *(Adapter(name, "torchao", formats, make, dtypes=single, block_dtypes=both) for name, formats, make in values),
+        *(Adapter(f"{name}-cuda", "torchao", formats, make, dtypes=single, block_dtypes=both, device="cuda")
+          for name, formats, make in values),
     ]  # fmt: skip
 
 

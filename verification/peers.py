@@ -45,6 +45,12 @@ def of_exmy(name: str, rounding: str = EVEN) -> Quantizer:
     return lambda x: quantize(x, name, rounding)
 
 
+def of_exmy_compiled(name: str, rounding: str = EVEN) -> Quantizer:
+    """The same through Inductor."""
+    torch._dynamo.reset()
+    return torch.compile(of_exmy(name, rounding), dynamic=True)
+
+
 def codes_of_exmy(name: str, rounding: str = EVEN) -> Quantizer:
     """To codes."""
 
