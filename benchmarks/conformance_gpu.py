@@ -26,7 +26,8 @@ def listed() -> list[Job]:
     """Of all that is here those on the GPU by their default rounding, and torch's casts on the CPU of this version."""
     found = []
     for job in everything(Asked()):
-        if job.asked.device == "cuda" and job.claimed == "nearest_even":
+        slow = "compiled" in job.implementation and (job.dtype != "float32" or ":" in job.format)  # a program each
+        if job.asked.device == "cuda" and job.claimed == "nearest_even" and not slow:
             whole = job.dtype in EXHAUSTIVE and not is_scaled_name(job.format) and "torchao" not in job.implementation
             found.append(replace(job, asked=replace(job.asked, level="exhaustive")) if whole else job)
         elif job.implementation == "torch":
