@@ -17,11 +17,13 @@ from torch import Tensor
 
 from formats import decode, element_format, quantize, torch_dtype, view_as_values
 from verification import LAWS, Report, compare, matrix, read_certificates, verify, write_certificates
+from verification.calls import Caller
 from verification.certificates import by_default, label
-from verification.laws import OF_INPUTS, law_of
+from verification.elements import same_bits
+from verification.laws import OF_INPUTS, Failure, law_of, off_grid
 from verification.question import Question
 from verification.staircase import INFINITY, Staircase, inputs_of
-from verification.sweep import ALL, counts
+from verification.sweep import ALL, AllLaws, counts
 
 
 # Decoders.
@@ -116,6 +118,39 @@ def test_the_staircase_is_the_question_asked_input_by_input(conventions: dict[st
         x = inputs_of(torch.arange(start, stop, dtype=torch.int32))
         right = torch.from_numpy(question.expected(x.double().numpy())).float()
         assert torch.equal(stairs.patterns(start, stop), right.view(torch.int32))
+
+
+@pytest.mark.parametrize("name", ["e4m3fn", "e8m0fnu", "int8", "binary8p3ue", "e5m2"])
+def test_many_wrong_inputs_are_sorted_as_one_by_one(name: str) -> None:
+    """An eighth of all inputs wrong, in five places; by law, count and smallest, and which leave the grid."""
+    question = Question(element_format(name))
+
+    def wrong_often(x: Tensor) -> Tensor:
+        y = quantize(x, name)
+        return torch.where((x.view(torch.int32) * 2654435761 & 0x7) == 0, y * 2 + 1e-3, y)
+
+    caller, laws = Caller(wrong_often, question.f), AllLaws(question)
+    found: dict[str, tuple[int, Failure | None]] = dict.fromkeys((*OF_INPUTS, "on_grid"), (0, None))
+    counted, smallest = dict.fromkeys(found, 0), dict[str, float]()
+    for start in (-0x43E00000 - 5000, -5000, 0x3C800000 - 5000, 0x43E00000 - 3000, INFINITY - 5000):
+        x = inputs_of(torch.arange(start, min(start + 10000, INFINITY + 1), dtype=torch.int32))
+        got, right = caller(x), torch.from_numpy(question.expected(x.double().numpy())).float()
+        wrong = ~same_bits(got, right)
+        laws.sort_out(start, x, got, wrong, found)
+        places = np.flatnonzero(wrong.numpy())
+        values = x.double().numpy()[places]
+        own = law_of(question, "float32", values, question.expected(values))
+        counted["on_grid"] += len(off_grid(question.f, values, got.double().numpy()[places]))
+        for place, law in enumerate(OF_INPUTS):
+            mine = np.abs(values[own == place])
+            counted[law] += len(mine)
+            smallest[law] = min([smallest.get(law, np.inf), *mine.tolist()])
+    assert {law: count for law, (count, _) in found.items()} == counted
+    assert counted["rounding"] > 1000
+    for law, (count, failure) in found.items():
+        if count and law != "on_grid":
+            assert failure is not None
+            assert abs(failure.input) == smallest[law]
 
 
 # Certificates.
