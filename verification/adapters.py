@@ -40,8 +40,8 @@ OUR_BLOCKS = (*list_scaled_formats(), *(f"mxfp4:{rule}" for rule in RULES), *(f"
 ALL = ("float32", "float64", "bfloat16", "float16")
 OF_NUMPY = ("float32", "float64", "float16")
 BLOCKS_OF_NUMPY = ("float32", "float16")
-CHECKOUT = "microxcaling"
-"""No package: a checkout, at the place that MICROXCALING names."""
+OWN, CHECKOUT = "exmy", "microxcaling"
+"""Ours needs no installing; microxcaling is no package but a checkout, at the place that MICROXCALING names."""
 
 
 class Adapter(NamedTuple):
@@ -66,7 +66,12 @@ class Adapter(NamedTuple):
     @property
     def version(self) -> str:
         """Of the package that is installed; of a checkout its commit, or "checkout"."""
-        return _commit() if self.package == CHECKOUT else version(self.package)
+        if self.package == CHECKOUT:
+            return _commit()
+        try:
+            return version(self.package)
+        except PackageNotFoundError:  # ours, run from its sources
+            return "checkout"
 
 
 def adapters() -> dict[str, Adapter]:
@@ -165,6 +170,8 @@ def _floating(whose: str) -> tuple[str, ...]:
 def _is_there(package: str) -> bool:
     if package == CHECKOUT:
         return bool(os.environ.get("MICROXCALING"))
+    if package == OWN:
+        return True
     try:
         version(package)
     except PackageNotFoundError:
