@@ -6,6 +6,7 @@ reports into one dataset, or two files against each other.
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import xarray as xr
 from verification.laws import LAWS
 from verification.report import Report
 
-ABSENT = ""
+ABSENT, PACKED = "", ".gz"
 USUAL = "nearest_even"
 VERDICTS = ("pass", "fail", "not applicable")
 
@@ -90,22 +91,23 @@ def matrix(reports: Iterable[Report]) -> xr.Dataset:
 
 
 def write_certificates(reports: Sequence[Report], path: str | Path) -> None:
-    """All reports as one JSON file, whole or not at all. OSError for a bad place."""
+    """All reports as one JSON file, gzipped if its name ends in .gz; whole or not at all. OSError for a bad place."""
     path = Path(path)
+    content = (json.dumps([r.to_dict() for r in reports], indent=1) + "\n").encode()
     aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(json.dumps([r.to_dict() for r in reports], indent=1) + "\n", encoding="utf-8")
+    aside.write_bytes(gzip.compress(content, mtime=0) if path.suffix == PACKED else content)
     aside.replace(path)
 
 
 def read_certificates(path: str | Path) -> list[Report]:
     """The reports of a file. ValueError, naming it, for one that holds none; OSError where there is no file."""
-    text = Path(path).read_text(encoding="utf-8")
+    content = Path(path).read_bytes()
     try:
-        rows = json.loads(text)
+        rows = json.loads(gzip.decompress(content) if Path(path).suffix == PACKED else content)
         if not isinstance(rows, list):
             raise TypeError("no list of reports")
         return [Report.from_dict(row) for row in rows]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is no certificate: {type(error).__name__}: {error}") from None
 
 

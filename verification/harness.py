@@ -139,7 +139,7 @@ def _elements(
     caller: Caller, f: ElementFormat, asked: dict[str, str], claimed: str, dtype: torch.dtype, level: str,
     bias: float, progress: Progress | None,
 ) -> _Outcome:  # fmt: skip
-    conventions = find_conventions(caller, f, dtype)
+    conventions = find_conventions(caller, f, dtype, claimed)
     overflow = str(Overflow.NONSATURATING if f.has_inf else Overflow.SATURATE)
     judged = _judged_by(asked, conventions._asdict(), claimed, {"overflow": overflow})
     question = Question(f, **judged)

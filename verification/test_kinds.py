@@ -175,6 +175,9 @@ def some() -> list[Report]:
 def test_certificates_come_back_as_they_were(some: list[Report], tmp_path: Path) -> None:
     write_certificates(some, tmp_path / "a.json")
     assert [r.to_dict() for r in read_certificates(tmp_path / "a.json")] == [r.to_dict() for r in some]
+    write_certificates(some, tmp_path / "a.json.gz")
+    assert [r.to_dict() for r in read_certificates(tmp_path / "a.json.gz")] == [r.to_dict() for r in some]
+    assert (tmp_path / "a.json.gz").stat().st_size < (tmp_path / "a.json").stat().st_size / 5
     assert not re.search(r": -?(NaN|Infinity)", (tmp_path / "a.json").read_text())  # JSON has no such words
     failure = json.loads((tmp_path / "a.json").read_text())[1]["laws"][9]["smallest"]
     assert failure["exact"] == "4503599627370497/4611686018427387904"

@@ -78,6 +78,16 @@ def test_conventions_are_found_and_are_no_bugs() -> None:
     assert verify(but(torch.isnan, torch.zeros_like), NAME).conventions["nan"] == "zero"
 
 
+@pytest.mark.parametrize("mode", ["to_odd", "nearest_away"])
+def test_of_roundings_that_no_answer_tells_apart_it_is_the_claimed_one(mode: str) -> None:
+    """BF16 has nothing between two of its own values, and no FP32 number lies halfway between two of NF4's."""
+    report = verify(lambda x: quantize(x, "nf4", mode), "nf4", "found", claimed=mode)
+    assert report.passed, str(report)
+    assert report.rounding == mode
+    inside = verify(lambda x: x.clone(), "bf16", "found", "found", torch.bfloat16, claimed=mode)
+    assert (inside.conventions["rounding"], inside.rounding) == ("none", mode)
+
+
 def test_codes_are_decoded() -> None:
     assert verify(lambda x: encode(x, NAME), NAME, gives="codes").passed
     assert not verify(lambda x: encode(x, NAME) + (x == 1.0).to(torch.uint8), NAME, gives="codes").passed
