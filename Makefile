@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Tests beside each other, a process each; every one of them takes a gigabyte or two.
 JOBS   ?= 2
 
-.PHONY: install sweep test verify verify-gpu bench lint clean
+.PHONY: install sweep test verify verify-gpu conformance bench lint clean
 
 install: $(READY)
 
@@ -30,6 +30,12 @@ verify: $(READY)
 
 verify-gpu: $(READY)
 	$(BIN)/python -m verification.on_gpu $(ARGS)
+
+# All libraries that are here, judged; docs/conformance.md and its picture made of that and of what a GPU said. Minutes.
+RESULTS := benchmarks/results
+conformance: $(READY)
+	$(BIN)/exmy verify --matrix runs/conformance --json $(RESULTS)/conformance-cpu.json.gz
+	$(BIN)/python -m exmy.conformance docs/conformance.md $(RESULTS)/conformance-cpu.json.gz $(RESULTS)/conformance-h100.json.gz
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -229,7 +229,7 @@ def run(options: argparse.Namespace, cores: TensorCores | None) -> Run:
         operands_[title] = measure(names, words, options, cores)
         print(f"{title}: {time.monotonic() - began:.0f} s", flush=True)
     return {
-        "command": "python -m benchmarks.tensor_cores " + " ".join(sys.argv[1:]),
+        "command": "python -m benchmarks.tensor_cores " + " ".join(Path(word).name for word in sys.argv[1:]),
         "commit": options.commit or _git_commit(),
         "device": device_name(torch.device(options.device)),
         "torch": torch.__version__,

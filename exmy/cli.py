@@ -350,68 +350,20 @@ def verify(
     Example: exmy verify mypackage.kernels:to_fp8 --format e4m3fn --input float32 --overflow saturate
     Example: exmy verify --matrix conformance
     """  # noqa: D301
-    from exmy.console import output
-    from exmy.verify import Asked, complete, everything, jobs, reports, view
-    from verification import Report, compare, read_certificates, write_certificates
+    from exmy.verify import Asked, Request, answer
 
     sys.path.insert(0, str(Path.cwd()))  # MODULE may be the user's own, beside which they stand
-    found: list[Report] = []
+    request = Request(implementation, (*formats, *more), Asked(**asked), certificate, against, matrix, certificates)
     try:
-        if certificates and matrix is None:
-            raise ValueError("--from is for --matrix: name the folder that the matrix goes to")
-        before = read_certificates(against) if against else []
-        _check_places(certificate, matrix)
-        if matrix is not None:
-            if implementation:
-                raise ValueError(f"--matrix judges all that is here: leave {implementation} out")
-            from exmy.conformance import write_matrix
-
-            def say(job: Any, why: str) -> None:
-                click.echo(f"left out: {job.implementation} {job.format} {job.dtype}: {why}", err=True)
-
-            read = [report for path in certificates for report in read_certificates(path)]
-            found = read or list(reports(everything(Asked(**asked)), say))
-            for path in write_matrix(found, matrix):
-                click.echo(path)
-        else:
-            whole = implementation is None and not more
-            listed = (
-                complete(Asked(**asked)) if whole else jobs(implementation or "exmy", (*formats, *more), Asked(**asked))
-            )
-            certificate = certificate or (Path("exmy-certificate.json") if whole else None)
-            for report in reports(listed):
-                found.append(report)
-        if certificate is not None:
-            write_certificates(found, certificate)
+        sys.exit(answer(request))
     except ValueError as error:
         raise Refused(str(error)) from None
     except OSError as error:
         raise Refused(f"{error.filename or certificate}: {error.strerror}; name another place") from None
     except KeyboardInterrupt:
-        kept = ""
-        if found and certificate is not None:
-            write_certificates(found, certificate)
-            kept = f"; what {len(found)} judgements said is in {certificate}"
-        click.echo(f"\nexmy: stopped{kept or '; nothing was written'}", err=True)
+        kept = request.kept()
+        click.echo(f"\nexmy: stopped; {kept or 'nothing was written'}", err=True)
         sys.exit(INTERRUPTED)
-    if matrix is None:
-        output().print(view(found))
-        if certificate is not None:
-            click.echo(certificate)
-    if against:
-        changes = compare(before, found)
-        click.echo("\n".join(changes) if changes else f"nothing differs from {against}")
-    sys.exit(0 if matrix is not None or all(report.passed for report in found) else 1)
-
-
-def _check_places(certificate: Path | None, folder: Path | None) -> None:
-    """OSError, before any work, where a result could not be written."""
-    if certificate is not None and not certificate.parent.is_dir():
-        raise FileNotFoundError(2, "no such folder", str(certificate.parent))
-    if certificate is not None and not os.access(certificate.parent, os.W_OK):
-        raise PermissionError(13, "can't be written", str(certificate))
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 @main.command()

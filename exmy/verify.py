@@ -1,13 +1,16 @@
-"""`exmy verify`: put an implementation before the judge, and show what it said."""
+"""`exmy verify`: put an implementation before the judge, or all that are here, and show what it said."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from rich import box
 from rich.console import Console, Group
@@ -15,10 +18,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from exmy.console import output
 from formats import get_format, quantize
 from formats.rounding import Rounding
 from formats.scaled import ScaledFormat, is_scaled_name
-from verification import Report, verify
+from verification import Report, compare, read_certificates, verify, write_certificates
 from verification.adapters import OURS, Adapter, adapters, fits, known, load_function
 from verification.every_input import has_compiler
 from verification.points import CARRIERS
@@ -26,6 +30,7 @@ from verification.question import FOUND
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in CARRIERS}
 OUR_NAME = "exmy"
+WHOLE_CERTIFICATE = "exmy-certificate.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,84 @@ class Asked:
     device: str = "cpu"
     seconds: float = 60.0
     bias: float = 0.0
+
+
+@dataclass
+class Request:
+    """The command line: whom to judge, of which formats, and what to write and compare; `found` grows as judgements are made."""
+
+    implementation: str | None
+    formats: tuple[str, ...]
+    asked: Asked
+    certificate: Path | None = None
+    against: Path | None = None
+    matrix: Path | None = None
+    certificates: tuple[Path, ...] = ()
+    found: list[Report] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.is_whole and self.certificate is None:
+            self.certificate = Path(WHOLE_CERTIFICATE)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the complete proof of our own."""
+        return self.implementation is None and not self.formats and self.matrix is None
+
+    def check(self) -> None:
+        """ValueError or OSError, before any work, for what contradicts itself or could not be written."""
+        if self.certificates and self.matrix is None:
+            raise ValueError("--from is for --matrix: name the folder that the matrix goes to")
+        if self.matrix is not None and (self.implementation or self.formats):
+            raise ValueError(f"--matrix judges all that is here: leave {self.implementation or self.formats[0]} out")
+        if self.certificate is not None and not self.certificate.parent.is_dir():
+            raise FileNotFoundError(2, "no such folder", str(self.certificate.parent))
+        if self.certificate is not None and not os.access(self.certificate.parent, os.W_OK):
+            raise PermissionError(13, "can't be written", str(self.certificate))
+        if self.matrix is not None:
+            self.matrix.mkdir(parents=True, exist_ok=True)
+
+    def kept(self) -> str:
+        """Write the certificate of what was judged before a stop, and say so; empty where there is nothing to keep."""
+        if not self.found or self.certificate is None:
+            return ""
+        write_certificates(self.found, self.certificate)
+        return f"what {len(self.found)} judgements said is in {self.certificate}"
+
+
+def answer(request: Request) -> int:
+    """Judge, write, show; the exit status. ValueError, in one line, for bad input, OSError for a bad place."""
+    request.check()
+    before = read_certificates(request.against) if request.against else []
+    found = request.found
+    if request.matrix is not None:
+        from exmy.conformance import write_matrix
+
+        found += [report for path in request.certificates for report in read_certificates(path)]
+        if not found:
+            found.extend(reports(everything(request.asked), _left_out))
+        for path in write_matrix(found, request.matrix):
+            click.echo(path)
+    else:
+        asked = request.asked
+        listed = (
+            complete(asked) if request.is_whole else jobs(request.implementation or OUR_NAME, request.formats, asked)
+        )
+        for report in reports(listed):
+            found.append(report)
+    if request.certificate is not None:
+        write_certificates(found, request.certificate)
+    if request.matrix is None:
+        output().print(view(found))
+    if request.certificate is not None:
+        click.echo(request.certificate)
+    if request.against:
+        click.echo("\n".join(compare(before, found)) or f"nothing differs from {request.against}")
+    return 0 if request.matrix is not None or all(report.passed for report in found) else 1
+
+
+def _left_out(job: Job, why: str) -> None:
+    click.echo(f"left out: {job.implementation} {job.format} {job.dtype}: {why}", err=True)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from verification import LAWS, Failure, Report, Verdict, matrix, read_certificat
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "conformance.md"
-COMMITTED = [ROOT / "benchmarks" / "results" / f"conformance-{where}.json" for where in ("cpu", "h100")]
+COMMITTED = [ROOT / "benchmarks" / "results" / f"conformance-{where}.json.gz" for where in ("cpu", "h100")]
 RUDE = "<script>alert(1)</script> & \"quotes\" | 'pipes'"
 
 

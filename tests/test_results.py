@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xarray as xr
 
 from train import open_study, stability_table
+from train.accumulate import parse_accumulation
+from verification import Report, read_certificates
 
 ROOT = Path(__file__).parent.parent
 
@@ -182,3 +185,64 @@ def test_codes_are_as_fast_as_ml_dtypes_but_for_those_that_are_said_not_to_be() 
         assert f"{min(ratios):.1f}–{max(ratios):.1f} ×" in readme
     narrow = [r for name, r in measured.items() if name in SLOWER_THAN_ML_DTYPES]
     assert f"{min(narrow):.2f}–{max(narrow):.2f} ×" in readme
+
+
+def content(file: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / file).read_text())
+    return found
+
+
+@pytest.mark.parametrize("operands", ["e4m3fn x e4m3fn", "e5m2 x e4m3fn"])
+@pytest.mark.parametrize(
+    ("mode", "word"), [("fast accumulation", "hopper-fp8"), ("no fast accumulation", "hopper-fp8-promoted")]
+)
+def test_simulated_sums_are_the_tensor_cores(operands: str, mode: str, word: str) -> None:
+    """In every output and at every K; and the probes found the same numbers by asking the card."""
+    results = content("h100-tensor-cores.json")
+    best = results["operands"][operands]["nearest"][mode][0]
+    assert best["accumulate"] == word
+    assert best["same_bits"] == [1.0] * len(results["operands"][operands]["K"])
+    assert parse_accumulation(results["probes"][mode]["accumulate"]) == parse_accumulation(word)
+    curves, place = results["operands"][operands]["curves"], results["operands"][operands]["K"].index(4096)
+    assert 1.0e-3 < curves["fast accumulation"]["median"][place] < 1.4e-3
+    assert curves["fp32"]["median"][place] < 2e-7
+
+
+def test_cpu_and_gpu_gave_the_same_bits() -> None:
+    results = content("h100-parity.json")
+    assert {(row["format"], row["rounding"]) for row in results["parity"]} >= {
+        *((name, "nearest_even") for name in ("e4m3fn", "e5m2", "e2m1fn", "fp16", "bf16")),
+        ("e4m3fn", "toward_zero"),
+        ("e4m3fn", "stochastic"),
+    }
+    for row in results["parity"]:
+        assert row["inputs"] == 2**32
+        assert row["different"] == {"cpu compiled": 0, "cuda eager": 0, "cuda compiled": 0}
+    for device in ("cpu", "cuda"):
+        assert len(results["subnormals_lost"][device]) == 10
+        assert not any(results["subnormals_lost"][device].values())
+
+
+@pytest.fixture(scope="module", params=["cpu", "h100"])
+def judged(request: pytest.FixtureRequest) -> list[Report]:
+    return read_certificates(ROOT / "benchmarks" / "results" / f"conformance-{request.param}.json.gz")
+
+
+def test_ours_keeps_every_law_wherever_it_was_judged(judged: list[Report]) -> None:
+    ours = [report for report in judged if report.implementation.startswith("exmy")]
+    assert len(ours) > 100
+    assert all(report.passed for report in ours)
+    whole = [r for r in ours if (r.level, r.input_dtype, r.implementation) == ("exhaustive", "float32", "exmy-cuda")]
+    assert not whole or {report.checked for report in whole} <= {2**32, 2**32 - 2**24 + 2}
+
+
+def test_what_the_conformance_page_says_of_torch_on_a_gpu() -> None:
+    found = read_certificates(ROOT / "benchmarks" / "results" / "conformance-h100.json.gz")
+    single = {(r.implementation, r.format): r for r in found if r.input_dtype == "float32"}
+    assert single["torch-cuda", "e4m3fn"].conventions["overflow"] == "nonsaturating"
+    assert single["torch-cuda-compiled", "e4m3fn"].conventions["overflow"] == "saturate"
+    assert single["torch-cuda-compiled", "e5m2"].conventions["overflow"] == "saturate"
+    assert single["torch-cuda", "bf16"].passed
+    assert single["torch-cuda-compiled", "bf16"].law("on_grid").failed > 2**31
+    assert all(r.law("single_rounding").verdict == "fail" for r in found
+               if r.implementation == "torch-cuda" and r.input_dtype == "float64")  # fmt: skip

@@ -17,9 +17,9 @@ from formats import FloatFormat
 from formats.rounding import DETERMINISTIC
 from formats.scaled import ScaledFormat
 from verification import block_oracle
+from verification.block_calls import Answer, BlockCaller
 from verification.block_oracle import BlockQuestion
 from verification.block_points import block_size, decision_blocks, every_rule
-from verification.blocks import Answer, BlockCaller
 from verification.laws import Flags, Floats
 
 ENOUGH = 0.75

@@ -13,10 +13,11 @@ from formats.rounding import DETERMINISTIC, check_overflow
 from formats.scaled import ScaledFormat, rules_for
 from formats.spec import Format
 from verification import oracle
+from verification.block_calls import BlockCaller
 from verification.block_conventions import find_block_conventions
 from verification.block_oracle import BlockQuestion
 from verification.block_points import decision_blocks
-from verification.blocks import BlockCaller, judge
+from verification.blocks import judge
 from verification.calls import GIVES, TAKES, Caller
 from verification.chance import judge_chance
 from verification.conventions import Conventions, find_conventions

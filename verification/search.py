@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 from torch import Tensor
 
+from verification.block_calls import BlockCaller
 from verification.block_oracle import BlockQuestion, decision_points
 from verification.block_points import block_size
-from verification.blocks import BlockCaller, judged
+from verification.blocks import judged
 from verification.calls import Caller
 from verification.elements import find_broken
 from verification.points import INTEGERS, decision_inputs
