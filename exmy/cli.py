@@ -341,7 +341,7 @@ def verify(
     IMPLEMENTATION is exmy (our own), a library that is installed (torch, torch-compiled, torch-cuda, ml_dtypes, gfloat, pychop,
     qtorch, torchao, ...), or MODULE:FUNCTION, from tensor to tensor. First it is found out what it does where standards leave a
     choice, and it is judged by that, unless options say by what. Without IMPLEMENTATION: the complete proof of our own, all 2^32
-    FP32 inputs of 17 formats and more, some minutes on two cores, with its certificate in exmy-certificate.json. Exit status 0
+    FP32 inputs of 17 formats and more, about ten minutes on two cores; its certificate is exmy-certificate.json. Exit status 0
     if every law is kept, 1 if one is broken, 2 for bad input.
 
     \b

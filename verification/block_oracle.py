@@ -1,11 +1,10 @@
 """What is right for a block with a scale, by exact comparisons of float64 numbers; shares nothing with `formats.scaling`.
 
 A block's largest magnitude is amax = m 2^k with m in 1/2..1, exactly, and the largest element is M 2^K alike, so that every rule
-for powers of two compares m with a few multiples of M. A quotient x / d is not exact in float64, but what it becomes only depends
-on which side of a decision point p it lies, and x <> p d is exact: the product of a short p and a d of 28 bits at most. So where
-the rounded quotient is a decision point, and x is not p d, it is moved off the point to the side where it belongs. Elsewhere
-rounding, being monotone, has not carried it across one. The definition that both follow is in formats.scaled; `test_blocks`
-holds this against the one in rationals.
+for powers of two compares m with a few multiples of M. A quotient x / d is not exact in float64, but all that matters is on which
+side of a decision point p it lies. x has 24 bits, d at most 28 and p d at most 49, so where x is not p d they differ by more than
+2^-50 of themselves, which the division's rounding, 2^-53, can't turn round; and where x is p d the quotient is p, exactly. The
+definition that both follow is in formats.scaled; `test_blocks` holds this against the one in rationals.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def right(question: BlockQuestion, x: Floats, dtype: str) -> Right:
 def of_scales(question: BlockQuestion, x: Floats, scales: Floats, t: float, dtype: str) -> Right:
     """The same with these scales."""
     divisor = (scales * t)[:, None]
-    elements = question.element.expected(quotient(x, divisor, question.f.element))
+    elements = question.element.expected(quotient(x, divisor))
     with np.errstate(all="ignore"):
         elements = np.where(np.isnan(divisor), np.nan, elements)
         return Right(scales, t, elements, rounded(elements * divisor, dtype))
@@ -73,7 +72,7 @@ def by_unrounded_scale(question: BlockQuestion, x: Floats, scales: Floats, t: fl
     amax = np.abs(x).max(1, keepdims=True)
     largest = oracle.finite_values(question.f.element)[-1]
     with np.errstate(all="ignore"):
-        elements = question.element.expected(quotient(x * largest, np.where(amax > 0, amax, 1.0), question.f.element))
+        elements = question.element.expected(quotient(x * largest, np.where(amax > 0, amax, 1.0)))
         return Right(scales, t, elements, rounded(elements * (scales * t)[:, None], dtype))
 
 
@@ -95,7 +94,7 @@ def scales_of(f: ScaledFormat, amax: Floats, t: float = 1.0) -> Floats:
         found = np.maximum((a / largest).astype(np.float32).astype(np.float64), SMALLEST["fp32"])
     else:
         narrow = element_format("e4m3fn")
-        ratio = quotient(a, np.full(a.shape, largest * t), narrow)
+        ratio = quotient(a, np.full(a.shape, largest * t))
         found = np.maximum(oracle.expected(narrow, "nearest_even", ratio), SMALLEST["e4m3fn"])
     return np.asarray(np.where(fine & ~np.isnan(t), found, np.nan))
 
@@ -130,15 +129,10 @@ def significant_length(element: ElementFormat) -> int:
     return element.bits - 1
 
 
-def quotient(x: Floats, divisor: Floats, f: ElementFormat) -> Floats:
-    """X / divisor, or a number on the same side of every decision point of the format; NaN where the divisor is."""
+def quotient(x: Floats, divisor: Floats) -> Floats:
+    """The quotient, on the right side of every decision point; NaN where the divisor is."""
     with np.errstate(all="ignore"):
-        q = x / divisor
-        points = decision_points(f)
-        place = np.clip(np.searchsorted(points, q), 0, len(points) - 1)
-        product = q * divisor
-        off = (points[place] == q) & (product != x) & np.isfinite(product)
-        return np.where(off, np.nextafter(q, np.where(x > product, np.inf, -np.inf)), q)
+        return np.asarray(x / divisor)
 
 
 @cache

@@ -101,7 +101,7 @@ def judged(caller: BlockCaller, question: BlockQuestion, batch: Tensor, dtype: s
     wrong = wrong & ~unrounded
     divisor = (right.scales * right.tensor_scale)[:, None]
     with np.errstate(all="ignore"):
-        quotients = quotient(x, divisor, question.f.element)
+        quotients = quotient(x, divisor)
         ratio = got if codes else got / divisor
     own = law_of(question.element, dtype, quotients, right.elements)
     for place, law in enumerate(OF_INPUTS):

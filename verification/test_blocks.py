@@ -15,7 +15,7 @@ from torch import Tensor
 from formats import encode_scaled, quantize_scaled, scaled_format
 from formats.scaled import rules_for
 from formats.scaled_reference import quantize_group, reference_tensor_scale
-from verification import verify
+from verification import oracle, verify
 from verification.block_oracle import BlockQuestion, quotient, right, scales_of, tensor_scale
 from verification.block_points import decision_blocks
 
@@ -69,15 +69,17 @@ def test_two_oracles_agree(name: str, dtype: str, data: st.DataObject) -> None:
 
 
 def test_a_quotient_beside_a_decision_point_is_on_its_side() -> None:
-    """x / d, with x an ulp from 1.25 d: float64 rounds the quotient onto 1.25 itself, which is a tie of e2m1fn."""
-    f = scaled_format("mxfp4").element
-    d = np.array([float(np.float32(1) / np.float32(3)) * 448.0 * (1 + 2.0**-23)] * 3)
-    exact = Fraction(d[0]) * Fraction(5, 4)
-    below, above = float(np.nextafter(float(exact), 0)), float(np.nextafter(float(exact), 1e9))
-    q = quotient(np.array([below, float(exact), above]), d, f)
-    assert Fraction(below) < exact < Fraction(above)
-    assert q[0] < 1.25
-    assert q[2] > 1.25
+    """The hardest there are: FP32 numbers nearest to p d, p a divider of NF4's, of 25 bits, and d an FP32 scale."""
+    rng = np.random.default_rng(0)
+    scales = rng.random(2000).astype(np.float32).astype(np.float64) + 2.0**-10
+    for p in oracle.table(scaled_format("nf4@row").element).middles:
+        x = (p * scales).astype(np.float32).astype(np.float64)
+        got = np.sign(quotient(x, scales) - p)
+        exact = [
+            (Fraction(a) > Fraction(p) * Fraction(d)) - (Fraction(a) < Fraction(p) * Fraction(d))
+            for a, d in zip(x, scales, strict=True)
+        ]
+        assert got.tolist() == [float(side) for side in exact]
 
 
 @pytest.mark.parametrize("rule", ["floor", "ceil", "rceil", "nearest", "even"])
@@ -167,6 +169,15 @@ def test_the_quick_level_finds_a_block_by_search() -> None:
             x.abs() > 1000, quantize_scaled(x, "mxfp4", rounding="toward_zero"), quantize_scaled(x, "mxfp4")
         )
 
+    def wrong_for_three(x: Tensor) -> Tensor:
+        """Where three elements are not zero, as in no block of the list that is not tiny."""
+        three = ((x != 0).sum(-1, keepdim=True) == 3) & (x.abs().amax(-1, keepdim=True) > 2.0**-60)
+        return quantize_scaled(x, "mxfp4") * torch.where(three, 2.0, 1.0)
+
+    assert verify(wrong_for_three, "mxfp4").passed
+    found = verify(wrong_for_three, "mxfp4", level="quick")
+    assert not found.passed
+    assert {sum(map(bool, verdict.smallest.block)) for verdict in found.broken if verdict.smallest} == {3}
     assert verify(wrong_at_threes, "mxfp4", level="quick").passed  # a needle that no search promises
     assert not verify(wrong_often, "mxfp4", level="quick").passed
     for dtype in (torch.bfloat16, torch.float16):

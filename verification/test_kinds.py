@@ -118,6 +118,11 @@ def test_the_staircase_is_the_question_asked_input_by_input(conventions: dict[st
         x = inputs_of(torch.arange(start, stop, dtype=torch.int32))
         right = torch.from_numpy(question.expected(x.double().numpy())).float()
         assert torch.equal(stairs.patterns(start, stop), right.view(torch.int32))
+    for step in stairs.steps[:: len(stairs.steps) // 9].tolist():  # at the first and at the last of a chunk
+        for start, stop in ((step, step + 30), (step - 30, step + 1), (step - 30, step), (step, step + 1)):
+            x = inputs_of(torch.arange(start, stop, dtype=torch.int32))
+            right = torch.from_numpy(question.expected(x.double().numpy())).float()
+            assert torch.equal(stairs.patterns(start, stop), right.view(torch.int32))
 
 
 @pytest.mark.parametrize("name", ["e4m3fn", "e8m0fnu", "int8", "binary8p3ue", "e5m2"])

@@ -53,6 +53,39 @@ def test_ours_keeps_every_law(name: str, dtype: torch.dtype) -> None:
             assert {verdict.law for verdict in report.laws} == set(LAWS)
 
 
+def test_a_search_finds_what_no_list_of_points_has() -> None:
+    """A sixteenth of all inputs, none of them beside a decision point: its counterexample is shrunk to the smallest pattern."""
+    wrong = but(lambda x: (x.view(torch.int32) & 0xF000) == 0x1000, torch.zeros_like)
+    assert verify(wrong, NAME).passed
+    report = verify(wrong, NAME, level="quick")
+    assert not report.passed
+    assert report.failures[0].input_bits & 0xF000 == 0x1000
+
+
+def test_flushing_before_and_after_rounding_are_two_conventions() -> None:
+    normal = 2.0**-6
+    early = but(lambda x: x.abs() < normal, signed(0.0))
+    after = but(lambda x: right(x).abs() < normal, signed(0.0))
+    for quantizer, name in ((early, "flushed_early"), (after, "flushed")):
+        report = verify(quantizer, NAME, subnormals="found")
+        assert report.passed, str(report)
+        assert report.conventions["subnormals"] == report.asked["subnormals"] == name
+    assert not verify(early, NAME, subnormals="flushed").passed
+    assert not verify(after, NAME, subnormals="flushed_early").passed
+
+
+def test_a_result_that_only_fp64_tells_from_the_grid_is_seen() -> None:
+    """An array of a wider dtype is welcome, and its last bits count."""
+
+    def beside(x: Any) -> Any:
+        exact = right(torch.from_numpy(x)).numpy().astype(np.float64)
+        return np.where(x == 1.5, exact * (1 + 2.0**-40), exact)
+
+    report = verify(beside, NAME, takes="array")
+    assert report.law("on_grid").failed == 1
+    assert report.law("interface").verdict == "pass"
+
+
 @pytest.mark.parametrize("level", ["quick", "conditional"])
 def test_each_level_finds_what_it_claims(level: str) -> None:
     report = verify(lambda x: quantize(x, NAME, "nearest_away"), NAME, level=level)
