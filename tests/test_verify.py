@@ -95,7 +95,7 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["exmy", "mxfp4", "--rule", "up"], "rule must be one of floor, ceil, rceil, nearest, even, found, got 'up'"),
         (
             ["exmy", "e4m3fn", "--zero", "lost"],
-            "zero must be one of signed, unsigned, smallest, nan, found, got 'lost'",
+            "zero must be one of signed, unsigned, signed_anyway, smallest, nan, found, got 'lost'",
         ),
         (["exmy", "e4m3fn", "--against", "nowhere.json"], "nowhere.json: No such file or directory"),
         (["exmy", "e4m3fn", "--from", "a.json"], "--from is for --matrix"),

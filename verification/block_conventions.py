@@ -1,8 +1,8 @@
 """What an implementation of a scaled format does where standards leave a choice: its scale rule before all.
 
-Every rule for such scales, with every rounding of elements, is held against the answers for some blocks, and the one that most
-elements fit is the one that the implementation means: a rule computed by a rounded logarithm fits everywhere but beside powers
-of two, and must not become "other" by that. Where not three in four elements fit anything, it is "other".
+Every rule for such scales, with every rounding of elements, is held against the answers for some blocks, and the one that
+most elements fit is the one that the implementation means: a rule computed by a rounded logarithm fits everywhere but beside
+powers of two, and must not become "other" by that. Where not three in four elements fit anything, it is "other".
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ ENOUGH = 0.75
 class BlockConventions(NamedTuple):
     """By name. rule: of formats.ScaleRule; rounding: of elements, one of formats.Rounding; either may be "other".
 
-    zero: "signed", or "unsigned" where -0 becomes +0. subnormals: of elements, "kept" or "flushed". zero_block: the scale of a
-    block of zeros where it is told, else what becomes of it: "zero", "nan" or "other". nan, infinity: of one of them in a block,
-    "block" if all of it becomes NaN, "element" if it alone does, "largest" if it alone becomes the largest value, "raises", or
-    "other".
+    zero: "signed", "unsigned" where -0 becomes +0, "signed_anyway" where it stays though elements have none. subnormals: of
+    elements, "kept" or "flushed". zero_block: the scale of a block of zeros where it is told, else what becomes of it:
+    "zero", "nan" or "other". nan, infinity: of one of them in a block, "block" if all of it becomes NaN, "element" if it
+    alone does, "largest" if it alone becomes the largest value, "raises", or "other".
     """
 
     rule: str
@@ -85,13 +85,13 @@ def _equal(a: Floats, b: Floats) -> Flags:
 
 
 def _zero(caller: BlockCaller, f: ScaledFormat, dtype: torch.dtype) -> str:
-    if not f.element.has_negative_zero:
-        return "unsigned"
     block = _ones(f, dtype)
     block[0, 1] = -0.0
     answer = caller.answer(block)
     got = answer.values if answer.elements is None else answer.elements
-    return "signed" if np.signbit(got[0, 1]) else "unsigned"
+    if not np.signbit(got[0, 1]):
+        return "unsigned"
+    return "signed" if f.element.has_negative_zero else "signed_anyway"
 
 
 def _zero_block(caller: BlockCaller, f: ScaledFormat, dtype: torch.dtype) -> str:

@@ -1,7 +1,8 @@
-"""What an implementation does where standards leave a choice: found out by asking, so that a convention is never called a bug.
+"""What an implementation does where standards leave a choice: found out by asking, so that a convention is never called a
+bug.
 
-Each convention has a name, and a few inputs that tell it from the others. An answer that fits none is "other", or "mixed" where
-inputs that should be treated alike are not.
+Each convention has a name, and a few inputs that tell it from the others. An answer that fits none is "other", or "mixed"
+where inputs that should be treated alike are not.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ Asker = Callable[[list[float]], npt.NDArray[np.float64]]
 
 
 class Conventions(NamedTuple):
-    """By name. overflow: of finite values, one of formats.Overflow or "other"; infinity: "largest", "infinity", "nan" or "other".
+    """By name. overflow: of finite values, one of formats.Overflow or "other"; infinity: "largest", "infinity", "nan" or
+    "other".
 
-    nan: "nan", or what it becomes: "zero", "largest", "other". zero: "signed", or "unsigned" where -0 becomes +0; in a format
-    without zero "smallest" or "nan".
-    subnormals: "kept"; "flushed", where subnormal results become zero; "flushed_early", where inputs below the smallest normal
-    number do; "none" where the format has none. rounding: one of formats.Rounding; "nearest_even_code" where e8m0fnu's ties go to
-    even codes; "stochastic" where results vary; "none" where no input lies between two values; or "other".
+    nan: "nan", or what it becomes: "zero", "largest", "other". zero: "signed"; "unsigned" where -0 becomes +0;
+    "signed_anyway" where signs of zeros stay in a tensor, though the format has no -0; in a format without zero "smallest" or
+    "nan". subnormals: "kept"; "flushed", where subnormal results become zero; "flushed_early", where inputs below the
+    smallest normal number do; "none" where the format has none. rounding: one of formats.Rounding; "nearest_even_code" where
+    e8m0fnu's ties go to even codes; "stochastic" where results vary; "none" where no input lies between two values; or
+    "other".
     """
 
     rounding: str
@@ -144,8 +147,6 @@ def _zero(quantizer: Quantizer, f: ElementFormat, dtype: torch.dtype) -> str:
     if isinstance(f, FloatFormat) and not f.zero:
         got = quantizer(torch.tensor([-0.0, 0.0], dtype=dtype)).double().numpy()
         return "nan" if np.isnan(got).all() else "smallest" if (got == f.min).all() else "other"
-    if not f.has_negative_zero:
-        return "unsigned"
     tiny = torch.finfo(dtype).tiny
     got = quantizer(torch.tensor([-0.0, 0.0, -tiny, tiny], dtype=dtype)).double().numpy()
     if not (got[:2] == 0).all():
@@ -154,7 +155,9 @@ def _zero(quantizer: Quantizer, f: ElementFormat, dtype: torch.dtype) -> str:
     negative = np.signbit(got[zeros])
     if not negative.any():
         return "unsigned"
-    return "signed" if np.array_equal(negative, zeros % 2 == 0) else "other"
+    if not np.array_equal(negative, zeros % 2 == 0):
+        return "other"
+    return "signed" if f.has_negative_zero else "signed_anyway"
 
 
 def _subnormals(quantizer: Quantizer, ask: Asker, f: ElementFormat, dtype: torch.dtype) -> str:

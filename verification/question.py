@@ -17,7 +17,7 @@ from formats import ElementFormat, FloatFormat, Overflow, Rounding
 from verification import oracle
 
 Floats = npt.NDArray[np.float64]
-ZEROS = ("signed", "unsigned", "smallest", "nan")
+ZEROS = ("signed", "unsigned", "signed_anyway", "smallest", "nan")
 SUBNORMALS = ("kept", "flushed", "flushed_early")
 FOUND = "found"
 
@@ -26,9 +26,9 @@ class Question(NamedTuple):
     """A format and how numbers become its values.
 
     rounding, overflow: of formats.Rounding and formats.Overflow; or "nearest_even_code", e8m0fnu's ties to even codes as
-    P3109 has them. zero: "signed", or "unsigned" where every zero is +0; in a format without zero it becomes the smallest
-    value, or with "nan" NaN. subnormals: "kept"; "flushed" where a result below the smallest normal number is zero;
-    "flushed_early" where an input below it is.
+    P3109 has them. zero: "signed", or "unsigned" where every zero is +0, or "signed_anyway" where zeros keep signs in a
+    format without -0; in a format without zero it becomes the smallest value, or with "nan" NaN. subnormals: "kept";
+    "flushed" where a result below the smallest normal number is zero; "flushed_early" where an input below it is.
     """
 
     f: ElementFormat
@@ -46,6 +46,8 @@ class Question(NamedTuple):
             right = np.where(flushed, np.copysign(0.0, right), right)
         if self.zero == "nan":
             return np.where(x == 0, np.nan, right)
+        if self.zero == "signed_anyway":
+            return np.where(right == 0, np.copysign(right, x), right)
         return right + 0.0 if self.zero == "unsigned" else right
 
     def expected_beyond(self, *, below: bool, infinite: bool) -> float:

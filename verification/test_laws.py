@@ -62,6 +62,16 @@ def test_a_search_finds_what_no_list_of_points_has() -> None:
     assert report.failures[0].input_bits & 0xF000 == 0x1000
 
 
+def test_signs_of_zeros_may_stay_in_a_tensor_of_a_format_without_them() -> None:
+    def keeps_signs(x: Tensor) -> Tensor:
+        return torch.copysign(quantize(x, "int8").abs(), x)
+
+    report = verify(keeps_signs, "int8", zero="found")
+    assert report.passed, str(report)
+    assert report.conventions["zero"] == "signed_anyway"
+    assert not verify(keeps_signs, "int8").passed
+
+
 def test_flushing_before_and_after_rounding_are_two_conventions() -> None:
     normal = 2.0**-6
     early = but(lambda x: x.abs() < normal, signed(0.0))
