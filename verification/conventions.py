@@ -1,5 +1,4 @@
-"""What an implementation does where standards leave a choice: found out by asking, so that a convention is never called a
-bug.
+"""What an implementation does where standards leave a choice, found out by asking: no convention is called a bug.
 
 Each convention has a name, and a few inputs that tell it from the others. An answer that fits none is "other", or "mixed"
 where inputs that should be treated alike are not.
@@ -27,15 +26,14 @@ Asker = Callable[[list[float]], npt.NDArray[np.float64]]
 
 
 class Conventions(NamedTuple):
-    """By name. overflow: of finite values, one of formats.Overflow or "other"; infinity: "largest", "infinity", "nan" or
-    "other".
+    """By name.
 
-    nan: "nan", or what it becomes: "zero", "largest", "other". zero: "signed"; "unsigned" where -0 becomes +0;
-    "signed_anyway" where signs of zeros stay in a tensor, though the format has no -0; in a format without zero "smallest" or
-    "nan". subnormals: "kept"; "flushed", where subnormal results become zero; "flushed_early", where inputs below the
-    smallest normal number do; "none" where the format has none. rounding: one of formats.Rounding; "nearest_even_code" where
-    e8m0fnu's ties go to even codes; "stochastic" where results vary; "none" where no input lies between two values; or
-    "other".
+    overflow: of finite values, one of formats.Overflow or "other". infinity: "largest", "infinity", "nan" or "other". nan:
+    "nan", or what it becomes: "zero", "largest", "other". zero: "signed"; "unsigned" where -0 becomes +0; "signed_anyway"
+    where signs of zeros stay in a tensor, though the format has no -0; in a format without zero "smallest" or "nan".
+    subnormals: "kept"; "flushed", where subnormal results become zero; "flushed_early", where inputs below the smallest
+    normal number do; "none" where the format has none. rounding: one of formats.Rounding; "nearest_even_code" where e8m0fnu's
+    ties go to even codes; "stochastic" where results vary; "none" where no input lies between two values; or "other".
     """
 
     rounding: str
