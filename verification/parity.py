@@ -49,19 +49,19 @@ def ways(name: str, rounding: str) -> dict[str, tuple[str, Program]]:
     }
 
 
-def differences(name: str, rounding: str, stop: int, step: Callable[[], None]) -> dict[str, int]:
-    """For each way after the first, how many of the patterns 0..stop - 1 it gives other bits for than the first."""
-    torch._dynamo.reset()
-    programs = ways(name, rounding)
-    found = dict.fromkeys(list(programs)[1:], 0)
+def differences(
+    programs: dict[str, tuple[str, Program]], stop: int, step: Callable[[], None], where: str = "cuda"
+) -> dict[str, int]:
+    """For each way after the first, how many of the patterns 0..stop - 1 it gives other bits for than the first; told on `where`."""
+    first_way, *others = programs
+    found = dict.fromkeys(others, 0)
     for start in range(0, stop, CHUNK):
-        codes = torch.arange(start, start + CHUNK, device="cuda")
-        x = {"cuda": codes.to(torch.int32).view(torch.float32)}
-        x["cpu"] = x["cuda"].cpu()
-        results = {way: program(x[device]).view(torch.int32).to("cuda") for way, (device, program) in programs.items()}
-        first = results[WAYS[0]]
-        for way in found:
-            found[way] += int((results[way] != first).sum())
+        codes = torch.arange(start, min(start + CHUNK, stop), device=where)
+        x = {where: codes.to(torch.int32).view(torch.float32)}
+        x["cpu"] = x[where].cpu()
+        results = {way: program(x[device]).view(torch.int32).to(where) for way, (device, program) in programs.items()}
+        for way in others:
+            found[way] += int((results[way] != results[first_way]).sum())
         step()
     return found
 
@@ -118,7 +118,8 @@ def main() -> int:
         for rounding in roundings:
             for name in names:
                 began = time.monotonic()
-                found = differences(name, rounding, chunks * CHUNK, lambda: progress.advance(task))
+                torch._dynamo.reset()
+                found = differences(ways(name, rounding), chunks * CHUNK, lambda: progress.advance(task))
                 seconds = round(time.monotonic() - began, 1)
                 rows.append(
                     {

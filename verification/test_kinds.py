@@ -21,6 +21,7 @@ from verification.calls import Caller
 from verification.certificates import by_default, label
 from verification.elements import same_bits
 from verification.laws import OF_INPUTS, Failure, law_of, off_grid
+from verification.parity import differences
 from verification.question import Question
 from verification.staircase import INFINITY, Staircase, inputs_of
 from verification.sweep import ALL, AllLaws, counts
@@ -239,3 +240,14 @@ def test_compiled_code_on_this_cpu_keeps_subnormals() -> None:
     if not has_compiler():
         pytest.skip("no C++ compiler to compile with")
     assert not any(flushed("cpu").values())
+
+
+def test_differences_are_counted_pattern_by_pattern() -> None:
+    """A program that is wrong at one pattern of every 1,024."""
+
+    def wrong(x: Tensor) -> Tensor:
+        return torch.where((x.view(torch.int32) & 0x3FF) == 5, 7.0, quantize(x, "e4m3fn"))
+
+    programs = {"right": ("cpu", lambda x: quantize(x, "e4m3fn")), "same": ("cpu", lambda x: quantize(x, "e4m3fn")),
+                "wrong": ("cpu", wrong)}  # fmt: skip
+    assert differences(programs, (1 << 23) + 3000, lambda: None, where="cpu") == {"same": 0, "wrong": (1 << 13) + 3}
