@@ -52,7 +52,7 @@ def ways(name: str, rounding: str) -> dict[str, tuple[str, Program]]:
 def differences(
     programs: dict[str, tuple[str, Program]], stop: int, step: Callable[[], None], where: str = "cuda"
 ) -> dict[str, int]:
-    """For each way after the first, how many of the patterns 0..stop - 1 it gives other bits for than the first; told on `where`."""
+    """For each way after the first, for how many of the patterns 0..stop - 1 it gives other bits; compared on `where`."""
     first_way, *others = programs
     found = dict.fromkeys(others, 0)
     for start in range(0, stop, CHUNK):
