@@ -182,9 +182,8 @@ def _of_adapter(adapter: Adapter, formats: tuple[str, ...], asked: Asked, every_
     absent = [name for name in formats if name not in adapter.formats]
     if absent and adapter.package != OUR_NAME:
         raise ValueError(f"{adapter.name} has no {absent[0]}: it has {', '.join(adapter.formats)}")
-    if asked.rounding not in (FOUND, *adapter.roundings):
-        given = f"it offers {', '.join(adapter.roundings)}"
-        raise ValueError(f"{adapter.name}: rounding must be found or one that {given}, got {asked.rounding!r}")
+    if asked.rounding != FOUND:
+        _check_rounding(adapter, asked.rounding)
     found = []
     for name in formats or adapter.formats:
         offered = adapter.block_dtypes if is_scaled_name(name) else adapter.dtypes
@@ -203,6 +202,12 @@ def _of_adapter(adapter: Adapter, formats: tuple[str, ...], asked: Asked, every_
     return found
 
 
+def _check_rounding(adapter: Adapter, mode: str) -> None:
+    if mode not in adapter.roundings:
+        given = f"it offers {', '.join(adapter.roundings)}"
+        raise ValueError(f"{adapter.name}: rounding must be found or one that {given}, got {mode!r}")
+
+
 def _job(adapter: Adapter, name: str, dtype: str, claimed: str, asked: Asked) -> Job:
     takes = "array" if adapter.takes == "array" else "tensor"
     own = Asked(dtype, asked.rounding, asked.overflow, asked.zero, asked.subnormals, asked.rule, asked.level, takes,
@@ -215,6 +220,8 @@ def complete(asked: Asked) -> list[Job]:
     FP64 and scaled formats by points.
     """
     adapter = adapters()[OUR_NAME]
+    mode = adapter.roundings[0] if asked.rounding == FOUND else asked.rounding
+    _check_rounding(adapter, mode)
     found = []
     for name in OURS:
         for dtype in ("bfloat16", "float16", "float32", "float64"):
@@ -223,18 +230,18 @@ def complete(asked: Asked) -> list[Job]:
             level = "conditional" if dtype == "float64" else "exhaustive"
             own = Asked(**{**vars(asked), "dtype": dtype, "level": level})
             compiled = dtype == "float32" and (own.device != "cpu" or has_compiler())
-            make = partial(_compiled, name) if compiled else partial(adapter.make, name)
-            found.append(Job(OUR_NAME, adapter.version, name, dtype, str(Rounding.NEAREST_EVEN), make, own))
+            make = partial(_compiled, name, mode) if compiled else partial(adapter.make, name, mode)
+            found.append(Job(OUR_NAME, adapter.version, name, dtype, mode, make, own))
     scaled = [name for name in adapter.formats if isinstance(get_format(name), ScaledFormat)]
     for name in scaled:
         own = Asked(**{**vars(asked), "dtype": "float32"})
-        found.append(_job(adapter, name, "float32", str(Rounding.NEAREST_EVEN), own))
+        found.append(_job(adapter, name, "float32", mode, own))
     return found
 
 
-def _compiled(name: str) -> Callable[[Any], Any]:
+def _compiled(name: str, rounding: str) -> Callable[[Any], Any]:
     torch._dynamo.reset()
-    compiled: Callable[[Any], Any] = torch.compile(lambda x: quantize(x, name), dynamic=True)
+    compiled: Callable[[Any], Any] = torch.compile(lambda x: quantize(x, name, rounding), dynamic=True)
     return compiled
 
 

@@ -159,6 +159,9 @@ def test_without_words_it_is_the_complete_proof(tmp_path: Path, monkeypatch: pyt
         assert asked[name, "float64"] == "conditional"
     assert asked["e4m3fn", "bfloat16"] == asked["e4m3fn", "float16"] == "exhaustive"
     assert asked["mxfp4", "float32"] == asked["nvfp4", "float32"] == "conditional"
+    assert {job.claimed for job in module.complete(module.Asked(rounding="to_odd"))} == {"to_odd"}
+    with pytest.raises(ValueError, match="rounding must be found or one that it offers"):
+        module.complete(module.Asked(rounding="up"))
     short = [job for job in listed if (job.format, job.dtype) == ("e2m1fn", "bfloat16")]
 
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -17,22 +16,7 @@ from formats import encode, quantize
 from verification import LAWS, verify
 from verification.adapters import adapters, load_function
 from verification.laws import OF_INPUTS
-
-Quantizer = Callable[[Any], Any]
-NAME = "e4m3fn"  # 2^-9 to 448, smallest normal number 2^-6
-
-
-def right(x: Tensor) -> Tensor:
-    return quantize(x, NAME)
-
-
-def but(where: Callable[[Tensor], Tensor], otherwise: Callable[[Tensor], Tensor]) -> Quantizer:
-    """Right, save where it is something else."""
-    return lambda x: torch.where(where(x), otherwise(x), right(x))
-
-
-def signed(value: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.copysign(torch.full_like(x, value), x)
+from verification.test_mutants import NAME, but, right, signed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
