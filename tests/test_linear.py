@@ -12,7 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from formats import FloatFormat, float_format
+from formats import FloatFormat, Rounding, float_format, format_parameters, quantize
+from train import compiling
 from train.linear import linear, pack_precision
 from train.recipe import RecipeTable, resolve_recipe
 
@@ -143,3 +144,14 @@ def test_tf32_products_never_stand_beside_fp32_ones(body: str, head: str) -> Non
 def test_a_recipe_that_means_nothing_says_why(name: str, tables: dict[str, RecipeTable], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_recipe(name, tables)
+
+
+@pytest.mark.skipif(not compiling._has_cpp_compiler(), reason="no C++ compiler")
+@pytest.mark.parametrize("rounding", [Rounding.NEAREST_EVEN, "toward_zero"])
+def test_the_quantiser_of_a_long_study_on_a_cpu_compiles(rounding: str) -> None:
+    """As eager steps call it, with the rounding as an argument; `make sweep` rests on it."""
+    compiled = compiling.quantizer_for("cpu", 1e12)
+    assert compiled is not quantize
+    x = torch.randn(2, 5, 7)
+    parameters = format_parameters(["e4m3fn", "e5m2"], ndim=3)
+    assert torch.equal(compiled(x, parameters, rounding), quantize(x, parameters, rounding))

@@ -74,7 +74,7 @@ def quantizer_for(device_type: str, elements: float) -> Quantizer:
     saved = elements * (1 / EAGER_RATE - 1 / COMPILED_RATE)
     if device_type != "cpu" or saved < COMPILE_SECONDS or not _has_cpp_compiler():
         return quantize
-    return _compiled_quantizer()
+    return _compiled_quantizer
 
 
 @functools.cache
@@ -87,6 +87,11 @@ def _has_cpp_compiler() -> bool:
     return False
 
 
+def _compiled_quantizer(x: Tensor, parameters: Any, rounding: str) -> Tensor:
+    return _program(str(rounding))(x, parameters)
+
+
 @functools.cache
-def _compiled_quantizer() -> Quantizer:
-    return torch.compile(quantize, dynamic=True, fullgraph=True)
+def _program(rounding: str) -> Callable[..., Tensor]:
+    """A program a rounding: its name must be a constant to the compiler, which an argument of the outermost function is not."""
+    return torch.compile(lambda x, parameters: quantize(x, parameters, rounding), dynamic=True, fullgraph=True)

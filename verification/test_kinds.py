@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,20 @@ def test_certificates_come_back_as_they_were(some: list[Report], tmp_path: Path)
         (tmp_path / "b.json").write_text(text)
         with pytest.raises(ValueError, match=r"b\.json is no certificate"):
             read_certificates(tmp_path / "b.json")
+
+
+def test_a_certificate_to_a_pipe_leaves_the_pipe_where_it_is(some: list[Report], tmp_path: Path) -> None:
+    """As /dev/stdout may be one: a file renamed onto it would take its place, as it would a device's."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_bytes)
+        write_certificates(some, pipe)
+        assert len(json.loads(read.result(timeout=60))) == len(some)
+    assert pipe.is_fifo()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write_certificates(some, tmp_path / "folder")
 
 
 def test_a_matrix_has_a_place_for_every_judgement(some: list[Report], tmp_path: Path) -> None:
