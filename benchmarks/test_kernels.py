@@ -16,8 +16,8 @@ from torch import Tensor
 from benchmarks.test_packs import CUDA, DEVICE, median_seconds, note_device
 from train.determinism import deterministic
 from train.layers import add_norm, attend, cross_entropy_gradient, embedding_gradient
-from train.linear import pack_precision
-from train.recipe import resolve_recipe
+from train.precision import pack_precision
+from train.resolve import resolve_recipe
 
 pytestmark = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 

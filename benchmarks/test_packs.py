@@ -33,7 +33,7 @@ from train.model import ModelShape
 from train.optim import AdamW
 from train.pack import Pack
 from train.program import Probe, Program, Slot
-from train.recipe import resolve_recipe
+from train.resolve import resolve_recipe
 from train.text import Text, load_text
 
 CUDA = torch.cuda.is_available()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from formats import float_format
 from train.accumulate import parse_accumulation
-from train.recipe import RecipeTable
+from train.recipe_table import RecipeTable
 
 
 def floor_log2(v: Fraction) -> int:

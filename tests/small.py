@@ -9,7 +9,9 @@ import torch
 from train.model import ModelShape
 from train.optim import AdamW
 from train.program import Probe, Program, Slot
-from train.recipe import Recipe, RecipeTable, resolve_recipe
+from train.recipe import Recipe
+from train.recipe_table import RecipeTable
+from train.resolve import resolve_recipe
 
 torch.set_num_threads(1)  # tensors this small gain nothing from a second thread, and tests run side by side
 

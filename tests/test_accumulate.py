@@ -20,7 +20,8 @@ from tests.rational_sums import reference_matrix, round_to, sums
 from train import accumulate
 from train.accumulate import NAMED, Accumulation, accumulated_product, parse_accumulation, smallest_normals
 from train.plan import plan
-from train.recipe import RecipeTable, resolve_recipe
+from train.recipe_table import RecipeTable
+from train.resolve import resolve_recipe
 from train.study import Study
 
 CPU = torch.device("cpu")

@@ -12,11 +12,12 @@ from formats import float_format
 from tests.rational_sums import reference_matrix, round_to, sums
 from tests.small import SHAPE, make_program
 from train import step
-from train.linear import linear, pack_precision, product
+from train.linear import linear, product
+from train.precision import pack_precision
 from train.model import Numerics, cross_entropy, forward
 from train.pack import Pack
 from train.program import Slot
-from train.recipe import resolve_recipe
+from train.resolve import resolve_recipe
 from train.step import Pieces, head_over_chunks, padded_vocabulary
 from train.text import Text
 

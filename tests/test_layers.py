@@ -26,10 +26,11 @@ from tests.small import SHAPE, make_program, make_slots
 from train import compiling, layers, step
 from train.determinism import deterministic
 from train.layers import add_norm, attend, cross_entropy_gradient, embedding_gradient, last_norm
-from train.linear import Precision, pack_precision
+from train.precision import Precision, pack_precision
 from train.model import cross_entropy, forward
 from train.pack import Pack
-from train.recipe import RecipeTable, resolve_recipe
+from train.recipe_table import RecipeTable
+from train.resolve import resolve_recipe
 from train.step import chunks, padded_vocabulary
 from train.text import Text
 

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from formats import FloatFormat, Rounding, float_format, format_parameters, quantize
 from train import compiling
-from train.linear import linear, pack_precision
-from train.recipe import RecipeTable, resolve_recipe
+from train.linear import linear
+from train.precision import pack_precision
+from train.recipe_table import RecipeTable
+from train.resolve import resolve_recipe
 
 S, D, F_OUT = 8, 8, 6
 RECIPES = {

@@ -22,11 +22,12 @@ from formats import float_format
 from landscape import logit_sharpness
 from tests.small import SHAPE, make_program, make_slots
 from train import step
-from train.linear import pack_precision
+from train.precision import pack_precision
 from train.model import ModelShape, Numerics, cross_entropy, forward
 from train.pack import Pack, train_pack
 from train.program import Probe, Progress, Slot
-from train.recipe import RecipeTable, resolve_recipe
+from train.recipe_table import RecipeTable
+from train.resolve import resolve_recipe
 from train.step import Pieces, head_over_chunks, padded_vocabulary
 from train.text import Text
 

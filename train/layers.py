@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from formats import FormatParameters, Rounding
-from train.linear import Precision, on_grid, operand
+from train.linear import on_grid, operand
+from train.precision import Precision, strip
 
 NORM_EPS = 1e-5
 HEAD_SIZES = (16, 32, 64, 128)  # of the attention kernel
@@ -109,7 +110,7 @@ def _once() -> None:
 
 
 def _rounding(precision: Precision) -> int:
-    return ROUNDINGS[precision.structure.rounding if precision.gradient is not None else None]
+    return ROUNDINGS[precision.structure.rounding if precision.formats("gradient") is not None else None]
 
 
 class _AddNorm(torch.autograd.Function):
@@ -124,8 +125,8 @@ class _AddNorm(torch.autograd.Function):
     ) -> Any:  # fmt: skip
         total = x if delta is None else x + delta.to(x.dtype)
         normal, mean, rstd = torch.native_layer_norm(total, (x.shape[-1],), None, None, NORM_EPS)
-        parameters = FormatParameters(*formats[:activations]) if activations else None
-        a = operand(normal * gain[:, None, :], ahead, parameters)
+        ahead = ahead._replace(activation=FormatParameters(*formats[:activations]) if activations else None)
+        a = operand(normal * gain[:, None, :], ahead, "activation")
         ctx.save_for_backward(total, mean, rstd, gain, *formats[activations:])
         ctx.has_delta, ctx.behind, ctx.kernels, ctx.inputs = delta is not None, behind, kernels, 8 + len(formats)
         if not keep:
@@ -150,20 +151,20 @@ class _AddNorm(torch.autograd.Function):
                 dy * gain[:, None, :], total, (total.shape[-1],), mean, rstd, None, None, [True, False, False]
             )[0]
             dx = dx if stream is None else dx + stream
-            d_delta = on_grid(dx, behind, behind.gradient) if ctx.has_delta else None
+            d_delta = on_grid(dx, behind, "gradient") if ctx.has_delta else None
         return dx, d_delta, d_gain, *(None for _ in range(ctx.inputs - 3))
 
 
 def _bare(precision: Precision) -> Precision:
-    return precision._replace(activation=None, weight=None, gradient=None)
+    return strip(precision)[0]
 
 
 def _add_norm(
     x: Tensor, delta: Tensor | None, gain: Tensor, ahead: Precision, behind: Precision, keep: bool, kernels: bool
 ) -> Any:
-    formats = [*(ahead.activation or ()), *(behind.gradient or ())]
+    activation, gradient = ahead.formats("activation") or (), behind.formats("gradient") or ()
     return _AddNorm.apply(
-        x, delta, gain, _bare(ahead), _bare(behind), len(ahead.activation or ()), keep, kernels, *formats
+        x, delta, gain, _bare(ahead), _bare(behind), len(activation), keep, kernels, *activation, *gradient
     )
 
 
@@ -232,13 +233,13 @@ def cross_entropy_gradient(
     """
     if kernels:
         losses, gradient = _cross_entropy(
-            logits, targets, vocabulary, tokens, _rounding(precision), list(precision.gradient or ())
+            logits, targets, vocabulary, tokens, _rounding(precision), list(precision.formats("gradient") or ())
         )
         return losses.sum(1), gradient
     z = wide_logits(logits, vocabulary)
     log_sum, is_target, losses = token_losses(z, targets)
     dz = (torch.exp(z - log_sum) - is_target.to(z.dtype)) / tokens
-    return losses.sum(1), on_grid(dz, precision, precision.gradient)
+    return losses.sum(1), on_grid(dz, precision, "gradient")
 
 
 def wide_logits(logits: Tensor, vocabulary: int) -> Tensor:

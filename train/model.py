@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.layers import NORM_EPS
-from train.linear import Precision, linear
+from train.linear import linear
+from train.precision import Precision
 
 Attention = Literal["fused", "math"]
 Parameters = Mapping[str, Tensor]

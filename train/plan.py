@@ -120,7 +120,7 @@ def _free_memory(device: torch.device) -> int:
 
 
 def _check_device(program: Program, run: Run, device: torch.device) -> None:
-    natives = {structure.native for structure in program.structure}
+    natives = program.structure.natives
     if device.type == "cpu" and "tf32" in natives:
         raise StudyError(
             f"recipe {run.recipe.name!r}: a CPU has no TF32 products; take 'tf32', the simulated format, or a GPU"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from train.model import Attention, ModelShape
 from train.optim import AdamW
-from train.recipe import Recipe, Structure
+from train.recipe import Recipe, RecipeStructure
 from train.step import CHUNK_OF_ONE_RUN
 
 
@@ -30,7 +30,7 @@ class Program:
     """All that the runs of a pack share; two runs can be in one pack only if their programs are equal."""
 
     shape: ModelShape
-    structure: tuple[Structure, Structure]
+    structure: RecipeStructure
     dataset: str
     steps: int
     sequences: int
@@ -44,13 +44,13 @@ class Program:
 
     @property
     def attention(self) -> Attention:
-        """FP64 has no fused kernel; every other carrier uses the fused one."""
-        return "math" if self.structure[0].carrier == "fp64" else "fused"
+        """FP64 has no fused kernel; every other carrier uses the fused one, unless the recipe writes attention out."""
+        return "math" if self.structure.body.carrier == "fp64" else self.structure.attention_form
 
     @property
     def dtype(self) -> torch.dtype:
         """Of master weights, moments and everything between products."""
-        return torch.float64 if self.structure[0].carrier == "fp64" else torch.float32
+        return torch.float64 if self.structure.body.carrier == "fp64" else torch.float32
 
     @property
     def evaluation_steps(self) -> list[int]:
@@ -76,11 +76,11 @@ class Program:
         logits and their gradient; an eager step, or probe, makes up to nine tensors of them, and its carriers are a CPU's.
         """
         tokens, D = self.sequences * self.shape.context, self.shape.width
-        wide = {"bf16": 1, "tf32": 2, "fp32": 2, "fp64": 4}[self.structure[0].carrier]
+        wide = {"bf16": 1, "fp16": 1, "tf32": 2, "fp32": 2, "fp64": 4}[self.structure.body.carrier]
         wide = wide if compiled else max(wide, 2)
         activations = tokens * D * (44 * self.shape.layers + 40) * wide
         a_logit = 8 * wide if compiled else 44
-        if any(structure.accumulate for structure in self.structure):  # FP64: operands, exponents, accumulators
+        if any(place is not None and place.accumulate for place in self.structure.places):  # FP64: operands, exponents, accumulators
             a_logit += 64
             activations += 256 * tokens * D
         logits = a_logit * min(tokens * self.shape.vocabulary, CHUNK_OF_ONE_RUN)

@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from train.accumulate import parse_accumulation
 from train.corruption import Corruption
-from train.recipe import Output, RecipeTable
 from train.text import check_dataset, dataset_label
 from train.tokenizer import check_tokenizer
 
@@ -144,31 +142,6 @@ class ExecutionTable(Table):
         if size != "auto" and size not in PACK_SIZES:
             raise ValueError(f'pack_size must be "auto" or one of {", ".join(map(str, PACK_SIZES))}, got {size}')
         return size
-
-
-class RecipeSettings(Table):
-    """[recipes.NAME]: a recipe of one's own."""
-
-    activation: str
-    weight: str
-    gradient: str
-    rounding: Literal["nearest_even", "toward_zero"] = "nearest_even"
-    output: Literal["bf16", "fp32"] = "bf16"
-    lm_head: str | None = None
-    accumulate: str | None = None
-
-    @field_validator("accumulate")
-    @classmethod
-    def _known(cls, word: str | None) -> str | None:
-        parse_accumulation(word)
-        return word
-
-    def table(self) -> RecipeTable:
-        """The same as `recipe.resolve_recipe` takes it."""
-        output: Output = self.output
-        return RecipeTable(
-            self.activation, self.weight, self.gradient, self.rounding, output, self.lm_head, self.accumulate
-        )
 
 
 class Axes(BaseModel):

@@ -12,15 +12,17 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from train.corruption import Corruption
-from train.recipe import Recipe, resolve_recipe
+from train.recipe import Recipe
+from train.recipe_table import AXES, RecipeTable
+from train.resolve import resolve_recipe
 from train.settings import (
     Axes,
     DataSettings,
@@ -28,7 +30,6 @@ from train.settings import (
     ExecutionTable,
     ModelSettings,
     ProbeSettings,
-    RecipeSettings,
     Table,
     TrainingSettings,
 )
@@ -120,20 +121,24 @@ class Study(Table):
     probe: ProbeSettings = ProbeSettings()
     divergence: DivergenceTable = DivergenceTable()
     execution: ExecutionTable = ExecutionTable()
-    recipes: dict[str, RecipeSettings] = Field(default_factory=dict)
+    recipes: dict[str, RecipeTable] = Field(default_factory=dict)
+    _recipes: dict[tuple[str, str], Recipe] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Study:
-        for name in {*self.axes.recipe, *([self.baseline] if self.baseline else [])}:
-            self.recipe(name)
+        for changes in self._recipe_changes():
+            for name in {*self.axes.recipe, *([self.baseline] if self.baseline else [])}:
+                self.recipe(name, changes)
         if self.baseline is not None and self.baseline not in self.axes.recipe:
             raise ValueError(f"baseline {self.baseline!r} is not among axes.recipe: {', '.join(self.axes.recipe)}")
-        known = {*ModelSettings.model_fields, *TrainingSettings.model_fields, *DataSettings.model_fields}
+        known = {*ModelSettings.model_fields, *TrainingSettings.model_fields, *DataSettings.model_fields, *AXES}
         for key in self.axes.model_extra or {}:
             if key not in known:
                 near = difflib.get_close_matches(key, [*known, *Axes.model_fields], n=1)
                 hint = (
-                    f"; did you mean {near[0]!r}?" if near else "; it must be a field of [model], [training] or [data]"
+                    f"; did you mean {near[0]!r}?"
+                    if near
+                    else "; it must be a field of [model], [training] or [data], or a word of a recipe"
                 )
                 raise ValueError(f"axes.{key} is no axis{hint}")
         count = math.prod(len(values) for _, values in self.axes.items())
@@ -143,9 +148,22 @@ class Study(Table):
             pass
         return self
 
-    def recipe(self, name: str) -> Recipe:
-        """The recipe called `name`, from [recipes] or by its format."""
-        return resolve_recipe(name, {key: settings.table() for key, settings in self.recipes.items()})
+    def recipe(self, name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe called `name`, from [recipes] or by its format, with some words changed."""
+        return resolve_recipe(name, self.recipes, changes)
+
+    def _recipe_changes(self) -> Iterator[dict[str, Any]]:
+        """Every combination of the axes that name words of recipes."""
+        extra = {key: values for key, values in (self.axes.model_extra or {}).items() if key in AXES}
+        for values in itertools.product(*extra.values()):
+            yield dict(zip(extra, values, strict=True))
+
+    def _resolved(self, name: str, changes: dict[str, Any]) -> Recipe:
+        """`recipe`, made once for all runs that have it."""
+        key = (name, json.dumps(changes, sort_keys=True))
+        if key not in self._recipes:
+            self._recipes[key] = self.recipe(name, changes)
+        return self._recipes[key]
 
     @property
     def reference(self) -> str:
@@ -174,8 +192,8 @@ class Study(Table):
         if self._separate_seeds:
             seeds = list(itertools.product(axes.init_seed or [0], axes.data_seed or [0]))
         for name, dataset in itertools.product(axes.recipe, axes.dataset):
-            recipe = self.recipe(name)
             for model, training, data, chosen in self._settings():
+                recipe = self._resolved(name, {key: value for key, value in chosen.items() if key in AXES})
                 for rate, (init_seed, data_seed) in itertools.product(axes.learning_rate, seeds):
                     yield Run(
                         recipe, rate, init_seed, data_seed, dataset_label(dataset), model, training, self.probe,

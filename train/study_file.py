@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +20,13 @@ from train.settings import (
     ExecutionTable,
     ModelSettings,
     ProbeSettings,
-    RecipeSettings,
     Table,
     TrainingSettings,
 )
+from train.recipe_table import ProductTable, RecipeTable
 from train.study import Study, StudyError
+
+RECIPE_DEPTH = 3  # recipes.NAME.word; a product's table is one deeper
 
 
 def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
@@ -125,9 +128,12 @@ def _nearest_key(location: tuple[str, ...]) -> str:
         (): Study, ("model",): ModelSettings, ("training",): TrainingSettings, ("probe",): ProbeSettings,
         ("data",): DataSettings, ("divergence",): DivergenceTable, ("execution",): ExecutionTable,
     }  # fmt: skip
-    table = RecipeSettings if location[:1] == ("recipes",) else tables.get(location[:-1], Study)
-    near = difflib.get_close_matches(location[-1], table.model_fields, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(table.model_fields)}"
+    if location[:1] == ("recipes",):
+        known = [f.name for f in fields(RecipeTable if len(location) <= RECIPE_DEPTH else ProductTable)]
+    else:
+        known = list(tables.get(location[:-1], Study).model_fields)
+    near = difflib.get_close_matches(location[-1], known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 
 
 def _line_of(source: str, keys: tuple[str, ...]) -> int:

@@ -1,0 +1,308 @@
+"""A linear layer's three products with operands rounded by rules: scaled formats, random bits, rotations, one rule a product.
+
+    y  = out( Q(x) Q(W)   * factors )         x rounded along D, W along D
+    dx = out( Q(dy) Q(W)ᵀ * factors )         dy along F, W along F
+    dW = out( Q(x)ᵀ Q(dy) * factors )         both along S
+
+What is rounded are values of the output type: what a mixed-precision program has in memory between two products, BF16 as a rule.
+Weights are rounded from their master copies. A format with FP32 scales gives narrow values and factors (`formats.factored`): a
+product of values is summed as the recipe says, in FP32 or shorter, and multiplied by both factors, first multiplied with each
+other. Where a factor changes along the sum (tiles of 128, DeepSeek-V3), each chunk of it is multiplied by its own and the chunks
+are added in FP32, in order.
+
+To second derivatives every product is an ordinary one of the rounded operands, and rounding is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from formats import FormatParameters, quantize, tensor_amax
+from formats.factored import Factored, quantize_factored
+from train.accumulate import accumulated_product, parse_accumulation, smallest_normals
+from train.hadamard import rotate
+from train.precision import OperandPlan, Plan, Precision, ProductPlan, WeightOperand, dress, strip
+from train.straight_through import straight_through
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64
+OPERANDS_A_SITE, FIRST_OF_WGRAD = 8, 4
+
+
+def take(x: Tensor, plan: OperandPlan, axis: int, chunk: int, precision: Precision, site: int = 0) -> Factored:
+    """x as an operand of the product that contracts `axis` (-1 or -2): values in the carrier, [R, M, K], and their factor.
+
+    The factor, FP32 or None: [R, M or 1, K / chunk or 1]; or with the axes the other way round for -2. site: which layer's of a
+    piece, so that no two draw the same random bits.
+    """
+    x = x.detach().to(torch.float32)
+    if plan.hadamard:
+        assert precision.signs is not None
+        x = rotate(x, axis, precision.signs)
+    seed = _seed(precision, plan, site) if plan.stochastic else None
+    if plan.kind == "cast":
+        return Factored(x.to(torch.bfloat16).to(precision.carrier), None)
+    if plan.kind == "scaled":
+        given = precision.scales[:, plan.role].detach() if plan.delayed and precision.scales is not None else None
+        values, factor = quantize_factored(
+            x, plan.name, -1 if plan.tile else axis, plan.rounding, tensor_scale=given, seed=seed, batch_dims=1
+        )
+        if factor is not None and not plan.delayed:
+            factor = _spread(factor, plan, axis, chunk, x.shape)
+        return Factored(values.to(precision.carrier), factor)
+    if plan.kind == "element":
+        return Factored(quantize(x, plan.name, plan.rounding, seed=seed).to(precision.carrier), None)
+    parameters = (precision.activation, precision.weight, precision.gradient)[plan.role]
+    assert parameters is not None
+    if seed is None:
+        values = precision.quantizer(x, parameters, plan.rounding)
+    else:
+        values = quantize(x, parameters, plan.rounding, seed=seed)
+    return Factored(values.to(precision.carrier), None)
+
+
+def _seed(precision: Precision, plan: OperandPlan, site: int) -> Tensor:
+    assert precision.seed is not None
+    return precision.seed + (site * OPERANDS_A_SITE + plan.number + 1) * 0x632BE59BD9B4E019
+
+
+def _spread(factor: Tensor, plan: OperandPlan, axis: int, chunk: int, shape: Sequence[int]) -> Tensor:
+    """A factor with an entry for each element of the axis that is kept, where it varies along it, and each chunk of the other."""
+    kept, along = (1, 2) if axis == -1 else (2, 1)
+    if plan.across > 1:
+        factor = factor.repeat_interleave(plan.across, kept).narrow(kept, 0, shape[kept])
+    if chunk and plan.group > chunk:
+        chunks = -(-shape[along] // chunk)
+        factor = factor.repeat_interleave(plan.group // chunk, along).narrow(along, 0, chunks)
+    return factor
+
+
+def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision) -> Tensor:
+    """Each run's a b, [R, M, N], of operands [R, M, K] and [R, K, N]: FP32, or in the carrier where nothing remains to be done."""
+    accumulate = precision.structure.accumulate
+    smallest = [_smallest(operand, precision) for operand in (plan.first, plan.second)]
+    if plan.chunk and a.values.shape[2] > plan.chunk:
+        y: Tensor = _chunked_product(
+            a.values, b.values, a.factor, b.factor, plan.chunk, accumulate.name if accumulate else None, *smallest
+        )
+        return y
+    if accumulate is not None:
+        y = accumulated_product(a.values, b.values, accumulate, *smallest)
+    elif a.factor is None and b.factor is None and not precision.rounds_outputs:
+        return torch.bmm(a.values, b.values)
+    else:
+        y = _wide_product(a.values, b.values)
+    factors = [operand.factor for operand in (a, b) if operand.factor is not None]
+    if not factors:
+        return y
+    return y * (factors[0] if len(factors) == 1 else factors[0] * factors[1])
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    return torch.bmm(a, b, out_dtype=torch.float32) if a.dtype == torch.bfloat16 else torch.bmm(a, b)
+
+
+def _smallest(plan: OperandPlan, precision: Precision) -> Tensor | None:
+    """The smallest normal number of an operand's format where each run has its own: exponents align by it."""
+    parameters = (precision.activation, precision.weight, precision.gradient)[plan.role]
+    return smallest_normals(parameters) if plan.kind == "run" and parameters is not None else None
+
+
+# One operation to the compiler: a sum over tokens has hundreds of chunks.
+@torch.library.custom_op("exmy::chunked_product", mutates_args=())
+def _chunked_product(
+    a: Tensor, b: Tensor, a_factor: Tensor | None, b_factor: Tensor | None, chunk: int, accumulate: str | None,
+    a_smallest: Tensor | None, b_smallest: Tensor | None,
+) -> Tensor:  # fmt: skip
+    accumulation = parse_accumulation(accumulate)
+    length = a.shape[2]
+
+    def of_chunk(factor: Tensor | None, axis: int, i: int) -> Tensor | float:
+        if factor is None:
+            return 1.0
+        return factor if factor.shape[axis] == 1 else factor.narrow(axis, i, 1)
+
+    total = a.new_zeros(a.shape[0], a.shape[1], b.shape[2], dtype=torch.float32)
+    for i, k in enumerate(range(0, length, chunk)):
+        end = min(k + chunk, length)
+        part_a, part_b = a[:, :, k:end], b[:, k:end]
+        if accumulation is None:
+            y = _wide_product(part_a, part_b)
+        else:
+            y = accumulated_product(part_a, part_b, accumulation, a_smallest, b_smallest)
+        factor = of_chunk(a_factor, 2, i) * of_chunk(b_factor, 1, i)
+        total += y * factor
+    return total
+
+
+@_chunked_product.register_fake
+def _(
+    a: Tensor, b: Tensor, a_factor: Tensor | None, b_factor: Tensor | None, chunk: int, accumulate: str | None,  # noqa: ARG001
+    a_smallest: Tensor | None, b_smallest: Tensor | None,  # noqa: ARG001
+) -> Tensor:  # fmt: skip
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2], dtype=torch.float32)
+
+
+def transposed(f: Factored) -> Factored:
+    """The operand with its last two axes exchanged."""
+    return Factored(f.values.transpose(1, 2), None if f.factor is None else f.factor.transpose(1, 2))
+
+
+def take_weight(w: Tensor, precision: Precision, site: int = 0, is_transposed: bool = False) -> WeightOperand:
+    """A master weight [R, D, F] as its two products take it; or with its axes exchanged, [R, F, D], as an embedding lies."""
+    plan = _plan(precision)
+    axes = (-1, -2) if is_transposed else (-2, -1)
+    first = take(w, plan.forward.second, axes[0], plan.forward.chunk, precision, site)
+    if _serves_both(plan, 1):
+        return WeightOperand(first.values, first.values, first.factor, first.factor)
+    second = take(w, plan.dgrad.second, axes[1], plan.dgrad.chunk, precision, site)
+    values = first.values if plan.shared[1] else second.values  # tiles: the same, but their factors lie differently
+    return WeightOperand(first.values, values, first.factor, second.factor)
+
+
+def _plan(precision: Precision) -> Plan:
+    assert precision.plan is not None
+    return precision.plan
+
+
+def _serves_both(plan: Plan, role: int) -> bool:
+    """Whether what was rounded for the first product of a role's two serves the other, factor and all."""
+    operand = (plan.forward.first, plan.forward.second, plan.dgrad.first)[role]
+    return plan.shared[role] and not operand.tile
+
+
+def take_activation(x: Tensor, precision: Precision, site: int, training: bool) -> tuple[Factored, Factored | None]:
+    """x [R, S, D] for the forward product, and for wgrad if that is to come."""
+    plan = _plan(precision)
+    first = take(x, plan.forward.first, -1, plan.forward.chunk, precision, site)
+    if not training:
+        return first, None
+    if _serves_both(plan, 0):
+        return first, first
+    return first, take(x, plan.wgrad.first, -2, plan.wgrad.chunk, precision, site)
+
+
+def take_gradient(dy: Tensor, precision: Precision, site: int) -> tuple[Factored, Factored]:
+    """dy [R, S, F] for dgrad and for wgrad."""
+    plan = _plan(precision)
+    first = take(dy, plan.dgrad.first, -1, plan.dgrad.chunk, precision, site)
+    if _serves_both(plan, 2):
+        return first, first
+    return first, take(dy, plan.wgrad.second, -2, plan.wgrad.chunk, precision, site)
+
+
+def forward_product(x: Factored, w: WeightOperand, precision: Precision) -> Tensor:
+    """y = x W of operands, in the carrier."""
+    y = contract(x, Factored(w.forward, w.forward_factor), _plan(precision).forward, precision)
+    return precision.to_output(y)
+
+
+def dgrad_product(dy: Factored, w: WeightOperand, precision: Precision) -> Tensor:
+    """dx = dy Wᵀ of operands, in the carrier."""
+    y = contract(dy, transposed(Factored(w.backward, w.backward_factor)), _plan(precision).dgrad, precision)
+    return precision.to_output(y)
+
+
+def wgrad_product(x: Factored, dy: Factored, precision: Precision) -> Tensor:
+    """dW = xᵀ dy of operands, in the carrier."""
+    return precision.to_output(contract(transposed(x), dy, _plan(precision).wgrad, precision))
+
+
+class _Products(torch.autograd.Function):
+    """x W, with gradients by rules. Tensors come one by one, which is how the compiler sees them: `strip`'s and the weight's.
+
+    Either w is the master weight and `operands` is empty, or w is a WeightOperand's forward tensor and `operands` the rest of it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, scales: Tensor | None, bare: Precision, counts: tuple[int, ...], site: int,
+        prepared: tuple[bool, bool] | None, *tensors: Tensor,
+    ) -> Tensor:  # fmt: skip
+        n = sum(counts)
+        precision = dress(bare, counts, tensors[:n])._replace(scales=scales)
+        x_out = precision.to_output(x.detach())
+        w_op = _weight(w, prepared, tensors[n:], precision, site)
+        first, second = take_activation(x_out, precision, site, ctx.needs_input_grad[1])
+        saved = [second.values, second.factor] if second is not None else [None, None]
+        amax = tensor_amax(x_out, 1) if scales is not None else None
+        ctx.save_for_backward(x, w, scales, w_op.backward, w_op.backward_factor, *saved, amax, *tensors[:n])
+        ctx.bare, ctx.counts, ctx.site = bare, counts, site
+        ctx.inputs = 7 + len(tensors)
+        return forward_product(first, w_op, precision)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, w, scales, w_values, w_factor, x_values, x_factor, amax, *tensors = ctx.saved_tensors
+        precision = dress(ctx.bare, ctx.counts, tensors)._replace(scales=scales)
+        g = precision.to_output(dy.detach())
+        for_dgrad, for_wgrad = take_gradient(g, precision, ctx.site)
+        w_op, x_op = WeightOperand(w_values, w_values, w_factor, w_factor), Factored(x_values, x_factor)
+        dx = dw = d_scales = None
+        if ctx.needs_input_grad[0]:
+            dx = dgrad_product(for_dgrad, w_op, precision).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            dw = wgrad_product(x_op, for_wgrad, precision).to(w.dtype)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            plan = _plan(precision)
+            if dx is not None:
+                a, b = _surrogate(dy, for_dgrad, plan.dgrad, 0), _surrogate(w, Factored(w_values, w_factor), plan.dgrad, 1)
+                dx = straight_through(torch.bmm(a, b.to(a.dtype).transpose(1, 2)).to(x.dtype), dx)
+            if dw is not None:
+                a, b = _surrogate(x, x_op, plan.wgrad, 0), _surrogate(dy, for_wgrad, plan.wgrad, 1)
+                dw = straight_through(torch.bmm(a.transpose(1, 2), b.to(a.dtype)).to(w.dtype), dw)
+        if scales is not None and ctx.needs_input_grad[2]:
+            of_g = tensor_amax(g, 1)
+            d_scales = torch.stack([amax, torch.zeros_like(of_g), of_g], 1)
+        return dx, dw, d_scales, *(None for _ in range(ctx.inputs - 3))
+
+
+def _weight(
+    w: Tensor, prepared: tuple[bool, bool] | None, tensors: Sequence[Tensor], precision: Precision, site: int
+) -> WeightOperand:
+    if prepared is None:
+        return take_weight(w, precision, site)
+    rest = list(tensors)
+    backward = rest.pop(0)
+    first = rest.pop(0) if prepared[0] else None
+    second = rest.pop(0) if prepared[1] else None
+    return WeightOperand(w, backward, first, second)
+
+
+def _surrogate(x: Tensor, operand: Factored, plan: ProductPlan, place: int) -> Tensor:
+    """What second derivatives see of an operand: its rounded value as if it were x; of one that was rotated, x itself."""
+    rule = plan[place]
+    if rule.hadamard:
+        return x
+    axis = -2 if rule.number >= FIRST_OF_WGRAD else -1
+    return straight_through(x, whole(operand, plan.chunk, axis).to(x.dtype))
+
+
+def whole(f: Factored, chunk: int, axis: int) -> Tensor:
+    """values * factor of an operand of the product that contracts `axis`, FP32."""
+    values = f.values.to(torch.float32)
+    if f.factor is None:
+        return values
+    factor, along = f.factor, values.ndim + axis
+    if chunk and factor.shape[along] > 1:
+        factor = factor.repeat_interleave(chunk, along).narrow(along, 0, values.shape[along])
+    return values * factor
+
+
+def product_by_rules(x: Tensor, w: Tensor | WeightOperand, precision: Precision, site: int = 0) -> Tensor:
+    """Each run's x W, [R, S, F] in the carrier, of x [R, S, D] and a weight, master [R, D, F] or as it was taken.
+
+    The gradient of precision.scales, [R, 3] where scales are delayed, is no derivative: it is the amaxes of activation and
+    gradient, which the next scales come from (columns 0 and 2).
+    """
+    bare, counts, tensors = strip(precision._replace(scales=None))
+    if isinstance(w, Tensor):
+        result: Tensor = _Products.apply(x, w, precision.scales, bare, counts, site, None, *tensors)
+        return result
+    rest = [w.backward, *(f for f in (w.forward_factor, w.backward_factor) if f is not None)]
+    prepared = (w.forward_factor is not None, w.backward_factor is not None)
+    result = _Products.apply(x, w.forward, precision.scales, bare, counts, site, prepared, *tensors, *rest)
+    return result

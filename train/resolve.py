@@ -1,0 +1,251 @@
+"""From a recipe's name to what it means: a table of the study's own, a named recipe, native-*, or a format's name.
+
+Everything that can't be is refused here, in one line, before any work.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any, Literal, get_args
+
+from formats import FloatFormat, Rounding, ScaledFormat, get_format
+from formats.scaled import Granularity
+from formats.spec import ElementFormat
+from train.accumulate import Accumulation, parse_accumulation
+from train.named_recipes import NAMED, PREFIXES, named_table
+from train.operands import OPERANDS, PRODUCTS, ROLES, Delayed, OperandRule, Product, ProductRules, Role, Rules, can_vary
+from train.recipe import (
+    NATIVE_PREFIX,
+    NATIVE_RECIPES,
+    Elsewhere,
+    LinearPrecision,
+    Native,
+    Output,
+    Recipe,
+    Structure,
+    narrowest_carrier,
+)
+from train.recipe_table import BODY, NONE, ProductTable, RecipeTable
+
+ROUNDED_ON_ARRIVAL = (Rounding.NEAREST_EVEN, Rounding.TOWARD_ZERO)
+FP8_UNITS = {"e4m3fn", "e5m2"}
+
+
+def resolve_recipe(
+    name: str,
+    tables: Mapping[str, RecipeTable] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    _within: tuple[str, ...] = (),
+) -> Recipe:
+    """The recipe that `name` means, with words of its table changed by `changes` (a study's axes).
+
+    Raises ValueError, naming the nearest that exist, where `name` means nothing.
+    """
+    tables = tables or {}
+    if name in _within:
+        raise ValueError(
+            f"recipe {name!r} names itself as its LM head, by way of {' -> '.join(_within)}: name a format there"
+        )
+    table = _table(name, tables)
+    if changes:
+        table = RecipeTable(**{**table.given(), **changes})
+    within = (*_within, name)
+
+    def place(word: str | None) -> LinearPrecision | None:
+        return None if word is None else resolve_recipe(word, tables, None, within).body
+
+    try:
+        body = _linear(table)
+    except ValueError as error:
+        if name in tables or named_table(name) is not None:
+            raise
+        near = difflib.get_close_matches(name, [*tables, *NAMED, *NATIVE_RECIPES, "e8m7", "e4m3fn", "e5m2"], n=3, cutoff=0.4)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise ValueError(
+            f"recipe {name!r} is neither a [recipes] table, a named recipe, native-* nor a format ({error}{hint})"
+        ) from None
+    head = body if table.lm_head in (None, BODY) else place(table.lm_head)
+    attention, mlp = place(table.attention), place(table.mlp)
+    first, last = table.first_blocks or 0, table.last_blocks or 0
+    kept = place(table.kept or NATIVE_PREFIX + "bf16") if first or last else None
+    products = _attention_products(name, table, attention or body)
+    places = _one_switch(name, [body, head, attention, mlp, products, kept])
+    recipe = Recipe(
+        name, *places[:2], *places[2:], first, last,  # type: ignore[arg-type]
+        "math" if products is not None else table.attention_form or "fused", _elsewhere(table),
+        None if table.loss_scale == "dynamic" else table.loss_scale or 1.0,
+    )  # fmt: skip
+    return _with_before(recipe, table, tables, within)
+
+
+def _table(name: str, tables: Mapping[str, RecipeTable]) -> RecipeTable:
+    """The table of that name with its bases under it; a format's or native product's name stands for a table of it alone."""
+    table = tables.get(name) or named_table(name) or RecipeTable(name, name, name)
+    seen = [name]
+    while table.base is not None:
+        if table.base in seen:
+            raise ValueError(f"recipe {name!r} rests on itself, by way of {' -> '.join([*seen, table.base])}")
+        seen.append(table.base)
+        base = tables.get(table.base) or named_table(table.base)
+        table = table.over(base or RecipeTable(table.base, table.base, table.base))
+    missing = [role for role in ROLES if getattr(table, role) is None]
+    if missing:
+        raise ValueError(f"recipe {name!r} says no format for {', '.join(missing)}: name one, or a base that has it")
+    return table
+
+
+def _with_before(recipe: Recipe, table: RecipeTable, tables: Mapping[str, RecipeTable], within: tuple[str, ...]) -> Recipe:
+    if table.before is None and table.until is None:
+        return recipe
+    if table.before is None or table.until is None:
+        known, missing = ("until", "before") if table.before is None else ("before", "until")
+        raise ValueError(f"recipe {recipe.name!r} has {known} and no {missing}: a schedule of precision needs both")
+    before = resolve_recipe(table.before, tables, None, within)
+    if before.before is not None:
+        raise ValueError(f"recipe {recipe.name!r}: {table.before!r}, which comes before it, has a schedule of its own")
+    if "fp64" in recipe.structure.carriers | before.structure.carriers:
+        raise ValueError(f"recipe {recipe.name!r}: FP64 is for a whole run or none of it, so it has no schedule")
+    if before.loss_scale != recipe.loss_scale:
+        before = replace(before, loss_scale=recipe.loss_scale)
+    return replace(recipe, before=before, until=table.until)
+
+
+def _elsewhere(table: RecipeTable) -> Elsewhere:
+    words = {f.name: getattr(table, f.name) for f in fields(Elsewhere)}
+    return Elsewhere(**{what: None if name in (None, NONE, "fp32") else name for what, name in words.items()})
+
+
+def _linear(table: RecipeTable) -> LinearPrecision:
+    output: Output = table.output or "bf16"
+    accumulation = parse_accumulation(table.accumulate)
+    names = {role: str(getattr(table, role)) for role in ROLES}
+    given: dict[Product, ProductTable] = {p: getattr(table, p) or ProductTable() for p in PRODUCTS}
+    every = [*names.values(), *(n for p in given.values() for role in ROLES if (n := getattr(p, role)) is not None)]
+    if any(name.startswith(NATIVE_PREFIX) for name in every):
+        return _native(every, output, accumulation)
+    rules = Rules(*(_product_rules(table, product, given[product], names) for product in PRODUCTS))
+    formats = {role: get_format(name) for role, name in names.items()}
+    plain = _is_plain(rules)
+    taken = [_format_of(rule, formats[role]) for _, role, rule in rules.items()]
+    carrier = narrowest_carrier(taken, output)
+    if accumulation is not None and any(isinstance(f, ScaledFormat) and f.scale != "fp32" for f in taken):
+        raise ValueError(f"accumulate {accumulation.name} takes elements with FP32 scales or none: MX and NVFP4 sum in FP32 here")
+    hardware = table.multiply == "fp8"
+    if hardware:
+        _check_hardware(taken, accumulation)
+    rounding = rules.forward.first.rounding
+    structure = Structure(None, rounding, carrier, output, accumulation, None if plain else rules, hardware)
+    own = {role: f for role, f in formats.items() if any(r == role and rule.format is None for _, r, rule in rules.items())}
+    return LinearPrecision(structure, **{role: f for role, f in own.items() if isinstance(f, FloatFormat)})
+
+
+def _product_rules(
+    table: RecipeTable, product: Product, given: ProductTable, names: Mapping[Role, str]
+) -> ProductRules:
+    foreign = [role for role in ROLES if role not in OPERANDS[product] and getattr(given, role) is not None]
+    if foreign:
+        raise ValueError(f"{product} takes {' and '.join(OPERANDS[product])}, not {foreign[0]}")
+    return ProductRules(*(_rule(table, product, role, given, names[role]) for role in OPERANDS[product]))
+
+
+def _rule(table: RecipeTable, product: Product, role: Role, given: ProductTable, own: str) -> OperandRule:
+    name = getattr(given, role) or own
+    f = get_format(name)
+    word = given.rounding or getattr(table, f"{role}_rounding") or table.rounding or Rounding.NEAREST_EVEN
+    rounding = Rounding.NEAREST_EVEN if name == "bf16" and not (given.rounding or table.rounding) else Rounding(word)
+    if not f.signed if isinstance(f, ElementFormat) else False:
+        raise ValueError(f"{name} has no sign, and operands have: take a signed format")
+    delayed = None
+    if table.delayed and isinstance(f, ScaledFormat) and f.takes_tensor_scale:
+        delayed = Delayed(table.delayed, table.delayed_margin or 0, table.delayed_rule or "max")
+    if role == "weight" and isinstance(f, ScaledFormat) and f.granularity is Granularity.TILE and f.group[0] != f.group[1]:
+        raise ValueError(f"{name}: a weight's tiles serve two products, and must be square")
+    hadamard = (table.hadamard_size or 16) if product in (table.hadamard or ()) else 0
+    signs: Literal["fixed", "step"] = table.hadamard_signs or "fixed"
+    return OperandRule(None if name == own and can_vary(f) else name, rounding, delayed, hadamard, signs if hadamard else "fixed")
+
+
+def _format_of(rule: OperandRule, own: ElementFormat | ScaledFormat) -> ElementFormat | ScaledFormat:
+    f = own if rule.format is None else get_format(rule.format)
+    assert isinstance(f, ElementFormat | ScaledFormat)
+    return f
+
+
+def _is_plain(rules: Rules) -> bool:
+    """Whether every operand is a run's own format, rounded once by one deterministic mode: what the fused passes do."""
+    every = [rule for _, _, rule in rules.items()]
+    rounding = every[0].rounding
+    return rounding in ROUNDED_ON_ARRIVAL and all(rule == OperandRule(None, rounding) for rule in every)
+
+
+def _check_hardware(taken: list[ElementFormat | ScaledFormat], accumulation: Accumulation | None) -> None:
+    for f in taken:
+        scaled = isinstance(f, ScaledFormat)
+        element = f.element if isinstance(f, ScaledFormat) else f
+        if element.name not in FP8_UNITS or (scaled and not (f.granularity is Granularity.TENSOR and f.scale == "fp32")):  # type: ignore[union-attr]
+            raise ValueError(f"multiply = 'fp8' takes e4m3fn and e5m2, plain or @tensor, got {f.name}")
+    if accumulation is not None:
+        raise ValueError("multiply = 'fp8' sums as the hardware does: leave accumulate out")
+
+
+def _native(names: Iterable[str], output: Output, accumulate: Accumulation | None) -> LinearPrecision:
+    names = list(names)
+    if len(set(names)) > 1:
+        raise ValueError(
+            f"operands {'/'.join(names)} mix a native product with formats: name a format for all three ('bf16' for BF16)"
+        )
+    if names[0] not in NATIVE_RECIPES:
+        raise ValueError(f"{names[0]!r} is no native product; there are {', '.join(NATIVE_RECIPES)}")
+    kind: Native = next(kind for kind in get_args(Native) if names[0] == NATIVE_PREFIX + kind)
+    if accumulate is not None:
+        raise ValueError(
+            f"native-{kind} sums as the hardware does, so accumulate must be 'fp32', got {accumulate.name!r}: "
+            "name a simulated format for it"
+        )
+    if kind == "bf16" and output != "bf16":
+        raise ValueError("native-bf16 leaves its products in BF16: for an FP32 output take the simulated format 'bf16'")
+    if kind == "fp16":
+        output = "fp16"
+    if output == "fp16" and kind != "fp16":
+        raise ValueError(f"native-{kind} does not leave its products in FP16: output must be 'bf16' or 'fp32'")
+    return LinearPrecision(Structure(kind, Rounding.NEAREST_EVEN, kind, "fp64" if kind == "fp64" else output))
+
+
+def _attention_products(name: str, table: RecipeTable, linear: LinearPrecision) -> LinearPrecision | None:
+    """QKᵀ and PV as the blocks' linears, where `products` is "all"; None where they stay in the carrier."""
+    if table.products != "all" or linear.structure.native is not None:
+        return None
+    rules = linear.structure.rules
+    if rules is not None and rules.is_delayed:
+        raise ValueError(f"recipe {name!r}: delayed scales are kept for linears, so products must be 'linears'")
+    if linear.structure.accumulate is not None or linear.structure.hardware:
+        raise ValueError(f"recipe {name!r}: QKᵀ and PV sum in FP32, so products must be 'linears' beside accumulate or multiply")
+    return linear
+
+
+def _one_switch(name: str, places: list[LinearPrecision | None]) -> list[LinearPrecision | None]:
+    """All places with carriers that one program can hold: TF32 is a switch for all FP32 products, so not beside FP32.
+
+    Simulated operands in TF32 are exact in FP32 too; native TF32 products are not FP32's, and are refused there. FP64 and FP16's
+    outputs are for all places or none.
+    """
+    there = [place for place in places if place is not None]
+    carriers = {place.structure.carrier for place in there}
+    if "fp64" in carriers and len(carriers) > 1:
+        raise ValueError(f"recipe {name!r} mixes native-fp64 with narrower products: FP64 is for a whole run or none of it")
+    if not {"tf32", "fp32"} <= carriers:
+        return places
+    if "tf32" in {place.structure.native for place in there}:
+        raise ValueError(
+            f"recipe {name!r} mixes native-tf32 with FP32 products, and the hardware's switch is one for both: "
+            "take 'tf32', the simulated format, for native-tf32"
+        )
+
+    def wide(place: LinearPrecision | None) -> LinearPrecision | None:
+        if place is None or place.structure.carrier != "tf32":
+            return place
+        return replace(place, structure=replace(place.structure, carrier="fp32"))
+
+    return [wide(place) for place in places]
