@@ -21,7 +21,7 @@ BLOCK, DOT_BLOCK = 64, 128  # positions a program
 
 @triton.jit
 def _scores(q, k, q_at, k_at, T, scale, DIAGONAL: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Q k^T log2(e) / sqrt(d) of one block, the future at minus infinity."""
+    """Q k^T log2(e) times the scale of scores, of one block, the future at minus infinity."""
     s = tl.dot(q, tl.trans(k)) * scale
     if DIAGONAL:
         s = tl.where((q_at[:, None] >= k_at[None, :]) & (k_at < T)[None, :], s, float("-inf"))
@@ -167,25 +167,28 @@ def _attention_backward_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + place, (dq * slope).to(dqkv.dtype.element_ty), mask=there)
 
 
-def attention_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal attention of packed BF16 qkv [B, T, 3, H, d] -> y [B, T, H, d] BF16, base-2 log sums of scores [B, H, T] FP32."""
+def attention_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Causal attention of packed BF16 qkv [B, T, 3, H, d] -> y [B, T, H, d] BF16, base-2 log sums of scores [B, H, T] FP32.
+
+    Scores are q k `scale`.
+    """
     B, T, _, H, HD = qkv.shape
     y = qkv.new_empty(B, T, H, HD)
     lse = qkv.new_empty(B, H, T, dtype=torch.float32)
     _attention_forward_kernel[(triton.cdiv(T, BLOCK), B * H)](
-        qkv, y, lse, T, LOG2_E / math.sqrt(HD), H, HD, BLOCK, BLOCK, num_warps=4, num_stages=3
+        qkv, y, lse, T, LOG2_E * scale, H, HD, BLOCK, BLOCK, num_warps=4, num_stages=3
     )
     return y, lse
 
 
-def attention_backward(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:
+def attention_backward(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor, scale: float) -> Tensor:
     """The gradient of `attention_forward` in qkv, packed alike, BF16."""
     B, T, _, H, HD = qkv.shape
     dy, dot = dy.contiguous(), torch.empty_like(lse)
     _attention_dot_kernel[(triton.cdiv(T, DOT_BLOCK), B * H)](dy, y, dot, T, H, HD, DOT_BLOCK)
     dqkv = torch.empty_like(qkv)
     _attention_backward_kernel[(triton.cdiv(T, BLOCK), B * H)](
-        qkv, dy, lse, dot, dqkv, T, LOG2_E / math.sqrt(HD), 1.0 / math.sqrt(HD), H, HD, BLOCK, BLOCK,
+        qkv, dy, lse, dot, dqkv, T, LOG2_E * scale, scale, H, HD, BLOCK, BLOCK,
         num_warps=4, num_stages=1,
     )  # fmt: skip
     return dqkv

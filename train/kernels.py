@@ -46,7 +46,7 @@ def _norm_backward_kernel(  # type: ignore[no-untyped-def]
     dy, x, mean, rstd, gain, stream, dx, operand, partial,
     max_bits, lsb_shift, half_less_one, keep_mask, subnormals_below, quantum,
     S, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    HAS_STREAM: tl.constexpr, HAS_OPERAND: tl.constexpr, ROUNDING: tl.constexpr,
+    HAS_STREAM: tl.constexpr, HAS_OPERAND: tl.constexpr, ROUNDING: tl.constexpr, CENTRED: tl.constexpr,
 ):  # fmt: skip
     r, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
     d = tl.arange(0, WIDTH)
@@ -68,9 +68,12 @@ def _norm_backward_kernel(  # type: ignore[no-untyped-def]
         s_t = tl.load(rstd + r * S + row, mask=there, other=0.0)
         normal = tl.where(mask, (x_t - m_t[:, None]) * s_t[:, None], 0.0)
         scaled = dy_t * g[None, :]
-        c1 = tl.sum(scaled, 1) / D
         c2 = tl.sum(scaled * normal, 1) / D
-        out = (scaled - c1[:, None] - normal * c2[:, None]) * s_t[:, None]
+        if CENTRED:
+            c1 = tl.sum(scaled, 1) / D
+            out = (scaled - c1[:, None] - normal * c2[:, None]) * s_t[:, None]
+        else:
+            out = (scaled - normal * c2[:, None]) * s_t[:, None]
         if HAS_STREAM:
             out += tl.load(stream + at, mask=mask, other=0.0)
         tl.store(dx + at, out, mask=mask)
@@ -86,12 +89,13 @@ def _norm_backward_kernel(  # type: ignore[no-untyped-def]
 
 def norm_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor, stream: Tensor | None, operand: bool,
-    rounding: int, parameters: list[Tensor],
+    rounding: int, parameters: list[Tensor], centred: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Dx [R, S, D] FP32, dx rounded for the product before [R, S, D] BF16 (empty if not asked for), dgain [R, D] FP32.
 
     dy [R, S, D] BF16 is the gradient of the normed value, `stream` [R, S, D] FP32 that of the sum beside it, x [R, S, D] FP32 the
-    sum itself, mean and rstd [R, S] its own. `parameters` are the format's six, [R, 1, 1], none for a cast.
+    sum itself, mean and rstd [R, S] its own. `parameters` are the format's six, [R, 1, 1], none for a cast. Not `centred`
+    is RMSNorm: its mean is zero here, and the gradient has no term for it.
     """
     R, S, D = x.shape
     rows = min(ROWS, triton.next_power_of_2(S))
@@ -102,7 +106,7 @@ def norm_backward(
     width = triton.next_power_of_2(D)
     _norm_backward_kernel[(parts, R)](
         dy, x, mean, rstd, gain, stream, dx, rounded, partial, *(parameters or NO_FORMAT),
-        S, D, width, rows, min(8, rows), stream is not None, operand, rounding, num_warps=2 if width <= 512 else 4,
+        S, D, width, rows, min(8, rows), stream is not None, operand, rounding, centred, num_warps=2 if width <= 512 else 4,
     )  # fmt: skip
     return dx, rounded, partial.sum(1)
 

@@ -15,7 +15,7 @@ backward passes are `kernels`', elsewhere PyTorch's own.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from formats import FormatParameters, Rounding
 from train.linear import on_grid, operand
 from train.precision import Precision, strip
 
+Norm = Literal["layernorm", "rmsnorm"]
 NORM_EPS = 1e-5
 HEAD_SIZES = (16, 32, 64, 128)  # of the attention kernel
 # `kernels`' numbers for how a gradient is rounded on its way out.
@@ -34,44 +35,44 @@ ROUNDINGS = {None: 0, Rounding.NEAREST_EVEN: 1, Rounding.TOWARD_ZERO: 2}
 @torch.library.custom_op("exmy::norm_backward", mutates_args=())
 def _norm_backward(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor, stream: Tensor | None, wanted: bool,
-    rounding: int, parameters: list[Tensor],
+    rounding: int, parameters: list[Tensor], centred: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     from train import kernels
 
-    return kernels.norm_backward(dy, x, mean, rstd, gain, stream, wanted, rounding, parameters)
+    return kernels.norm_backward(dy, x, mean, rstd, gain, stream, wanted, rounding, parameters, centred)
 
 
 @_norm_backward.register_fake
 def _(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor, stream: Tensor | None, wanted: bool,  # noqa: ARG001
-    rounding: int, parameters: list[Tensor],  # noqa: ARG001
+    rounding: int, parameters: list[Tensor], centred: bool = True,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rounded = x.new_empty(x.shape if wanted else (0,), dtype=torch.bfloat16)
     return torch.empty_like(x), rounded, x.new_empty(x.shape[0], x.shape[2])
 
 
 @torch.library.custom_op("exmy::attention_forward", mutates_args=())
-def _attention_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+def _attention_forward(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     from train import attention_kernels
 
-    return attention_kernels.attention_forward(qkv)
+    return attention_kernels.attention_forward(qkv, scale)
 
 
 @_attention_forward.register_fake
-def _(qkv: Tensor) -> tuple[Tensor, Tensor]:
+def _(qkv: Tensor, scale: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     B, T, _, H, d = qkv.shape
     return qkv.new_empty(B, T, H, d), qkv.new_empty(B, H, T, dtype=torch.float32)
 
 
 @torch.library.custom_op("exmy::attention_backward", mutates_args=())
-def _attention_backward(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:
+def _attention_backward(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor, scale: float) -> Tensor:
     from train import attention_kernels
 
-    return attention_kernels.attention_backward(dy, qkv, y, lse)
+    return attention_kernels.attention_backward(dy, qkv, y, lse, scale)
 
 
 @_attention_backward.register_fake
-def _(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:  # noqa: ARG001
+def _(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor, scale: float) -> Tensor:  # noqa: ARG001
     return torch.empty_like(qkv)
 
 
@@ -121,14 +122,19 @@ class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, delta: Tensor | None, gain: Tensor, ahead: Precision, behind: Precision, activations: int,
-        keep: bool, kernels: bool, *formats: Tensor,
+        keep: bool, kernels: bool, norm: Norm, *formats: Tensor,
     ) -> Any:  # fmt: skip
         total = x if delta is None else x + delta.to(x.dtype)
-        normal, mean, rstd = torch.native_layer_norm(total, (x.shape[-1],), None, None, NORM_EPS)
+        if norm == "layernorm":
+            normal, mean, rstd = torch.native_layer_norm(total, (x.shape[-1],), None, None, NORM_EPS)
+        else:  # the same with a mean of zero, whatever it is
+            rstd = torch.rsqrt(total.square().mean(-1, keepdim=True) + NORM_EPS)
+            normal, mean = total * rstd, torch.zeros_like(rstd)
         ahead = ahead._replace(activation=FormatParameters(*formats[:activations]) if activations else None)
         a = operand(normal * gain[:, None, :], ahead, "activation")
         ctx.save_for_backward(total, mean, rstd, gain, *formats[activations:])
-        ctx.has_delta, ctx.behind, ctx.kernels, ctx.inputs = delta is not None, behind, kernels, 8 + len(formats)
+        ctx.has_delta, ctx.behind, ctx.kernels, ctx.inputs = delta is not None, behind, kernels, 9 + len(formats)
+        ctx.centred = norm == "layernorm"
         if not keep:
             return a
         return (total.view_as(total) if delta is None else total), a
@@ -142,14 +148,21 @@ class _AddNorm(torch.autograd.Function):
         d_delta = None
         if ctx.kernels:
             rounding = _rounding(behind)
-            dx, rounded, d_gain = _norm_backward(da, total, mean, rstd, gain, stream, ctx.has_delta, rounding, formats)
+            dx, rounded, d_gain = _norm_backward(
+                da, total, mean, rstd, gain, stream, ctx.has_delta, rounding, formats, ctx.centred
+            )
             d_delta = rounded if ctx.has_delta else None
         else:
             dy = da.to(total.dtype)
-            d_gain = (dy * ((total - mean) * rstd)).sum(1)
-            dx = torch.ops.aten.native_layer_norm_backward(
-                dy * gain[:, None, :], total, (total.shape[-1],), mean, rstd, None, None, [True, False, False]
-            )[0]
+            normal = (total - mean) * rstd
+            d_gain = (dy * normal).sum(1)
+            scaled = dy * gain[:, None, :]
+            if ctx.centred:
+                dx = torch.ops.aten.native_layer_norm_backward(
+                    scaled, total, (total.shape[-1],), mean, rstd, None, None, [True, False, False]
+                )[0]
+            else:
+                dx = rstd * (scaled - normal * (scaled * normal).mean(-1, keepdim=True))
             dx = dx if stream is None else dx + stream
             d_delta = on_grid(dx, behind, "gradient") if ctx.has_delta else None
         return dx, d_delta, d_gain, *(None for _ in range(ctx.inputs - 3))
@@ -160,29 +173,32 @@ def _bare(precision: Precision) -> Precision:
 
 
 def _add_norm(
-    x: Tensor, delta: Tensor | None, gain: Tensor, ahead: Precision, behind: Precision, keep: bool, kernels: bool
-) -> Any:
+    x: Tensor, delta: Tensor | None, gain: Tensor, ahead: Precision, behind: Precision, keep: bool, kernels: bool,
+    norm: Norm,
+) -> Any:  # fmt: skip
     activation, gradient = ahead.formats("activation") or (), behind.formats("gradient") or ()
     return _AddNorm.apply(
-        x, delta, gain, _bare(ahead), _bare(behind), len(activation), keep, kernels, *activation, *gradient
+        x, delta, gain, _bare(ahead), _bare(behind), len(activation), keep, kernels, norm, *activation, *gradient
     )
 
 
 def add_norm(
-    x: Tensor, delta: Tensor | None, gain: Tensor, precision: Precision, kernels: bool
+    x: Tensor, delta: Tensor | None, gain: Tensor, precision: Precision, kernels: bool, norm: Norm = "layernorm"
 ) -> tuple[Tensor, Tensor]:
     """The sum x + delta, [R, S, D] as x is, and its norm times the gain as an operand of the next product, alike in the carrier.
 
     x [R, S, D] FP32 (FP64 for native-fp64); delta [R, S, D] a product's result, in the carrier, or None; gain [R, D]. The
     gradient that goes to delta is rounded as an operand already.
     """
-    total, a = _add_norm(x, delta, gain, precision, precision, True, kernels)
+    total, a = _add_norm(x, delta, gain, precision, precision, True, kernels, norm)
     return total, a
 
 
-def last_norm(x: Tensor, delta: Tensor, gain: Tensor, body: Precision, head: Precision, kernels: bool) -> Tensor:
+def last_norm(
+    x: Tensor, delta: Tensor, gain: Tensor, body: Precision, head: Precision, kernels: bool, norm: Norm = "layernorm"
+) -> Tensor:
     """The norm before the LM head: the operand alone, rounded for the head; delta's gradient is rounded for the blocks."""
-    a: Tensor = _add_norm(x, delta, gain, head, body, False, kernels)
+    a: Tensor = _add_norm(x, delta, gain, head, body, False, kernels, norm)
     return a
 
 
@@ -190,26 +206,30 @@ class _Attention(torch.autograd.Function):
     """The kernels' attention."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, scale: float) -> Tensor:
         y: Tensor
-        y, lse = _attention_forward(qkv)
+        y, lse = _attention_forward(qkv, scale)
         ctx.save_for_backward(qkv, y, lse)
+        ctx.scale = scale
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         _once()
-        gradient: Tensor = _attention_backward(dy, *ctx.saved_tensors)
-        return gradient
+        return _attention_backward(dy, *ctx.saved_tensors, ctx.scale), None
 
 
-def attend(qkv: Tensor, kernels: bool) -> Tensor:
-    """Causal attention of packed queries, keys and values [B, T, 3, H, d], in the carrier -> [B, T, H, d] alike."""
+def attend(qkv: Tensor, kernels: bool, scale: float | None = None) -> Tensor:
+    """Causal attention of packed queries, keys and values [B, T, 3, H, d], in the carrier -> [B, T, H, d] alike.
+
+    Scores are q k `scale`, 1/sqrt(d) where none is given.
+    """
+    scale = 1.0 / math.sqrt(qkv.shape[-1]) if scale is None else scale
     if kernels and qkv.shape[-1] in HEAD_SIZES:
-        y: Tensor = _Attention.apply(qkv)
+        y: Tensor = _Attention.apply(qkv, scale)
         return y
     q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
 
 
 def embedding_gradient(dx: Tensor, tokens: Tensor, vocabulary: int, kernels: bool) -> Tensor:
@@ -224,28 +244,67 @@ def embedding_gradient(dx: Tensor, tokens: Tensor, vocabulary: int, kernels: boo
     return gradient.view(R, vocabulary, D)
 
 
-def cross_entropy_gradient(
-    logits: Tensor, targets: Tensor, precision: Precision, vocabulary: int, tokens: int, kernels: bool
-) -> tuple[Tensor, Tensor]:
-    """Sums of each run's losses [r], and the gradient of those sums / tokens as an operand [r, s, V'], in the carrier.
+class Readout(NamedTuple):
+    """What lies between the LM head's product z and the loss.
 
-    logits [r, s, V'] in the carrier, of which the first `vocabulary` count; targets [r, s].
+        logits = cap tanh(multiplier z / cap)        the loss that is descended: cross entropy + z_loss logsumexp(logits)^2
+
+    The multiplier is muP's, the cap Gemma 2's (2408.00118); without one the logits are multiplier z. The z-loss (PaLM,
+    2204.02311) keeps the log sum near zero; recorded losses, and the sharpness of logits, are of the cross entropy alone.
     """
-    if kernels:
+
+    multiplier: float = 1.0
+    softcap: float | None = None
+    z_loss: float = 0.0
+
+    def logits(self, z: Tensor) -> Tensor:
+        """The logits, in the dtype of z."""
+        scaled = z if self.multiplier == 1.0 else self.multiplier * z
+        return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
+
+    def through(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """The gradient in z, from that in the logits."""
+        if self.softcap is not None:
+            gradient = gradient * (1.0 - (logits / self.softcap).square())
+        return gradient if self.multiplier == 1.0 else self.multiplier * gradient
+
+
+PLAIN = Readout()
+
+
+def cross_entropy_gradient(
+    product: Tensor, targets: Tensor, precision: Precision, vocabulary: int, tokens: int, kernels: bool,
+    readout: Readout = PLAIN,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Sums of each run's losses [r], and the gradient, in the LM head's product, of what is descended, summed / tokens, as an
+    operand [r, s, V'], in the carrier.
+
+    product [r, s, V'] in the carrier, of which the first `vocabulary` count; targets [r, s]. The kernel knows of no readout.
+    """
+    if kernels and readout == PLAIN:
         losses, gradient = _cross_entropy(
-            logits, targets, vocabulary, tokens, _rounding(precision), list(precision.formats("gradient") or ())
+            product, targets, vocabulary, tokens, _rounding(precision), list(precision.formats("gradient") or ())
         )
         return losses.sum(1), gradient
-    z = wide_logits(logits, vocabulary)
+    logits = wide_logits(product, readout)
+    z = padded_with_nothing(logits, vocabulary)
     log_sum, is_target, losses = token_losses(z, targets)
-    dz = (torch.exp(z - log_sum) - is_target.to(z.dtype)) / tokens
+    p = torch.exp(z - log_sum)
+    if readout.z_loss:
+        p = p * (1.0 + 2.0 * readout.z_loss * log_sum)
+    dz = readout.through((p - is_target.to(z.dtype)) / tokens, logits)
     return losses.sum(1), on_grid(dz, precision, "gradient")
 
 
-def wide_logits(logits: Tensor, vocabulary: int) -> Tensor:
-    """Logits [r, s, V'] in FP32 (FP64 in FP64); what pads the vocabulary is at minus infinity, so that rows stay aligned."""
-    z = logits if logits.dtype == torch.float64 else logits.float()
-    return z if z.shape[-1] == vocabulary else z.masked_fill(_ticks(z) >= vocabulary, -math.inf)
+def wide_logits(product: Tensor, readout: Readout = PLAIN) -> Tensor:
+    """Logits in FP32 (FP64 in FP64), of the shape of the LM head's product."""
+    return readout.logits(product if product.dtype == torch.float64 else product.float())
+
+
+def padded_with_nothing(logits: Tensor, vocabulary: int) -> Tensor:
+    """Logits [r, s, V'] with what pads the vocabulary at minus infinity, so that rows stay aligned."""
+    padded = logits.shape[-1] > vocabulary
+    return logits.masked_fill(_ticks(logits) >= vocabulary, -math.inf) if padded else logits
 
 
 def token_losses(z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,7 +50,7 @@ class Pack:
     """R runs under way: parameters, moments, histories and the step that advances them all.
 
     `compiled` None lets the device decide (see `compiling`). `parameters[name]`, [R, ...], are the master weights;
-    `operands[name]` are the matrices among them as products take them, and `wte` as the LM head takes it.
+    `operands[name]` are the matrices among them as products take them, the LM head's, `wte` where it is tied, among them.
     """
 
     def __init__(
@@ -101,10 +101,12 @@ class Pack:
         # Memory of their own, so that no update writes to one tensor under two names.
         self.operands = {
             name: as_operand(p, body).clone().requires_grad_() for name, p in self.parameters.items() if is_matrix(name)
-        } | {"wte": head_operand(self.parameters["wte"], lm_head).clone()}
-        self._groups = [
-            [name for name in self.parameters if name.startswith(f"h.{i}.")] for i in range(shape.layers)
-        ] + [["wte", "wpe", "ln_f"]]
+        } | {shape.head: head_operand(self.parameters[shape.head], lm_head).clone()}
+        # A layer's parameters are a group, two with muP, which has them learn at rates of their own.
+        layers = [[name for name in self.parameters if name.startswith(f"h.{i}.")] for i in range(shape.layers)]
+        factors = sorted({shape.rate_factor(name) for name in layers[0]})
+        self._groups = [[name for name in layer if shape.rate_factor(name) == f] for layer in layers for f in factors]
+        self._groups += [[name for name in self.parameters if not name.startswith("h.")]]
 
     def _load_text(self, text: Text) -> None:
         program, T = self.program, self.program.shape.context
@@ -139,21 +141,25 @@ class Pack:
         shape, numerics, pieces = self.program.shape, self.numerics, self._pieces
         x, hidden = self._hidden(tokens)
         losses_R, dx, d_head = head_over_chunks(
-            pieces, hidden.detach(), self.operands["wte"], targets, numerics, shape.vocabulary
+            pieces, hidden.detach(), self.operands[shape.head], targets, numerics, shape.vocabulary, shape.readout
         )
-        names = [name for name in self.parameters if name not in ("wte", "wpe")]
+        names = [name for name in self.parameters if name not in ("wte", "wpe", "lm_head")]
         leaves = [self.operands[name] if is_matrix(name) else self.parameters[name] for name in names]
         d_embedded, *rest = torch.autograd.grad(hidden, [x, *leaves], dx)
         grads: dict[str, Parts] = {name: (grad,) for name, grad in zip(names, rest, strict=True)}
         d_tokens = embedding_gradient(d_embedded, tokens, shape.vocabulary, numerics.kernels)
-        grads["wte"] = (d_head[:, : shape.vocabulary], d_tokens)
-        grads["wpe"] = (pieces.position_gradient(d_embedded, shape.context),)
+        grads["wte"] = (d_tokens,)
+        # A tied embedding has a gradient from either end.
+        grads[shape.head] = (d_head[:, : shape.vocabulary], *grads.get(shape.head, ()))
+        if "wpe" in self.parameters:
+            grads["wpe"] = (pieces.position_gradient(d_embedded, shape.context),)
         return losses_R, grads
 
     def _hidden(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The embedded tokens, a leaf, and the LM head's operand, [R, S, D] each."""
         p = self.parameters
-        x = self._pieces.start(p["wte"].detach(), p["wpe"].detach(), tokens).requires_grad_()
+        positions = p["wpe"].detach() if "wpe" in p else None
+        x = self._pieces.start(p["wte"].detach(), positions, tokens).requires_grad_()
         return x, self._pieces.hidden(x, p, self.operands, self.program.shape, self.numerics)
 
     def _held_out_hidden(self, tokens: Tensor) -> Tensor:
@@ -171,9 +177,12 @@ class Pack:
         for group in self._groups:
             operands = [self.operands[name].detach() if name in self.operands else None for name in group]
             precision = self.numerics.lm_head if "wte" in group else self.numerics.body
+            share = self.program.shape.rate_factor(group[0])
+            of_group = f if share == 1.0 else f._replace(rate=share * f.rate)
             pieces.update_group(
                 [self.parameters[name].detach() for name in group], [grads[name] for name in group],
-                [self.first[name] for name in group], [self.second[name] for name in group], f, config, operands, precision,
+                [self.first[name] for name in group], [self.second[name] for name in group], of_group, config, operands,
+                precision,
             )  # fmt: skip
         pieces.record(losses_R, norm_R, self.train_loss, self.grad_norm, self.counter)
 
@@ -192,12 +201,12 @@ class Pack:
 
     def _evaluate(self) -> None:
         self._evaluated.zero_()
-        vocabulary, S = self.program.shape.vocabulary, self.held_out[0][0].shape[1]
+        shape, S = self.program.shape, self.held_out[0][0].shape[1]
         for tokens, targets in self.held_out:
-            x, w = self._held_out_hidden(tokens), self.operands["wte"]
+            x, w = self._held_out_hidden(tokens), self.operands[shape.head]
             for r, s in chunks(len(self.slots), S, w.shape[1]):
                 self._evaluated[r] += self._pieces.head_loss(
-                    x[r, s], w[r], targets[r, s], of_runs(self.numerics.lm_head, r), vocabulary
+                    x[r, s], w[r], targets[r, s], of_runs(self.numerics.lm_head, r), shape.vocabulary, shape.readout
                 )
         self._evaluated /= S * len(self.held_out)
 
@@ -212,14 +221,15 @@ class Pack:
     def _measure(self, boxes_are_small: bool) -> None:
         probe, shape, R = self.program.probe, self.program.shape, len(self.slots)
         tokens, targets = self.held_out[0]
-        x, w = self._held_out_hidden(tokens), self.operands["wte"]
+        x, w = self._held_out_hidden(tokens), self.operands[shape.head]
         if probe.positions == "last":
             x = x.view(R, -1, shape.context, shape.width)[:, :, -1]
             targets = targets.view(R, -1, shape.context)[:, :, -1]
         sums = torch.zeros_like(self._sharpness)
         small = torch.ones_like(self._small)
         for r, s in chunks(R, x.shape[1], w.shape[1]):
-            chunk = (x[r, s], w[r], targets[r, s], of_runs(self.numerics.lm_head, r), shape.vocabulary, probe.epsilons)
+            precision = of_runs(self.numerics.lm_head, r)
+            chunk = (x[r, s], w[r], targets[r, s], precision, shape.vocabulary, probe.epsilons, shape.readout)
             if boxes_are_small:
                 part, small_part = self._pieces.head_sharpness(*chunk)
                 small[r] &= small_part

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -17,7 +17,7 @@ from train.compiling import compiles_steps
 from train.model import ModelShape
 from train.optim import AdamW
 from train.program import Probe, Program, Slot
-from train.settings import PACK_SIZES
+from train.settings import PACK_SIZES, ModelSettings
 from train.study import Run, Study, StudyError
 from train.tokenizer import vocabulary_of
 
@@ -48,11 +48,17 @@ class PlannedPack:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def shape_of(model: ModelSettings) -> ModelShape:
+    """The shape that [model] asks for: its fields of the same names, and the tokenizer's vocabulary where it has none."""
+    same = {f.name: getattr(model, f.name) for f in fields(ModelShape)}
+    return ModelShape(**same | {"vocabulary": model.vocabulary or vocabulary_of(model.tokenizer)})
+
+
 def program_of(run: Run) -> Program:
     """What a run must share with the others of its pack."""
     model, training, probe = run.model, run.training, run.probe
     return Program(
-        shape=ModelShape(model.layers, model.heads, model.width, model.context, vocabulary_of(model.tokenizer)),
+        shape=shape_of(model),
         structure=run.recipe.structure,
         dataset=run.stream.key,
         steps=training.steps,

@@ -64,21 +64,35 @@ class Program:
 
     def rounded_elements_per_step(self) -> int:
         """Elements that one run's quantisers round in a step: every operand of every linear, each once."""
-        tokens, D = self.sequences * self.shape.context, self.shape.width
-        # Activations in, D + D + D + 4D a block, and gradients in, 3D + D + 4D + D; the head takes D and V.
-        return self.shape.size + tokens * (self.shape.layers * 16 * D + D + self.shape.vocabulary)
+        shape, tokens, D = self.shape, self.sequences * self.shape.context, self.shape.width
+        # Activations in, D + D + D + F a block, and gradients in, those of qkv + D + of fc + D; the head takes D and V.
+        a_block = 5 * D + shape.features + self._produced
+        weights = shape.size - (0 if shape.tied else shape.vocabulary * D)
+        return weights + tokens * (shape.layers * a_block + D + shape.vocabulary)
+
+    @property
+    def _produced(self) -> int:
+        """Elements of a token that the first products of a block's halves make: 7 D in a GPT-2."""
+        return sum(self.shape.attention_features) + (2 if self.shape.mlp == "swiglu" else 1) * self.shape.features
 
     def bytes_per_run(self, compiled: bool) -> int:
         """An estimate of one run's device memory in bytes, from counting tensors; upper rather than lower.
 
-        Master weights and two moments in FP32, operands and gradients in the carrier; 38 D bytes a token and layer of saved
-        activations in a BF16 carrier; a chunk of logits, at most, for a run that needs one to itself. Compiled, that is the
+        Master weights and two moments in FP32, operands and gradients in the carrier; 38 D bytes a token and layer of a GPT-2's
+        saved activations in a BF16 carrier; a chunk of logits, at most, for a run that needs one to itself. Compiled, that is the
         logits and their gradient; an eager step, or probe, makes up to nine tensors of them, and its carriers are a CPU's.
         """
-        tokens, D = self.sequences * self.shape.context, self.shape.width
+        shape, tokens, D = self.shape, self.sequences * self.shape.context, self.shape.width
         wide = {"bf16": 1, "fp16": 1, "tf32": 2, "fp32": 2, "fp64": 4}[self.structure.body.carrier]
         wide = wide if compiled else max(wide, 2)
-        activations = tokens * D * (44 * self.shape.layers + 40) * wide
+        a_layer = 22 * D + 2 * (self._produced + shape.features)
+        if shape.mlp == "swiglu":  # its gate
+            a_layer += 2 * shape.features
+        if shape.qk_norm or shape.positions == "rope" or shape.kv_heads not in (None, shape.heads):  # packed once more
+            a_layer += 6 * D
+        if shape.qk_norm:  # and normalised, in FP32
+            a_layer += 8 * D
+        activations = tokens * (a_layer * shape.layers + 40 * D) * wide
         a_logit = 8 * wide if compiled else 44
         if any(place is not None and place.accumulate for place in self.structure.places):  # FP64: operands, exponents, accumulators
             a_logit += 64

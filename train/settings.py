@@ -9,14 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    field_validator,
+    model_validator,
+)
 
 from train.corruption import Corruption
+from train.presets import check_preset, filled
 from train.text import check_dataset, dataset_label
-from train.tokenizer import check_tokenizer
+from train.tokenizer import check_tokenizer, vocabulary_of
 
 PACK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXT_LIMIT, STEPS_LIMIT = 8192, 1_000_000
+VOCABULARY_LIMIT = 2**18
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
@@ -31,22 +41,83 @@ class Table(BaseModel):
 
 
 class ModelSettings(Table):
-    """[model]: the architecture and its sizes; width and context in units of features and tokens."""
+    """[model]: the architecture, its sizes, and what is said to make training stable; width and context in features and tokens.
 
-    architecture: Literal["gpt2"] = "gpt2"
+    `preset` and `architecture` say what is not written (see `presets`): an instance holds what they came to, and
+    `model_fields_set` what was written.
+
+    kv_heads        key and value heads, each shared by heads / kv_heads queries (GQA, Ainslie et al. 2305.13245); one each else
+    hidden          features of the MLP; if not given, see `ModelShape.features`
+    vocabulary      logits and embeddings, if more than the tokenizer has: the rest are logits like others, which never come
+    qk_norm         RMSNorm of each query and key, with a learned gain (Dehghani et al. 2302.05442, Wortsman et al. 2309.14322)
+    z_loss          c of c logsumexp(z)^2, added to what is trained on, and not to the losses that are recorded (PaLM, 2204.02311)
+    logit_softcap   the logits become cap tanh(z / cap) (Gemma 2, 2408.00118)
+    init_std        standard deviation of initial weights, before the factors of depth and muP
+    mup_base_width  muP (Yang et al. 2203.03466), exactly the standard model at this width: see `ModelShape`
+    mup_base_heads  heads of muP's base model, whose size sets the scale of attention; as many as here, if not given
+    """
+
+    architecture: Literal["gpt2", "llama"] = "gpt2"
     layers: Annotated[int, Field(ge=1, le=200)] = 4
     heads: Annotated[int, Field(ge=1, le=256)] = 4
     width: Annotated[int, Field(ge=1, le=65536)] = 128
     context: Annotated[int, Field(ge=1, le=CONTEXT_LIMIT)] = 128
     tokenizer: Annotated[str, AfterValidator(check_tokenizer)] = "bytes"
+    preset: Annotated[str | None, AfterValidator(check_preset)] = None
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    positions: Literal["learned", "rope"] = "learned"
+    tied: bool = True
+    kv_heads: Positive | None = None
+    hidden: Annotated[int, Field(ge=1, le=4 * 65536)] | None = None
+    vocabulary: Annotated[int, Field(ge=2, le=VOCABULARY_LIMIT)] | None = None
+    rope_base: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10_000.0
+    qk_norm: bool = False
+    z_loss: Annotated[float, Field(ge=0, le=1)] = 0.0
+    logit_softcap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    init_std: Annotated[float, Field(gt=0, le=10)] = 0.02
+    mup_base_width: Positive | None = None
+    mup_base_heads: Positive | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _filled(cls, data: Any, validate: ModelWrapValidatorHandler[ModelSettings]) -> ModelSettings:
+        if not isinstance(data, Mapping):
+            return validate(data)
+        model = validate(filled(data))
+        model.model_fields_set.intersection_update(key for key, value in data.items() if value is not None)
+        return model
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> ModelSettings:
+    def _sizes_fit(self) -> ModelSettings:
         if self.width % self.heads:
             nearest = max(1, round(self.width / self.heads)) * self.heads
             raise ValueError(
                 f"width must be a multiple of heads={self.heads}, got {self.width}; the nearest is {nearest}"
             )
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            possible = [k for k in range(1, self.heads + 1) if self.heads % k == 0]
+            raise ValueError(
+                f"kv_heads must divide heads={self.heads}, got {self.kv_heads}; take one of {', '.join(map(str, possible))}"
+            )
+        if self.positions == "rope" and (size := self.width // self.heads) % 2:
+            raise ValueError(
+                f"rope turns pairs of features, so width / heads must be even, got {self.width} / {self.heads} = {size}; "
+                f"take a width of {(size + 1) * self.heads}"
+            )
+        if self.vocabulary is not None and self.vocabulary < (least := vocabulary_of(self.tokenizer)):
+            raise ValueError(
+                f"vocabulary must be at least the {least} of tokenizer {self.tokenizer!r}, got {self.vocabulary}; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mup_has_a_base(self) -> ModelSettings:
+        heads, width = self.mup_base_heads, self.mup_base_width
+        if heads is not None and width is None:
+            raise ValueError(f"mup_base_heads={heads} needs mup_base_width, the width of muP's base model")
+        if heads is not None and width is not None and width % heads:
+            raise ValueError(f"mup_base_width must be a multiple of mup_base_heads={heads}, got {width}")
         return self
 
     @property

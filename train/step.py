@@ -23,7 +23,17 @@ from torch import Tensor
 
 from formats import FormatParameters
 from landscape import logit_sharpness, small_box_sharpness
-from train.layers import add_norm, attend, cross_entropy_gradient, last_norm, token_losses, wide_logits
+from train.layers import (
+    PLAIN,
+    Readout,
+    add_norm,
+    attend,
+    cross_entropy_gradient,
+    last_norm,
+    padded_with_nothing,
+    token_losses,
+    wide_logits,
+)
 from train.linear import (
     Precision,
     multiply,
@@ -35,7 +45,7 @@ from train.linear import (
     round_output,
     wide_product,
 )
-from train.model import ModelShape, Numerics
+from train.model import ModelShape, Numerics, activate, rotation, split_heads
 from train.optim import AdamW, Factors, Parts, factors, squares, update
 
 # The most logits in memory at a time, in elements: of several runs, and of one, where each chunk costs another pass over dW.
@@ -53,10 +63,10 @@ def as_operand(w: Tensor, precision: Precision) -> Tensor:
     return on_grid(w, precision, precision.weight)
 
 
-def head_operand(wte_RVD: Tensor, precision: Precision) -> Tensor:
-    """The token embedding as the LM head's operand, [R, V', D], padded with zeros."""
-    V = wte_RVD.shape[1]
-    return F.pad(as_operand(wte_RVD, precision), (0, 0, 0, padded_vocabulary(V) - V))
+def head_operand(head_RVD: Tensor, precision: Precision) -> Tensor:
+    """The LM head's matrix, the token embedding where they are tied, as an operand, [R, V', D], padded with zeros."""
+    V = head_RVD.shape[1]
+    return F.pad(as_operand(head_RVD, precision), (0, 0, 0, padded_vocabulary(V) - V))
 
 
 def batch(text: Tensor, offsets_RN: Tensor, T: int) -> tuple[Tensor, Tensor]:
@@ -66,40 +76,46 @@ def batch(text: Tensor, offsets_RN: Tensor, T: int) -> tuple[Tensor, Tensor]:
     return window[..., :-1].flatten(1), window[..., 1:].flatten(1)
 
 
-def start(wte: Tensor, wpe: Tensor, tokens_RS: Tensor) -> Tensor:
-    """Token and position embeddings, [R, S, D]."""
-    (R, V, D), T = wte.shape, wpe.shape[1]
+def start(wte: Tensor, wpe: Tensor | None, tokens_RS: Tensor) -> Tensor:
+    """Token embeddings, and those of positions where they are learned, [R, S, D]."""
+    R, V, D = wte.shape
     # All runs' embeddings are one table: run r's token t is its row r V + t.
     rows = tokens_RS + V * torch.arange(R, device=tokens_RS.device)[:, None]
-    x_RND = wte.reshape(R * V, D)[rows].view(R, -1, T, D)
-    return (x_RND + wpe[:, None]).view(R, -1, D)
+    x_RSD = wte.reshape(R * V, D)[rows]
+    return x_RSD if wpe is None else (x_RSD.view(R, -1, wpe.shape[1], D) + wpe[:, None]).view(R, -1, D)
 
 
 def attention_half(
-    x: Tensor, delta: Tensor | None, ln: Tensor, qkv: Tensor, proj: Tensor, shape: ModelShape, numerics: Numerics
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, delta: Tensor | None, ln: Tensor, qkv: Tensor, proj: Tensor, shape: ModelShape, numerics: Numerics,
+    ln_q: Tensor | None = None, ln_k: Tensor | None = None, turn: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The stream with delta added, and what attention adds next, in the carrier."""
-    body, (R, S, D) = numerics.body, x.shape
-    x, a = add_norm(x, delta, ln, body, numerics.kernels)
-    y = round_gradient(product(a, qkv, body), body)
-    packed = y.view(R * S // shape.context, shape.context, 3, shape.heads, D // shape.heads)
-    y = attend(packed, numerics.kernels).reshape(R, S, D)
+    body, (R, S, D), T = numerics.body, x.shape, shape.context
+    x, a = add_norm(x, delta, ln, body, numerics.kernels, shape.norm)
+    y = product(a, qkv, body)
+    if ln_q is None and turn is None and y.shape[-1] == 3 * D:  # attention reads what the product left
+        packed = round_gradient(y, body)
+    else:
+        heads = split_heads(receive(y, body), ln_q, ln_k, turn, shape, T)
+        packed = torch.stack([part.to(body.carrier) for part in heads], -3)
+    packed = packed.view(R * S // T, T, 3, shape.heads, shape.head_size)
+    y = attend(packed, numerics.kernels, shape.attention_scale).reshape(R, S, D)
     return x, product(operand(y, body, body.activation), proj, body)
 
 
 def mlp_half(
-    x: Tensor, delta: Tensor, ln: Tensor, fc: Tensor, proj: Tensor, numerics: Numerics
+    x: Tensor, delta: Tensor, ln: Tensor, fc: Tensor, proj: Tensor, shape: ModelShape, numerics: Numerics
 ) -> tuple[Tensor, Tensor]:
     """The stream with delta added, and what the MLP adds next, in the carrier."""
     body = numerics.body
-    x, a = add_norm(x, delta, ln, body, numerics.kernels)
-    h = F.gelu(receive(product(a, fc, body), body))
+    x, a = add_norm(x, delta, ln, body, numerics.kernels, shape.norm)
+    h = activate(receive(product(a, fc, body), body), shape)
     return x, product(operand(h, body, body.activation), proj, body)
 
 
-def finish(x: Tensor, delta: Tensor, ln: Tensor, numerics: Numerics) -> Tensor:
+def finish(x: Tensor, delta: Tensor, ln: Tensor, shape: ModelShape, numerics: Numerics) -> Tensor:
     """The LM head's operand, [R, S, D]."""
-    return last_norm(x, delta, ln, numerics.body, numerics.lm_head, numerics.kernels)
+    return last_norm(x, delta, ln, numerics.body, numerics.lm_head, numerics.kernels, shape.norm)
 
 
 def position_gradient(dx: Tensor, T: int) -> Tensor:
@@ -147,15 +163,17 @@ class Pieces:
     ) -> Tensor:  # fmt: skip
         """The LM head's operand [R, S, D], from the embedded tokens x [R, S, D]; differentiable once."""
         delta: Tensor | None = None
+        turn = rotation(shape.context, shape, x)
         for i in range(shape.layers):
             h = f"h.{i}."
             x, delta = self.attention_half(
-                x, delta, gains[h + "ln_1"], operands[h + "attn.qkv"], operands[h + "attn.proj"], shape, numerics
-            )
+                x, delta, gains[h + "ln_1"], operands[h + "attn.qkv"], operands[h + "attn.proj"], shape, numerics,
+                gains.get(h + "attn.ln_q"), gains.get(h + "attn.ln_k"), turn,
+            )  # fmt: skip
             x, delta = self.mlp_half(
-                x, delta, gains[h + "ln_2"], operands[h + "mlp.fc"], operands[h + "mlp.proj"], numerics
+                x, delta, gains[h + "ln_2"], operands[h + "mlp.fc"], operands[h + "mlp.proj"], shape, numerics
             )
-        hidden: Tensor = self.finish(x, delta, gains["ln_f"], numerics)
+        hidden: Tensor = self.finish(x, delta, gains["ln_f"], shape, numerics)
         return hidden
 
 
@@ -193,7 +211,7 @@ def of_runs(precision: Precision, r: slice) -> Precision:
 
 
 def _logits(x: Tensor, w: Tensor, precision: Precision) -> Tensor:
-    """[r, s, V'], in the carrier."""
+    """The LM head's product, [r, s, V'], in the carrier; the readout makes of it what softmax sees."""
     return multiply(x, w.transpose(1, 2), precision, ("activation", "weight"))
 
 
@@ -207,16 +225,18 @@ def head(
     whole: bool,
     kernels: bool,
     start: Tensor | None = None,
+    readout: Readout = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A chunk's losses, summed, [r], and the gradients of a run's mean loss in x [r, s, D] and w [r, V', D], in the carrier.
 
-    x and w are operands, targets [r, s]; the mean is over all `tokens` of a run. Where the chunk is not a run's `whole` batch, dW
-    is FP32 (the carrier on a CPU), to be summed; or, where the recipe says how sums are formed, the sum of chunks so far, which
-    goes on from `start`, that of the chunk before.
+    x and w are operands, targets [r, s]; the mean is over all `tokens` of a run. Losses are cross entropies, gradients of all
+    that is descended (see `Readout`). Where the chunk is not a run's `whole` batch, dW is FP32 (the carrier on a CPU), to be
+    summed; or, where the recipe says how sums are formed, the sum of chunks so far, which goes on from `start`, that of the
+    chunk before.
     """
-    logits = _logits(x, w, precision)
+    z = _logits(x, w, precision)
     kernels = kernels and precision.carrier == torch.bfloat16
-    losses, dz = cross_entropy_gradient(logits, targets, precision, vocabulary, tokens, kernels)
+    losses, dz = cross_entropy_gradient(z, targets, precision, vocabulary, tokens, kernels, readout)
     # What pads the vocabulary is zero, but another chunk to the accumulator of a recipe that says how sums are formed.
     terms = dz.shape[2] if precision.structure.accumulate is None else vocabulary
     dx = multiply(dz[..., :terms], w[:, :terms], precision, ("gradient", "weight"))
@@ -226,34 +246,43 @@ def head(
     return losses, dx, multiply(transposed, x, precision, ("gradient", "activation"))
 
 
-def head_loss(x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int) -> Tensor:
+def head_loss(
+    x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int, readout: Readout = PLAIN
+) -> Tensor:
     """A chunk's losses alone, summed over its tokens, [r]."""
-    return token_losses(wide_logits(_logits(x, w, precision), vocabulary), targets)[2].sum(1)
+    logits = padded_with_nothing(wide_logits(_logits(x, w, precision), readout), vocabulary)
+    return token_losses(logits, targets)[2].sum(1)
 
 
 def head_sharpness(
-    x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int, epsilons: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int, epsilons: tuple[float, ...],
+    readout: Readout = PLAIN,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A chunk's logit sharpness summed over its tokens, percent, [2, r, epsilons]: as defined, and centred; and which runs'
     boxes are all small, [r]: the sums of others mean nothing.
+
+    It is of the cross entropy around the logits that softmax sees, capped ones where they are capped: the closed form knows no
+    z-loss, and so a z-loss is not in it.
     """
-    z = _logits(x, w, precision)[..., :vocabulary]
+    z = wide_logits(_logits(x, w, precision)[..., :vocabulary], readout)
     plain, small = small_box_sharpness(z, targets, epsilons)
     centred, small_too = small_box_sharpness(z, targets, epsilons, centred=True)
     return torch.stack([plain.sum(1), centred.sum(1)]), (small & small_too).flatten(1).all(1)
 
 
 def head_sharpness_of_any(
-    x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int, epsilons: tuple[float, ...]
-) -> Tensor:
+    x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int, epsilons: tuple[float, ...],
+    readout: Readout = PLAIN,
+) -> Tensor:  # fmt: skip
     """The same for boxes of any size, several times as slow."""
-    z = _logits(x, w, precision)[..., :vocabulary]
+    z = wide_logits(_logits(x, w, precision)[..., :vocabulary], readout)
     return torch.stack([logit_sharpness(z, targets, epsilons, centred=c).sum(1) for c in (False, True)])
 
 
 def head_over_chunks(
-    pieces: Pieces, x: Tensor, w: Tensor, targets: Tensor, numerics: Numerics, vocabulary: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    pieces: Pieces, x: Tensor, w: Tensor, targets: Tensor, numerics: Numerics, vocabulary: int,
+    readout: Readout = PLAIN,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Each run's mean loss [R], and its gradients in the operands x [R, S, D] and w [R, V', D], in the carrier."""
     (R, S, _), precision = x.shape, numerics.lm_head
     losses = x.new_zeros(R, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -262,7 +291,7 @@ def head_over_chunks(
     parts = list(chunks(R, S, w.shape[1], accumulate.step if accumulate else 1))
     if len(parts) == 1:
         losses, dx, dw = pieces.head(
-            x, w, targets, of_runs(precision, slice(None)), vocabulary, S, True, numerics.kernels
+            x, w, targets, of_runs(precision, slice(None)), vocabulary, S, True, numerics.kernels, None, readout
         )
         return losses / S, dx, dw
     sums: Tensor | None = None
@@ -271,7 +300,7 @@ def head_over_chunks(
         sums = None if s.start == 0 else sums
         loss, dx_part, dw_part = pieces.head(
             x[r, s], w[r], targets[r, s], of_runs(precision, r), vocabulary, S, whole, numerics.kernels,
-            sums if accumulate else None,
+            sums if accumulate else None, readout,
         )  # fmt: skip
         losses[r] += loss
         dx[r, s] = dx_part

@@ -20,6 +20,7 @@ import tomli_w
 from pydantic import Field, PrivateAttr, model_validator
 
 from train.corruption import Corruption
+from train.presets import ARCHITECTURES
 from train.recipe import Recipe
 from train.recipe_table import AXES, RecipeTable
 from train.resolve import resolve_recipe
@@ -104,7 +105,10 @@ class Run:
             "learning_rate": self.learning_rate,
             "seeds": [self.init_seed, self.data_seed],
             "dataset": self.dataset,
-            "settings": [table.model_dump(mode="json", exclude_defaults=True) for table in settings],
+            # A preset counts by what it came to.
+            "settings": [
+                table.model_dump(mode="json", exclude_defaults=True, exclude={"preset"}) for table in settings
+            ],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -179,7 +183,8 @@ class Study(Table):
             training = {k: v for k, v in chosen.items() if k in TrainingSettings.model_fields}
             data = {k: v for k, v in chosen.items() if k in DataSettings.model_fields}
             yield (
-                ModelSettings.model_validate(self.model.model_dump() | model),
+                # What was written alone: a preset or an architecture that is an axis says the rest.
+                ModelSettings.model_validate(self.model.model_dump(exclude_unset=True) | model),
                 TrainingSettings.model_validate(self.training.model_dump() | training),
                 DataSettings.model_validate(self.data.model_dump() | data),
                 chosen,
@@ -202,7 +207,11 @@ class Study(Table):
 
     def to_toml(self) -> str:
         """The study as resolved, with every default, as a study file."""
-        content = self.model_dump(mode="json", exclude_none=True)
+        # What an architecture or a preset says is left for it to say: written here, it would win over another of them.
+        by_preset = self.model.preset is not None or "preset" in (self.axes.model_extra or {})
+        said = set(ModelSettings.model_fields) if by_preset else set(ARCHITECTURES["gpt2"])
+        unwritten = said - self.model.model_fields_set
+        content = self.model_dump(mode="json", exclude_none=True, exclude={"model": unwritten})
         content["axes"] = {
             key: values for key, values in self.axes.items() if key != "seed" or not self._separate_seeds
         }
