@@ -78,7 +78,9 @@ def test_add_norm(benchmark: Any, name: str) -> None:
 
     def both(kernels: bool) -> Callable[[], tuple[Tensor, ...]]:
         compiled = torch.compile(add_norm, dynamic=False)
-        return lambda: torch.autograd.grad(compiled(x, delta, gain, precision, kernels), (x, delta, gain), grads)
+        return lambda: torch.autograd.grad(
+            compiled(x, delta, gain, precision, precision, kernels), (x, delta, gain), grads
+        )
 
     for a, b in zip(both(True)(), both(False)(), strict=True):
         close(a, b)

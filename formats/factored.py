@@ -47,7 +47,7 @@ def quantize_factored(
     batch_dims: int = 0,
     stochastic_bits: int = DEFAULT_RANDOM_BITS,
 ) -> Factored:
-    """x in a scaled format, in two factors; arguments, errors and edge cases as in `quantize_scaled`; x has an axis and elements.
+    """X in a scaled format, in two factors; arguments, errors and edge cases as in `quantize_scaled`; x has an axis and elements.
 
     An inf or a NaN in x makes its group's factor NaN, or where there is none its values; a NaN under a scale that was given
     stays a NaN of the values.
@@ -68,6 +68,8 @@ def quantize_factored(
         values = torch.where(bits & MAGNITUDE > INFINITY, NAN, values.view(torch.int32)).view(torch.float32)
     factor = scale.group if constants.scale == "fp32" else scale.tensor
     if factor is not None:
-        shape = layout.group_shape if constants.scale == "fp32" else (*x.shape[:batch_dims], *(1,) * (x.ndim - batch_dims))
+        shape = (
+            layout.group_shape if constants.scale == "fp32" else (*x.shape[:batch_dims], *(1,) * (x.ndim - batch_dims))
+        )
         factor = factor.reshape(shape)
     return Factored(layout.join(values.to(x.dtype), x.shape), factor)

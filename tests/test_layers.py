@@ -26,12 +26,12 @@ from tests.small import SHAPE, make_program, make_slots
 from train import compiling, layers, step
 from train.determinism import deterministic
 from train.layers import add_norm, attend, cross_entropy_gradient, embedding_gradient, last_norm
-from train.precision import Precision, pack_precision
 from train.model import cross_entropy, forward
 from train.pack import Pack
+from train.precision import Precision, pack_precision
 from train.recipe_table import RecipeTable
 from train.resolve import resolve_recipe
-from train.step import chunks, padded_vocabulary
+from train.step import chunks, padded_vocabulary, parts_of
 from train.text import Text
 
 CPU = torch.device("cpu")
@@ -53,7 +53,9 @@ def test_add_norm_is_layer_norm_of_the_sum_with_autograds_gradients(has_delta: b
     inputs = [random(R, S, D, seed=1), random(R, S, D, seed=2), random(R, D, seed=3)]
     inputs = [i.requires_grad_() for i in inputs]
     x, delta, gain = inputs
-    total, a = add_norm(x, delta if has_delta else None, gain, precision("native-fp64"), False)
+    total, a = add_norm(
+        x, delta if has_delta else None, gain, precision("native-fp64"), precision("native-fp64"), False
+    )
     expected_total = x + delta if has_delta else x
     expected = torch.nn.functional.layer_norm(expected_total, (D,), eps=1e-5) * gain[:, None]
     torch.testing.assert_close(a, expected, rtol=0, atol=1e-14)
@@ -71,7 +73,7 @@ def test_add_norm_is_layer_norm_of_the_sum_with_autograds_gradients(has_delta: b
 def test_the_gradient_of_the_product_before_is_the_streams_on_its_grid(name: str, rounding: str) -> None:
     x, delta, gain = (random(*size, seed=6, dtype=torch.float32) for size in ((R, S, D), (R, S, D), (R, D)))
     leaves = [t.requires_grad_() for t in (x, delta, gain)]
-    outputs = add_norm(*leaves, precision(name, rounding=rounding), False)  # type: ignore[call-arg, arg-type]
+    outputs = add_norm(*leaves, precision(name, rounding=rounding), precision(name, rounding=rounding), False)  # type: ignore[call-arg, arg-type]
     dx, d_delta, _ = torch.autograd.grad(
         outputs, leaves, [random(R, S, D, seed=s, dtype=torch.float32) for s in (7, 8)]
     )
@@ -84,7 +86,7 @@ def test_the_gradient_of_the_product_before_is_the_streams_on_its_grid(name: str
 def test_the_last_norm_rounds_ahead_for_the_head_and_behind_for_the_blocks() -> None:
     x, delta, gain = (random(*size, seed=9, dtype=torch.float32) for size in ((R, S, D), (R, S, D), (R, D)))
     leaves = [t.requires_grad_() for t in (x, delta, gain)]
-    a = last_norm(*leaves, precision("e3m1"), precision("e4m3fn"), False)  # type: ignore[call-arg, arg-type]
+    a = last_norm(*leaves, precision("e4m3fn"), precision("e3m1"), False)  # type: ignore[call-arg, arg-type]
     assert torch.equal(a, quantize(a, "e4m3fn"))
     assert not torch.equal(a, quantize(a, "e3m1"))
     d_delta = torch.autograd.grad(a, leaves, random(R, S, D, seed=10, dtype=torch.float32))[1]
@@ -234,7 +236,7 @@ def test_operands_are_the_weights_on_their_grid_after_every_step(text: Text) -> 
     for _ in range(3):
         for name, operand in pack.operands.items():
             f = "bf16" if name == "wte" else "e4m3fn"
-            assert torch.equal(operand.detach(), quantize(pack.parameters[name].detach(), f)), name
+            assert torch.equal(parts_of(operand)[0].detach(), quantize(pack.parameters[name].detach(), f)), name
         pack.step()
 
 
@@ -304,7 +306,7 @@ def test_the_norms_kernel_is_the_plain_form(
         (delta,) = on(cuda, random(*size, seed=3, dtype=torch.bfloat16))
         leaves = [t.requires_grad_() for t in (x, delta, gain)]
         grads = on(cuda, random(*size, seed=4, dtype=torch.float32), random(*size, seed=5, dtype=torch.bfloat16))
-        results.append(torch.autograd.grad(add_norm(x, delta, gain, p, kernels), leaves, grads))
+        results.append(torch.autograd.grad(add_norm(x, delta, gain, p, p, kernels), leaves, grads))
     (dx, d_delta, d_gain), (dx_plain, _, d_gain_plain) = results
     torch.testing.assert_close(dx, dx_plain, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(d_gain, d_gain_plain, rtol=1e-4, atol=1e-4 * math.sqrt(tokens))
@@ -452,13 +454,13 @@ def test_wild_logits_are_measured_and_leave_their_neighbours_sharpness_alone(tex
     pack.step()
     before = pack.sharpness()
     with torch.no_grad():
-        pack.operands["wte"][2] *= 1e6
+        parts_of(pack.operands["wte"])[0][2] *= 1e6
     after = pack.sharpness()
     others = [0, 1, 3]
     for name, centred in (("logit_sharpness", False), ("logit_sharpness_centred", True)):
         assert torch.equal(before[name][others], after[name][others])
         tokens, targets = pack.held_out[0]
         hidden = pack._hidden(tokens)[1].detach()[2]
-        logits = (hidden @ pack.operands["wte"][2].T).to(torch.bfloat16)
+        logits = (hidden @ parts_of(pack.operands["wte"])[0][2].T).to(torch.bfloat16)
         expected = logit_sharpness(logits.double(), targets[2], pack.program.probe.epsilons, centred=centred).mean(0)
         torch.testing.assert_close(after[name][2].double(), expected, rtol=1e-3, atol=0)

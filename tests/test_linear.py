@@ -120,7 +120,7 @@ def test_the_carrier_is_the_narrowest_that_holds_all_operands(
 def test_tf32_products_never_stand_beside_fp32_ones(body: str, head: str) -> None:
     """The switch between them is the whole program's: with it on, FP32 operands would be cut to TF32's ten bits."""
     recipe = resolve_recipe("mine", {"mine": RecipeTable(body, body, body, lm_head=head)})
-    assert [structure.carrier for structure in recipe.structure] == ["fp32", "fp32"]
+    assert recipe.structure.carriers == {"fp32"}
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from formats import float_format
 from landscape import logit_sharpness
 from tests.small import SHAPE, make_program, make_slots
 from train import step
-from train.precision import pack_precision
 from train.model import ModelShape, Numerics, cross_entropy, forward
 from train.pack import Pack, train_pack
+from train.precision import pack_precision
 from train.program import Probe, Progress, Slot
 from train.recipe_table import RecipeTable
 from train.resolve import resolve_recipe
-from train.step import Pieces, head_over_chunks, padded_vocabulary
+from train.step import Pieces, head_over_chunks, padded_vocabulary, parts_of
 from train.text import Text
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def test_the_heads_gradients_are_those_of_exact_sums_rounded_once_however_it_is_
     counted = pieces.head = Mock(wraps=pieces.head)
     padded = torch.zeros(3, padded_vocabulary(VOCABULARY), WIDTH)
     padded[:, :VOCABULARY] = torch.from_numpy(w)
-    losses, dx, dw = head_over_chunks(
+    losses, dx, dw, _ = head_over_chunks(
         pieces, torch.from_numpy(x).float(), padded, torch.from_numpy(targets), Numerics(p, p), VOCABULARY
     )
     assert counted.call_count == calls
@@ -120,7 +120,7 @@ def test_operands_are_on_the_weights_grids_from_the_first_step_on(text: Text) ->
         for name, operand in pack.operands.items():
             f = "e5m5" if name == "wte" else "e5m3"
             weights = pack.parameters[name].detach().numpy()
-            np.testing.assert_array_equal(operand.detach().numpy(), on_grid(weights, f), err_msg=name)
+            np.testing.assert_array_equal(parts_of(operand)[0].detach().numpy(), on_grid(weights, f), err_msg=name)
         pack.step()
 
 
@@ -219,7 +219,7 @@ def test_probes_measure_the_two_sharpnesses_of_a_padded_vocabulary(text: Text, m
     pack = Pack(program, make_slots(["native-fp64"] * 2), text, CPU)
     with torch.no_grad():
         pack.parameters["wte"] *= 30
-        pack.operands["wte"][:, :50] *= 30
+        parts_of(pack.operands["wte"])[0][:, :50] *= 30
     measured = pack.sharpness()
     z, targets = pack.logits(), pack.held_out[0][1]
     p = z.softmax(-1)
@@ -257,7 +257,7 @@ def test_a_run_with_one_wild_token_is_measured_again_and_no_other(
     pack = Pack(make_program(shape=shape), make_slots(["e4m3"] * 3), text, CPU)
     (tokens, targets), again = pack.held_out[0], pack._pieces.head_sharpness_of_any
     x = pack._hidden(tokens)[1].detach()
-    monkeypatch.setattr(pack, "_hidden", lambda _: (None, x))
+    monkeypatch.setattr(pack, "_hidden", lambda *_: (None, x))
     before = pack.sharpness()
     x[1, 2] *= 1e6
 
@@ -269,7 +269,7 @@ def test_a_run_with_one_wild_token_is_measured_again_and_no_other(
 
     monkeypatch.setattr(pack._pieces, "head_sharpness_of_any", wrong_of_others)
     after = pack.sharpness()
-    z = (x[1] @ pack.operands["wte"][1, :50].T).to(torch.bfloat16).double()
+    z = (x[1] @ parts_of(pack.operands["wte"])[0][1, :50].T).to(torch.bfloat16).double()
     for name, centred in (("logit_sharpness", False), ("logit_sharpness_centred", True)):
         assert torch.equal(after[name][[0, 2]], before[name][[0, 2]])
         expected = logit_sharpness(z, targets[1], pack.program.probe.epsilons, centred=centred).mean(0)

@@ -25,7 +25,7 @@ def random_signs(seeds_R: Tensor, size: int) -> Tensor:
 
 
 def rotate(x: Tensor, axis: int, signs: Tensor) -> Tensor:
-    """Blocks along an axis (-1 or -2) of x [R, M, K] rotated, FP32; the axis padded with zeros to whole blocks.
+    """Blocks along an axis (-1 or -2) of x [R, .., M, K] rotated, FP32; the axis padded with zeros to whole blocks.
 
     signs: [R, n], n a power of two.
     """

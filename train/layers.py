@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from formats import FormatParameters, Rounding
+from train.elsewhere import rounded
 from train.linear import on_grid, operand
 from train.precision import Precision, strip
 
@@ -122,9 +123,9 @@ class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, delta: Tensor | None, gain: Tensor, ahead: Precision, behind: Precision, activations: int,
-        keep: bool, kernels: bool, norm: Norm, *formats: Tensor,
+        keep: bool, kernels: bool, norm: Norm, residual: str | None, *formats: Tensor,
     ) -> Any:  # fmt: skip
-        total = x if delta is None else x + delta.to(x.dtype)
+        total = x if delta is None else rounded(x + delta.to(x.dtype), residual)
         if norm == "layernorm":
             normal, mean, rstd = torch.native_layer_norm(total, (x.shape[-1],), None, None, NORM_EPS)
         else:  # the same with a mean of zero, whatever it is
@@ -133,7 +134,7 @@ class _AddNorm(torch.autograd.Function):
         ahead = ahead._replace(activation=FormatParameters(*formats[:activations]) if activations else None)
         a = operand(normal * gain[:, None, :], ahead, "activation")
         ctx.save_for_backward(total, mean, rstd, gain, *formats[activations:])
-        ctx.has_delta, ctx.behind, ctx.kernels, ctx.inputs = delta is not None, behind, kernels, 9 + len(formats)
+        ctx.has_delta, ctx.behind, ctx.kernels, ctx.inputs = delta is not None, behind, kernels, 10 + len(formats)
         ctx.centred = norm == "layernorm"
         if not keep:
             return a
@@ -174,31 +175,45 @@ def _bare(precision: Precision) -> Precision:
 
 def _add_norm(
     x: Tensor, delta: Tensor | None, gain: Tensor, ahead: Precision, behind: Precision, keep: bool, kernels: bool,
-    norm: Norm,
+    norm: Norm, residual: str | None,
 ) -> Any:  # fmt: skip
     activation, gradient = ahead.formats("activation") or (), behind.formats("gradient") or ()
     return _AddNorm.apply(
-        x, delta, gain, _bare(ahead), _bare(behind), len(activation), keep, kernels, norm, *activation, *gradient
+        x,
+        delta,
+        gain,
+        _bare(ahead),
+        _bare(behind),
+        len(activation),
+        keep,
+        kernels,
+        norm,
+        residual,
+        *activation,
+        *gradient,
     )
 
 
 def add_norm(
-    x: Tensor, delta: Tensor | None, gain: Tensor, precision: Precision, kernels: bool, norm: Norm = "layernorm"
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, delta: Tensor | None, gain: Tensor, ahead: Precision, behind: Precision, kernels: bool,
+    norm: Norm = "layernorm", residual: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The sum x + delta, [R, S, D] as x is, and its norm times the gain as an operand of the next product, alike in the carrier.
 
-    x [R, S, D] FP32 (FP64 for native-fp64); delta [R, S, D] a product's result, in the carrier, or None; gain [R, D]. The
-    gradient that goes to delta is rounded as an operand already.
+    x [R, S, D] FP32 (FP64 for native-fp64); delta [R, S, D] a product's result, in the carrier, or None; gain [R, D]. `ahead` is
+    the next product's precision, `behind` that of the product which left delta: the gradient that goes there is rounded as its
+    operand already. residual: a format of the sum.
     """
-    total, a = _add_norm(x, delta, gain, precision, precision, True, kernels, norm)
+    total, a = _add_norm(x, delta, gain, ahead, behind, True, kernels, norm, residual)
     return total, a
 
 
 def last_norm(
-    x: Tensor, delta: Tensor, gain: Tensor, body: Precision, head: Precision, kernels: bool, norm: Norm = "layernorm"
-) -> Tensor:
-    """The norm before the LM head: the operand alone, rounded for the head; delta's gradient is rounded for the blocks."""
-    a: Tensor = _add_norm(x, delta, gain, head, body, False, kernels, norm)
+    x: Tensor, delta: Tensor, gain: Tensor, head: Precision, behind: Precision, kernels: bool, norm: Norm = "layernorm",
+    residual: str | None = None,
+) -> Tensor:  # fmt: skip
+    """The norm before the LM head: the operand alone, rounded for the head; delta's gradient is rounded for the last block."""
+    a: Tensor = _add_norm(x, delta, gain, head, behind, False, kernels, norm, residual)
     return a
 
 

@@ -131,9 +131,7 @@ class _AccumulatedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w: Tensor, bare: Precision, counts: tuple[int, ...], *tensors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, bare: Precision, counts: tuple[int, ...], *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(x, w, *tensors)
         ctx.bare, ctx.counts = bare, counts
         return multiply(x, w, dress(bare, counts, tensors), ("activation", "weight"))

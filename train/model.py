@@ -29,9 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.elsewhere import rounded
 from train.layers import NORM_EPS, Norm, Readout
-from train.linear import linear
+from train.linear import linear, operand, product, receive
 from train.precision import Precision
+from train.recipe import Elsewhere
 
 Attention = Literal["fused", "math"]
 Parameters = Mapping[str, Tensor]
@@ -156,15 +158,33 @@ def is_matrix(name: str) -> bool:
     return name.startswith("h.") and "ln_" not in name
 
 
+class BlockPrecision(NamedTuple):
+    """One block: its attention's linears, its MLP's, and QKᵀ and PV where these are rounded too."""
+
+    attention: Precision
+    mlp: Precision
+    products: Precision | None = None
+
+
+# The products of a block, by which its stochastic operands draw different random bits.
+QKV, PROJECTION, SCORES, VALUES, FC, MLP_PROJECTION = range(6)
+
+
 class Numerics(NamedTuple):
-    """How a pack computes: the precision of the blocks' linears and of the LM head, the form of attention in `forward`, and
-    whether training takes the hand-written passes of `kernels`.
+    """How a pack computes: the precision of the blocks' linears and of the LM head, the form of attention, whether training takes
+    the hand-written passes of `kernels`, each block's precision where they differ, and what is rounded outside the products.
     """
 
     body: Precision
     lm_head: Precision
     attention: Attention = "fused"
     kernels: bool = False
+    blocks: tuple[BlockPrecision, ...] = ()
+    elsewhere: Elsewhere = Elsewhere()
+
+    def block(self, index: int) -> BlockPrecision:
+        """How block `index` computes."""
+        return self.blocks[index] if self.blocks else BlockPrecision(self.body, self.body)
 
 
 def rms_normal(x: Tensor) -> Tensor:
@@ -172,10 +192,10 @@ def rms_normal(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS)
 
 
-def _norm(x_RSD: Tensor, gain_RD: Tensor, norm: Norm) -> Tensor:
+def _norm(x_RSD: Tensor, gain_RD: Tensor, norm: Norm, numerics: Numerics) -> Tensor:
     centred = norm == "layernorm"
     normal = F.layer_norm(x_RSD, x_RSD.shape[-1:], eps=NORM_EPS) if centred else rms_normal(x_RSD)
-    return normal * gain_RD[:, None, :]
+    return normal * rounded(gain_RD, numerics.elsewhere.gains)[:, None, :]
 
 
 def rotation(T: int, shape: ModelShape, like: Tensor) -> Tensor | None:
@@ -219,25 +239,43 @@ def split_heads(
     return q, k, v
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, form: Attention) -> Tensor:
-    """Causal attention, [B, H, T, d] each; "math" writes the products out, which can be differentiated twice."""
-    if form == "fused":
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+def written_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, products: Precision | None = None, softmax: str | None = None
+) -> Tensor:
+    """Causal attention of [R, B, T, d] each, its products written out, so that it can be differentiated twice.
+
+    products: how QKᵀ and PV are rounded; None leaves them to the tensors' dtype. softmax: a format of the weights.
+    """
     T = q.shape[-2]
-    scores = q @ k.transpose(-1, -2) * scale
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(future, -math.inf).softmax(-1) @ v
+    if products is None:
+        scores = q @ k.mT * scale
+        weights = scores.masked_fill(future, -math.inf).softmax(-1, torch.promote_types(q.dtype, torch.float32))
+        return rounded(weights, softmax).to(v.dtype) @ v
+    scores = receive(product(q, k.mT, products, SCORES), products) * scale
+    weights = rounded(scores.masked_fill(future, -math.inf).softmax(-1), softmax)
+    return product(operand(weights, products, "activation"), v, products, VALUES)
 
 
 def _attention(
-    x_RSD: Tensor, p: Parameters, h: str, shape: ModelShape, turn: Tensor | None, T: int, numerics: Numerics
-) -> Tensor:
-    qkv = linear(x_RSD, p[h + "attn.qkv"], numerics.body)
+    x_RSD: Tensor, p: Parameters, h: str, shape: ModelShape, turn: Tensor | None, T: int, numerics: Numerics,
+    block: BlockPrecision,
+) -> Tensor:  # fmt: skip
+    here = block.attention
+    qkv = linear(x_RSD, p[h + "attn.qkv"], here, QKV)
     heads = split_heads(qkv, p.get(h + "attn.ln_q"), p.get(h + "attn.ln_k"), turn, shape, T)
-    q, k, v = (x.to(numerics.body.carrier).flatten(0, 1).transpose(1, 2) for x in heads)
-    y = _attend(q, k, v, shape.attention_scale, numerics.attention)
-    y_RSD = y.transpose(1, 2).reshape(x_RSD.shape).to(x_RSD.dtype)
-    return linear(y_RSD, p[h + "attn.proj"], numerics.body)
+    q, k, v = (x.to(here.carrier).transpose(2, 3) for x in heads)
+    if numerics.attention == "fused":
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=shape.attention_scale).unflatten(
+            0, (len(x_RSD), -1)
+        )
+    else:
+        q, k, v = (x.flatten(1, 2) for x in (q, k, v))
+        y = written_attention(q, k, v, shape.attention_scale, block.products, numerics.elsewhere.softmax)
+        y = y.unflatten(1, (-1, shape.heads))
+    y_RSD = y.transpose(2, 3).reshape(x_RSD.shape).to(x_RSD.dtype)
+    return linear(y_RSD, p[h + "attn.proj"], here, PROJECTION)
 
 
 def activate(y_RSF: Tensor, shape: ModelShape) -> Tensor:
@@ -248,9 +286,9 @@ def activate(y_RSF: Tensor, shape: ModelShape) -> Tensor:
     return F.silu(gate) * up
 
 
-def _mlp(x_RSD: Tensor, p: Parameters, h: str, shape: ModelShape, numerics: Numerics) -> Tensor:
-    features = activate(linear(x_RSD, p[h + "mlp.fc"], numerics.body), shape)
-    return linear(features, p[h + "mlp.proj"], numerics.body)
+def _mlp(x_RSD: Tensor, p: Parameters, h: str, shape: ModelShape, numerics: Numerics, here: Precision) -> Tensor:
+    features = activate(linear(x_RSD, p[h + "mlp.fc"], here, FC), shape)
+    return linear(rounded(features, numerics.elsewhere.gelu), p[h + "mlp.proj"], here, MLP_PROJECTION)
 
 
 def forward(p: Parameters, tokens_RNT: Tensor, shape: ModelShape, numerics: Numerics) -> Tensor:
@@ -258,17 +296,20 @@ def forward(p: Parameters, tokens_RNT: Tensor, shape: ModelShape, numerics: Nume
     R, N, T = tokens_RNT.shape
     D, V = shape.width, shape.vocabulary
     # All runs' embeddings are one table: run r's token t is its row r V + t.
+    elsewhere = numerics.elsewhere
     rows = tokens_RNT + V * torch.arange(R, device=tokens_RNT.device)[:, None, None]
-    x_RNTD = F.embedding(rows, p["wte"].reshape(R * V, D))
+    x_RNTD = F.embedding(rows, rounded(p["wte"], elsewhere.embedding).reshape(R * V, D))
     if shape.positions == "learned":
-        x_RNTD = x_RNTD + p["wpe"][:, None, :T, :]
+        x_RNTD = x_RNTD + rounded(p["wpe"], elsewhere.embedding)[:, None, :T, :]
     turn = rotation(T, shape, x_RNTD)
-    x_RSD = x_RNTD.view(R, N * T, D)
+    x_RSD = rounded(x_RNTD.view(R, N * T, D), elsewhere.residual)
     for i in range(shape.layers):
-        h = f"h.{i}."
-        x_RSD = x_RSD + _attention(_norm(x_RSD, p[h + "ln_1"], shape.norm), p, h, shape, turn, T, numerics)
-        x_RSD = x_RSD + _mlp(_norm(x_RSD, p[h + "ln_2"], shape.norm), p, h, shape, numerics)
-    z_RSV = linear(_norm(x_RSD, p["ln_f"], shape.norm), p[shape.head].transpose(1, 2), numerics.lm_head)
+        h, block = f"h.{i}.", numerics.block(i)
+        a_RSD = _norm(x_RSD, p[h + "ln_1"], shape.norm, numerics)
+        x_RSD = rounded(x_RSD + _attention(a_RSD, p, h, shape, turn, T, numerics, block), elsewhere.residual)
+        a_RSD = _norm(x_RSD, p[h + "ln_2"], shape.norm, numerics)
+        x_RSD = rounded(x_RSD + _mlp(a_RSD, p, h, shape, numerics, block.mlp), elsewhere.residual)
+    z_RSV = linear(_norm(x_RSD, p["ln_f"], shape.norm, numerics), p[shape.head].transpose(1, 2), numerics.lm_head)
     return shape.readout.logits(z_RSV)
 
 

@@ -59,20 +59,20 @@ NAMED: dict[str, Named] = {
     ),
     "ms-amp-o1": Named(
         MS_AMP,
-        "every linear, the LM head too, takes E4M3 activations and weights and E5M2 gradients by power-of-two tensor scales; weight "
-        "gradients are kept in E4M3 and weights in FP16 with a scale (2310.18313, section 2; MS-AMP, optimisation level O1)",
+        "every linear, the LM head too, takes E4M3 activations and weights and E5M2 gradients by power-of-two tensor scales; "
+        "weight gradients are kept in E4M3 and weights in FP16 with a scale (2310.18313, section 2; MS-AMP, level O1)",
         "scales are the tensor's own amax, where MS-AMP takes 16 steps' for activations and gradients: set delayed for that",
     ),
     "ms-amp-o2": Named(
         RecipeTable(base="ms-amp-o1", first_moment=f"e4m3fn@tensor:{POWER}", second_moment=f"e5m10@tensor:{POWER}"),
-        "as ms-amp-o1, and Adam's first moment in E4M3 and second in FP16, each with a tensor scale (2310.18313, section 2.2; O2)",
+        "as ms-amp-o1, and Adam's first moment in E4M3 and second in FP16, with tensor scales (2310.18313, section 2.2; O2)",
         "as ms-amp-o1",
     ),
     "deepseek": Named(
         RecipeTable(
             "e4m3fn@block128", "e4m3fn@tile128x128", "e4m3fn@block128", lm_head=BF16, first_moment="bf16", second_moment="bf16"
         ),
-        "E4M3 everywhere: activations and gradients scaled by 1 x 128 tiles, along tokens for wgrad, weights by 128 x 128 blocks, "
+        "E4M3 everywhere: activations and gradients scaled by 1 x 128 tiles, along tokens for wgrad, weights by 128 x 128; "
         "partial sums scaled and added in FP32 every 128; BF16 moments; embedding, head, norms, attention wider "
         "(2412.19437, sections 3.3.1-3.3.3)",
         "no E5M6 for the input of the projection after attention; sums of 128 in FP32: see deepseek-hopper",
@@ -116,8 +116,8 @@ NAMED: dict[str, Named] = {
             "nvfp4", NVFP4_WEIGHT, "nvfp4", gradient_rounding="stochastic", hadamard=("wgrad",), hadamard_size=16,
             hadamard_signs="fixed", last_blocks=1, kept=BF16, lm_head=BF16,
         ),
-        "E2M1 with E4M3 scales for 1 x 16 (weights 16 x 16) under an FP32 tensor scale; gradients rounded stochastically; wgrad's "
-        "operands rotated by a Hadamard matrix of 16 with fixed signs; some last layers in BF16 (2509.25149, section 4)",
+        "E2M1 with E4M3 scales for 1 x 16 (weights 16 x 16) under an FP32 tensor scale; gradients rounded stochastically; "
+        "wgrad's operands rotated by a Hadamard matrix of 16 with fixed signs; some last layers in BF16 (2509.25149, section 4)",
         "the last block is kept, whatever the depth (the 12B model: 10 of 62); signs are fixed a run, not in the code",
     ),
     "nvfp4-all": Named(
@@ -147,7 +147,8 @@ NAMED: dict[str, Named] = {
     ),
     "native-fp16-scaled": Named(
         RecipeTable(*("native-fp16",) * 3, output="fp16", loss_scale="dynamic"),
-        "FP16 products with a dynamic loss scale, 2^16 at first, halved on overflow, doubled after 2,000 steps (torch.amp.GradScaler)",
+        "FP16 products with a dynamic loss scale, 2^16 at first, halved on overflow, doubled after 2,000 steps "
+        "(torch.amp.GradScaler)",
     ),
     "native-bf16-math": Named(
         RecipeTable(*(BF16,) * 3, attention_form="math"),
@@ -172,5 +173,5 @@ def named_table(name: str) -> RecipeTable | None:
         return NAMED[name].table
     for prefix, (rounding, _) in PREFIXES.items():
         if name.startswith(prefix):
-            return RecipeTable(*(name.removeprefix(prefix),) * 3, rounding=rounding)  # type: ignore[arg-type]
+            return RecipeTable(*(name.removeprefix(prefix),) * 3, rounding=rounding)
     return None

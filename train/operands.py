@@ -30,7 +30,7 @@ OPERANDS: dict[Product, tuple[Role, Role]] = {
     "dgrad": ("gradient", "weight"),
     "wgrad": ("activation", "gradient"),
 }
-# Which of a tile's two sizes lies along the contracted axis, of either operand as it lies in memory: x [S, D], W [D, F], dy [S, F].
+# Which of a tile's sizes lies along the contracted axis, of either operand as it lies in memory: x [S, D], W [D, F], dy [S, F].
 TILE_AXES: dict[Product, tuple[int, int]] = {"forward": (1, 0), "dgrad": (1, 1), "wgrad": (0, 0)}
 HADAMARD_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 LONGEST_HISTORY = 4096
@@ -150,7 +150,17 @@ class Rules:
         return " ".join(f"{product}.{role}={rule.word}" for product, role, rule in self.items())
 
 
-def significant(f: ElementFormat | ScaledFormat) -> int:
+Described = ElementFormat | ScaledFormat
+
+
+def described(name: str) -> Described:
+    """The format of that name, of either kind."""
+    f = get_format(name)
+    assert isinstance(f, ElementFormat | ScaledFormat)
+    return f
+
+
+def significant(f: Described) -> int:
     """The significant bits of an operand's values as a product takes them: a narrow scale's are in them, an FP32 one's not."""
     if isinstance(f, ScaledFormat):
         scale = 4 if f.scale == "e4m3fn" else 0
@@ -158,11 +168,11 @@ def significant(f: ElementFormat | ScaledFormat) -> int:
     return significant_bits(f)
 
 
-def fits_bf16(f: ElementFormat | ScaledFormat) -> bool:
+def fits_bf16(f: Described) -> bool:
     """Whether BF16 holds an operand's values. Those of MX may pass its ends, where they round to it once more."""
     return significant(f) <= BF16_BITS if isinstance(f, ScaledFormat) else float_format("bf16").holds(f)
 
 
-def can_vary(f: ElementFormat | ScaledFormat) -> bool:
+def can_vary(f: Described) -> bool:
     """Whether a pack's runs can each have one like it in one program."""
     return isinstance(f, FloatFormat) and f.shares_programs

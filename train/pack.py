@@ -11,7 +11,7 @@ the device; histories leave it every `CHUNK` steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,12 +25,29 @@ from train.capture import Recorded
 from train.compiling import compiler, compiles_steps, quantizer_for
 from train.determinism import deterministic
 from train.layers import embedding_gradient
-from train.linear import pack_precision
 from train.model import Numerics, forward, is_matrix
+from train.numerics import Draws, Histories, make_numerics, place_of
 from train.optim import Parts, learning_rates
+from train.precision import Precision
 from train.program import PackResult, Program, Progress, Slot
+from train.recipe import Recipe
+from train.rounding_seeds import run_keys
 from train.seeds import batch_offsets, held_out_offsets, initial_weights
-from train.step import Pieces, as_operand, batch, chunks, head_operand, head_over_chunks, of_runs
+from train.step import (
+    OF_HEAD,
+    Pieces,
+    as_operand,
+    batch,
+    chunks,
+    detached,
+    head_operand,
+    head_over_chunks,
+    of_runs,
+    own,
+    parts_of,
+    site_of,
+    weight_of_runs,
+)
 from train.text import Text
 
 CHUNK = 10  # steps between two reports to the host
@@ -58,8 +75,6 @@ class Pack:
     ) -> None:
         self.program, self.slots, self.device = program, tuple(slots), device
         self.compiled = compiles_steps(device.type) if compiled is None else compiled
-        self.numerics = self._numerics()
-        self.tf32 = any(s.carrier == "tf32" for s in program.structure)
         self._make_parameters()
         self._load_text(text)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
@@ -74,18 +89,38 @@ class Pack:
         if self.compiled:
             _one_program_at_a_time((program, len(slots), device))
         self._pieces = Pieces(compiler() if self.compiled else None)
-        recorded = self.compiled and device.type == "cuda"
+        keys = run_keys([(slot.init_seed, slot.data_seed) for slot in self.slots])
+        self._draws = Draws(keys.to(device))
+        self._made = 0
+        self._begin([slot.recipe.before or slot.recipe for slot in slots])
+
+    def _numerics_of(self, recipes: Sequence[Recipe]) -> Numerics:
+        program, device = self.program, self.device
+        work = len(recipes) * program.steps * program.rounded_elements_per_step()
+        quantizer = quantize if self.compiled else quantizer_for(device.type, work)
+        return make_numerics(recipes, program.shape, device, quantizer, self.compiled)
+
+    def _begin(self, recipes: Sequence[Recipe]) -> None:
+        """Set out in the precision of these recipes: operands anew, nothing recorded yet."""
+        self.numerics = self._numerics_of(recipes)
+        shape, R = self.program.shape, len(self.slots)
+        self.histories = Histories(self.numerics, shape, R, self.device)
+        self.tf32 = "tf32" in recipes[0].structure.carriers
+        numerics, scales = self._draws.at(self.numerics, self.counter), self.histories.scales()
+        self.operands = {}
+        for name in (*filter(is_matrix, self.parameters), shape.head):
+            p, precision = self.parameters[name].detach(), place_of(name, numerics)._replace(scales=scales.get(name))
+            made = as_operand(p, precision, site_of(name)) if is_matrix(name) else head_operand(p, precision)
+            self.operands[name] = own(made)
+        for name, operand in self.operands.items():
+            if is_matrix(name):
+                parts_of(operand)[0].requires_grad_()
+        self.histories.record(
+            {name: torch.zeros(R, 3, device=self.device) for name in self.histories.names}, self.parameters
+        )
+        recorded = self.compiled and self.device.type == "cuda"
         self._step = Recorded(recorded)
         self._evaluation, self._probe, self._probe_of_any = (Recorded(recorded, self._step) for _ in range(3))
-
-    def _numerics(self) -> Numerics:
-        slots, program, device = self.slots, self.program, self.device
-        work = len(slots) * program.steps * program.rounded_elements_per_step()
-        quantizer = quantize if self.compiled else quantizer_for(device.type, work)
-        body = pack_precision([slot.recipe.body for slot in slots], device, quantizer)
-        lm_head = pack_precision([slot.recipe.lm_head for slot in slots], device, quantizer)
-        kernels = self.compiled and device.type == "cuda" and body.carrier == torch.bfloat16
-        return Numerics(body, lm_head, program.attention, kernels)
 
     def _make_parameters(self) -> None:
         shape = self.program.shape
@@ -97,11 +132,6 @@ class Pack:
         }  # fmt: skip
         self.first = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.second = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        body, lm_head = self.numerics.body, self.numerics.lm_head
-        # Memory of their own, so that no update writes to one tensor under two names.
-        self.operands = {
-            name: as_operand(p, body).clone().requires_grad_() for name, p in self.parameters.items() if is_matrix(name)
-        } | {shape.head: head_operand(self.parameters[shape.head], lm_head).clone()}
         # A layer's parameters are a group, two with muP, which has them learn at rates of their own.
         layers = [[name for name in self.parameters if name.startswith(f"h.{i}.")] for i in range(shape.layers)]
         factors = sorted({shape.rate_factor(name) for name in layers[0]})
@@ -127,6 +157,9 @@ class Pack:
 
     def step(self) -> None:
         """One training step of every run: batch, forward, backward, clipping, update, histories."""
+        if self._made and self._made == self.program.until:
+            self._begin([slot.recipe for slot in self.slots])
+        self._made += 1
         with deterministic(self.tf32):
             self._step(self._train)
 
@@ -135,18 +168,26 @@ class Pack:
         tokens, targets = self._pieces.batch(self.text, offsets, self.program.shape.context)
         losses_R, grads = self.gradients(tokens, targets)
         self._update(losses_R, grads)
+        self.histories.record(self._amaxes, self.parameters)
 
     def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Parts]]:
         """Each run's mean loss on tokens [R, S] and targets [R, S], [R], and the gradient of each parameter, in parts."""
-        shape, numerics, pieces = self.program.shape, self.numerics, self._pieces
-        x, hidden = self._hidden(tokens)
-        losses_R, dx, d_head = head_over_chunks(
-            pieces, hidden.detach(), self.operands[shape.head], targets, numerics, shape.vocabulary, shape.readout
+        shape, pieces = self.program.shape, self._pieces
+        numerics = self._draws.at(self.numerics, self.counter)
+        scales = {name: scale.requires_grad_() for name, scale in self.histories.scales().items()}
+        x, hidden = self._hidden(tokens, numerics, scales)
+        head = numerics._replace(lm_head=numerics.lm_head._replace(scales=scales.pop(shape.head, None)))
+        losses_R, dx, d_head, of_head = head_over_chunks(
+            pieces, hidden.detach(), self.operands[shape.head], targets, head, shape.vocabulary, shape.readout
         )
         names = [name for name in self.parameters if name not in ("wte", "wpe", "lm_head")]
-        leaves = [self.operands[name] if is_matrix(name) else self.parameters[name] for name in names]
-        d_embedded, *rest = torch.autograd.grad(hidden, [x, *leaves], dx)
-        grads: dict[str, Parts] = {name: (grad,) for name, grad in zip(names, rest, strict=True)}
+        leaves = [parts_of(self.operands[name])[0] if is_matrix(name) else self.parameters[name] for name in names]
+        d_embedded, *rest = torch.autograd.grad(hidden, [x, *leaves, *scales.values()], dx)
+        # What arrives at scales are amaxes (`products`).
+        self._amaxes = dict(zip(scales, rest[len(names) :], strict=True))
+        if of_head is not None:
+            self._amaxes[shape.head] = torch.stack([of_head[:, 0], torch.zeros_like(of_head[:, 0]), of_head[:, 1]], 1)
+        grads: dict[str, Parts] = {name: (grad,) for name, grad in zip(names, rest[: len(names)], strict=True)}
         d_tokens = embedding_gradient(d_embedded, tokens, shape.vocabulary, numerics.kernels)
         grads["wte"] = (d_tokens,)
         # A tied embedding has a gradient from either end.
@@ -155,34 +196,44 @@ class Pack:
             grads["wpe"] = (pieces.position_gradient(d_embedded, shape.context),)
         return losses_R, grads
 
-    def _hidden(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The embedded tokens, a leaf, and the LM head's operand, [R, S, D] each."""
+    def _hidden(
+        self, tokens: Tensor, numerics: Numerics | None = None, scales: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The embedded tokens, a leaf, and the LM head's operand, [R, S, D] each; by the present seeds and scales if not told."""
+        numerics = self._draws.at(self.numerics, self.counter) if numerics is None else numerics
+        scales = self.histories.scales() if scales is None else scales
         p = self.parameters
         positions = p["wpe"].detach() if "wpe" in p else None
-        x = self._pieces.start(p["wte"].detach(), positions, tokens).requires_grad_()
-        return x, self._pieces.hidden(x, p, self.operands, self.program.shape, self.numerics)
+        x = self._pieces.start(p["wte"].detach(), positions, tokens, numerics.elsewhere).requires_grad_()
+        return x, self._pieces.hidden(x, p, self.operands, self.program.shape, numerics, scales)
 
-    def _held_out_hidden(self, tokens: Tensor) -> Tensor:
-        """The LM head's operand for text that is not trained on. Compiled code is training's own, gradients and all, so that
-        nothing is compiled twice; an eager pass needs none.
+    def _held_out_hidden(self, tokens: Tensor) -> tuple[Tensor, Precision]:
+        """The LM head's operand for text that is not trained on, and its precision. Compiled code is training's own, gradients
+        and all, so that nothing is compiled twice; an eager pass needs none.
         """
+        numerics = self._draws.at(self.numerics, self.counter)
+        scales = self.histories.scales()
+        head = numerics.lm_head._replace(scales=scales.get(self.program.shape.head))
         with torch.set_grad_enabled(self.compiled):
-            return self._hidden(tokens)[1].detach()
+            scales = {name: scale.requires_grad_(self.compiled) for name, scale in scales.items()}
+            return self._hidden(tokens, numerics, scales)[1].detach(), head
 
     @torch.no_grad()
     def _update(self, losses_R: Tensor, grads: dict[str, Parts]) -> None:
         pieces, config = self._pieces, self.program.optimizer
         sums = [pieces.squares([grads[name] for name in group]) for group in self._groups]
         norm_R, f = pieces.factors(sums, self.rates, self.counter, config)
+        next_step, scales = self._draws.at(self.numerics, self.counter + 1), self.histories.scales()
         for group in self._groups:
-            operands = [self.operands[name].detach() if name in self.operands else None for name in group]
-            precision = self.numerics.lm_head if "wte" in group else self.numerics.body
+            operands = [detached(self.operands[name]) if name in self.operands else None for name in group]
+            places = [place_of(name, next_step)._replace(scales=scales.get(name)) for name in group]
+            sites = [site_of(name) if is_matrix(name) else OF_HEAD for name in group]
             share = self.program.shape.rate_factor(group[0])
             of_group = f if share == 1.0 else f._replace(rate=share * f.rate)
             pieces.update_group(
                 [self.parameters[name].detach() for name in group], [grads[name] for name in group],
-                [self.first[name] for name in group], [self.second[name] for name in group], of_group, config, operands,
-                precision,
+                [self.first[name] for name in group], [self.second[name] for name in group], operands, places, sites,
+                of_group, config,
             )  # fmt: skip
         pieces.record(losses_R, norm_R, self.train_loss, self.grad_norm, self.counter)
 
@@ -191,7 +242,7 @@ class Pack:
         """Logits on a held-out batch, all at once, [R, S, V]; FP32, or FP64 for native-fp64."""
         with deterministic(self.tf32):
             tokens = self.held_out[part][0].view(len(self.slots), -1, self.program.shape.context)
-            return forward(self.parameters, tokens, self.program.shape, self.numerics)
+            return forward(self.parameters, tokens, self.program.shape, self._draws.at(self.numerics, self.counter))
 
     def validation_loss(self) -> Tensor:
         """Mean loss of each run over the held-out batches, nats per token, [R]."""
@@ -203,10 +254,10 @@ class Pack:
         self._evaluated.zero_()
         shape, S = self.program.shape, self.held_out[0][0].shape[1]
         for tokens, targets in self.held_out:
-            x, w = self._held_out_hidden(tokens), self.operands[shape.head]
-            for r, s in chunks(len(self.slots), S, w.shape[1]):
+            (x, precision), w = self._held_out_hidden(tokens), self.operands[shape.head]
+            for r, s in chunks(len(self.slots), S, parts_of(w)[0].shape[1]):
                 self._evaluated[r] += self._pieces.head_loss(
-                    x[r, s], w[r], targets[r, s], of_runs(self.numerics.lm_head, r), shape.vocabulary, shape.readout
+                    x[r, s], weight_of_runs(w, r), targets[r, s], of_runs(precision, r), shape.vocabulary, shape.readout
                 )
         self._evaluated /= S * len(self.held_out)
 
@@ -221,15 +272,23 @@ class Pack:
     def _measure(self, boxes_are_small: bool) -> None:
         probe, shape, R = self.program.probe, self.program.shape, len(self.slots)
         tokens, targets = self.held_out[0]
-        x, w = self._held_out_hidden(tokens), self.operands[shape.head]
+        (x, of_head), w = self._held_out_hidden(tokens), self.operands[shape.head]
         if probe.positions == "last":
             x = x.view(R, -1, shape.context, shape.width)[:, :, -1]
             targets = targets.view(R, -1, shape.context)[:, :, -1]
         sums = torch.zeros_like(self._sharpness)
         small = torch.ones_like(self._small)
-        for r, s in chunks(R, x.shape[1], w.shape[1]):
-            precision = of_runs(self.numerics.lm_head, r)
-            chunk = (x[r, s], w[r], targets[r, s], precision, shape.vocabulary, probe.epsilons, shape.readout)
+        for r, s in chunks(R, x.shape[1], parts_of(w)[0].shape[1]):
+            precision = of_runs(of_head, r)
+            chunk = (
+                x[r, s],
+                weight_of_runs(w, r),
+                targets[r, s],
+                precision,
+                shape.vocabulary,
+                probe.epsilons,
+                shape.readout,
+            )
             if boxes_are_small:
                 part, small_part = self._pieces.head_sharpness(*chunk)
                 small[r] &= small_part

@@ -60,6 +60,8 @@ def program_of(run: Run) -> Program:
     return Program(
         shape=shape_of(model),
         structure=run.recipe.structure,
+        before=run.recipe.before.structure if run.recipe.before else None,
+        until=run.recipe.until,
         dataset=run.stream.key,
         steps=training.steps,
         sequences=training.sequences,

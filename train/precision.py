@@ -120,7 +120,14 @@ class WeightOperand(NamedTuple):
 
 def strip(precision: Precision) -> tuple[Precision, tuple[int, ...], list[Tensor]]:
     """A precision without its tensors, how many each field had, and the tensors: the compiler takes them one by one."""
-    fields = (precision.activation, precision.weight, precision.gradient, precision.seed, precision.signs, precision.scales)
+    fields = (
+        precision.activation,
+        precision.weight,
+        precision.gradient,
+        precision.seed,
+        precision.signs,
+        precision.scales,
+    )
     parts = [() if f is None else (f,) if isinstance(f, Tensor) else tuple(f) for f in fields]
     bare = precision._replace(activation=None, weight=None, gradient=None, seed=None, signs=None, scales=None)
     return bare, tuple(len(part) for part in parts), [tensor for part in parts for tensor in part]
@@ -135,12 +142,12 @@ def dress(bare: Precision, counts: tuple[int, ...], tensors: Sequence[Tensor]) -
         start += count
     activation, weight, gradient = (FormatParameters(*f) if f else None for f in fields[:3])
     seed, signs, scales = (f[0] if f else None for f in fields[3:])
-    return bare._replace(
-        activation=activation, weight=weight, gradient=gradient, seed=seed, signs=signs, scales=scales
-    )
+    return bare._replace(activation=activation, weight=weight, gradient=gradient, seed=seed, signs=signs, scales=scales)
 
 
-def pack_precision(linears: Sequence[LinearPrecision], device: torch.device, quantizer: Quantizer = quantize) -> Precision:
+def pack_precision(
+    linears: Sequence[LinearPrecision], device: torch.device, quantizer: Quantizer = quantize
+) -> Precision:
     """Stack the runs' formats along the run axis. On a CPU the carrier is FP32, since its narrow products are several
     times slower.
 
@@ -174,9 +181,7 @@ def make_plan(rules: Rules) -> Plan:
     plans = {}
     for n, product in enumerate(PRODUCTS):
         pair = getattr(rules, product)
-        first, second = (
-            _operand_plan(rule, product, i, 2 * n + i) for i, rule in enumerate(pair)
-        )
+        first, second = (_operand_plan(rule, product, i, 2 * n + i) for i, rule in enumerate(pair))
         plans[product] = ProductPlan(first, second, pair.chunk(product) or 0)
     shared = tuple(rule == other and not rule.along_an_axis for rule, other in rules.by_role().values())
     return Plan(plans["forward"], plans["dgrad"], plans["wgrad"], (shared[0], shared[1], shared[2]))

@@ -28,15 +28,16 @@ from train.hadamard import rotate
 from train.precision import OperandPlan, Plan, Precision, ProductPlan, WeightOperand, dress, strip
 from train.straight_through import straight_through
 
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64
+STRIDE = 0xD1342543DE82EF95
 OPERANDS_A_SITE, FIRST_OF_WGRAD = 8, 4
+HEAD_SITE = 0  # of another stream of seeds than the blocks' sites, which `model` numbers
 
 
 def take(x: Tensor, plan: OperandPlan, axis: int, chunk: int, precision: Precision, site: int = 0) -> Factored:
-    """x as an operand of the product that contracts `axis` (-1 or -2): values in the carrier, [R, M, K], and their factor.
+    """The operand made from x for the product that contracts `axis` (-1 or -2): values in the carrier, [R, .., M, K], a factor.
 
-    The factor, FP32 or None: [R, M or 1, K / chunk or 1]; or with the axes the other way round for -2. site: which layer's of a
-    piece, so that no two draw the same random bits.
+    The factor, FP32 or None: [R, .., M or 1, K / chunk or 1]; or with the axes the other way round for -2. site: which of a
+    block's products, so that no two draw the same random bits.
     """
     x = x.detach().to(torch.float32)
     if plan.hadamard:
@@ -50,13 +51,14 @@ def take(x: Tensor, plan: OperandPlan, axis: int, chunk: int, precision: Precisi
         values, factor = quantize_factored(
             x, plan.name, -1 if plan.tile else axis, plan.rounding, tensor_scale=given, seed=seed, batch_dims=1
         )
-        if factor is not None and not plan.delayed:
+        if factor is not None:
             factor = _spread(factor, plan, axis, chunk, x.shape)
         return Factored(values.to(precision.carrier), factor)
     if plan.kind == "element":
         return Factored(quantize(x, plan.name, plan.rounding, seed=seed).to(precision.carrier), None)
     parameters = (precision.activation, precision.weight, precision.gradient)[plan.role]
     assert parameters is not None
+    parameters = FormatParameters(*(p.reshape(p.shape[0], *(1,) * (x.ndim - 1)) for p in parameters))
     if seed is None:
         values = precision.quantizer(x, parameters, plan.rounding)
     else:
@@ -66,12 +68,15 @@ def take(x: Tensor, plan: OperandPlan, axis: int, chunk: int, precision: Precisi
 
 def _seed(precision: Precision, plan: OperandPlan, site: int) -> Tensor:
     assert precision.seed is not None
-    return precision.seed + (site * OPERANDS_A_SITE + plan.number + 1) * 0x632BE59BD9B4E019
+    # Odd multiples apart, modulo 2^64; what draws from a seed hashes it.
+    offset = (site * OPERANDS_A_SITE + plan.number + 1) * STRIDE % 2**64
+    return precision.seed + (offset - 2**64 if offset >= 2**63 else offset)
 
 
 def _spread(factor: Tensor, plan: OperandPlan, axis: int, chunk: int, shape: Sequence[int]) -> Tensor:
     """A factor with an entry for each element of the axis that is kept, where it varies along it, and each chunk of the other."""
-    kept, along = (1, 2) if axis == -1 else (2, 1)
+    last = factor.ndim - 1
+    kept, along = (last - 1, last) if axis == -1 else (last, last - 1)
     if plan.across > 1:
         factor = factor.repeat_interleave(plan.across, kept).narrow(kept, 0, shape[kept])
     if chunk and plan.group > chunk:
@@ -80,19 +85,21 @@ def _spread(factor: Tensor, plan: OperandPlan, axis: int, chunk: int, shape: Seq
     return factor
 
 
-def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision) -> Tensor:
-    """Each run's a b, [R, M, N], of operands [R, M, K] and [R, K, N]: FP32, or in the carrier where nothing remains to be done."""
+def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision, wide: bool = False) -> Tensor:
+    """Each run's a b, [R, .., M, N], of operands [R, .., M, K] and [R, .., K, N]: FP32, or in the carrier where nothing remains
+    to be done.
+    """
     accumulate = precision.structure.accumulate
     smallest = [_smallest(operand, precision) for operand in (plan.first, plan.second)]
-    if plan.chunk and a.values.shape[2] > plan.chunk:
+    if plan.chunk and a.values.shape[-1] > plan.chunk:
         y: Tensor = _chunked_product(
             a.values, b.values, a.factor, b.factor, plan.chunk, accumulate.name if accumulate else None, *smallest
         )
         return y
     if accumulate is not None:
         y = accumulated_product(a.values, b.values, accumulate, *smallest)
-    elif a.factor is None and b.factor is None and not precision.rounds_outputs:
-        return torch.bmm(a.values, b.values)
+    elif a.factor is None and b.factor is None and not (wide or precision.rounds_outputs):
+        return torch.matmul(a.values, b.values)
     else:
         y = _wide_product(a.values, b.values)
     factors = [operand.factor for operand in (a, b) if operand.factor is not None]
@@ -102,7 +109,10 @@ def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision) 
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a, b, out_dtype=torch.float32) if a.dtype == torch.bfloat16 else torch.bmm(a, b)
+    if a.dtype != torch.bfloat16:
+        return torch.matmul(a, b)
+    y = torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32)
+    return y.view(*a.shape[:-1], b.shape[-1])
 
 
 def _smallest(plan: OperandPlan, precision: Precision) -> Tensor | None:
@@ -118,22 +128,22 @@ def _chunked_product(
     a_smallest: Tensor | None, b_smallest: Tensor | None,
 ) -> Tensor:  # fmt: skip
     accumulation = parse_accumulation(accumulate)
-    length = a.shape[2]
+    length = a.shape[-1]
 
     def of_chunk(factor: Tensor | None, axis: int, i: int) -> Tensor | float:
         if factor is None:
             return 1.0
         return factor if factor.shape[axis] == 1 else factor.narrow(axis, i, 1)
 
-    total = a.new_zeros(a.shape[0], a.shape[1], b.shape[2], dtype=torch.float32)
+    total = a.new_zeros(*a.shape[:-1], b.shape[-1], dtype=torch.float32)
     for i, k in enumerate(range(0, length, chunk)):
         end = min(k + chunk, length)
-        part_a, part_b = a[:, :, k:end], b[:, k:end]
+        part_a, part_b = a[..., k:end], b[..., k:end, :]
         if accumulation is None:
             y = _wide_product(part_a, part_b)
         else:
             y = accumulated_product(part_a, part_b, accumulation, a_smallest, b_smallest)
-        factor = of_chunk(a_factor, 2, i) * of_chunk(b_factor, 1, i)
+        factor = of_chunk(a_factor, -1, i) * of_chunk(b_factor, -2, i)
         total += y * factor
     return total
 
@@ -143,12 +153,12 @@ def _(
     a: Tensor, b: Tensor, a_factor: Tensor | None, b_factor: Tensor | None, chunk: int, accumulate: str | None,  # noqa: ARG001
     a_smallest: Tensor | None, b_smallest: Tensor | None,  # noqa: ARG001
 ) -> Tensor:  # fmt: skip
-    return a.new_empty(a.shape[0], a.shape[1], b.shape[2], dtype=torch.float32)
+    return a.new_empty(*a.shape[:-1], b.shape[-1], dtype=torch.float32)
 
 
 def transposed(f: Factored) -> Factored:
     """The operand with its last two axes exchanged."""
-    return Factored(f.values.transpose(1, 2), None if f.factor is None else f.factor.transpose(1, 2))
+    return Factored(f.values.mT, None if f.factor is None else f.factor.mT)
 
 
 def take_weight(w: Tensor, precision: Precision, site: int = 0, is_transposed: bool = False) -> WeightOperand:
@@ -175,7 +185,7 @@ def _serves_both(plan: Plan, role: int) -> bool:
 
 
 def take_activation(x: Tensor, precision: Precision, site: int, training: bool) -> tuple[Factored, Factored | None]:
-    """x [R, S, D] for the forward product, and for wgrad if that is to come."""
+    """X [R, S, D] for the forward product, and for wgrad if that is to come."""
     plan = _plan(precision)
     first = take(x, plan.forward.first, -1, plan.forward.chunk, precision, site)
     if not training:
@@ -186,7 +196,7 @@ def take_activation(x: Tensor, precision: Precision, site: int, training: bool) 
 
 
 def take_gradient(dy: Tensor, precision: Precision, site: int) -> tuple[Factored, Factored]:
-    """dy [R, S, F] for dgrad and for wgrad."""
+    """Dy [R, S, F] for dgrad and for wgrad."""
     plan = _plan(precision)
     first = take(dy, plan.dgrad.first, -1, plan.dgrad.chunk, precision, site)
     if _serves_both(plan, 2):
@@ -195,20 +205,27 @@ def take_gradient(dy: Tensor, precision: Precision, site: int) -> tuple[Factored
 
 
 def forward_product(x: Factored, w: WeightOperand, precision: Precision) -> Tensor:
-    """y = x W of operands, in the carrier."""
+    """Y = x W of operands, in the carrier."""
     y = contract(x, Factored(w.forward, w.forward_factor), _plan(precision).forward, precision)
     return precision.to_output(y)
 
 
 def dgrad_product(dy: Factored, w: WeightOperand, precision: Precision) -> Tensor:
-    """dx = dy Wᵀ of operands, in the carrier."""
+    """Dx = dy Wᵀ of operands, in the carrier."""
     y = contract(dy, transposed(Factored(w.backward, w.backward_factor)), _plan(precision).dgrad, precision)
     return precision.to_output(y)
 
 
-def wgrad_product(x: Factored, dy: Factored, precision: Precision) -> Tensor:
-    """dW = xᵀ dy of operands, in the carrier."""
-    return precision.to_output(contract(transposed(x), dy, _plan(precision).wgrad, precision))
+def wgrad_product(x: Factored, dy: Factored, precision: Precision, rounded: bool = True) -> Tensor:
+    """DW = xᵀ dy of operands, in the carrier; or in FP32, as a part of a sum, not rounded."""
+    dw = contract(transposed(x), dy, _plan(precision).wgrad, precision, wide=not rounded)
+    return precision.to_output(dw) if rounded else dw
+
+
+def turned(w: WeightOperand) -> WeightOperand:
+    """A weight's operand with its axes exchanged."""
+    first, second = (None if f is None else f.mT for f in (w.forward_factor, w.backward_factor))
+    return WeightOperand(w.forward.mT, w.backward.mT, first, second)
 
 
 class _Products(torch.autograd.Function):
@@ -249,11 +266,14 @@ class _Products(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             plan = _plan(precision)
             if dx is not None:
-                a, b = _surrogate(dy, for_dgrad, plan.dgrad, 0), _surrogate(w, Factored(w_values, w_factor), plan.dgrad, 1)
-                dx = straight_through(torch.bmm(a, b.to(a.dtype).transpose(1, 2)).to(x.dtype), dx)
+                a, b = (
+                    _surrogate(dy, for_dgrad, plan.dgrad, 0),
+                    _surrogate(w, Factored(w_values, w_factor), plan.dgrad, 1),
+                )
+                dx = straight_through(torch.matmul(a, b.to(a.dtype).mT).to(x.dtype), dx)
             if dw is not None:
                 a, b = _surrogate(x, x_op, plan.wgrad, 0), _surrogate(dy, for_wgrad, plan.wgrad, 1)
-                dw = straight_through(torch.bmm(a.transpose(1, 2), b.to(a.dtype)).to(w.dtype), dw)
+                dw = straight_through(torch.matmul(a.mT, b.to(a.dtype)).to(w.dtype), dw)
         if scales is not None and ctx.needs_input_grad[2]:
             of_g = tensor_amax(g, 1)
             d_scales = torch.stack([amax, torch.zeros_like(of_g), of_g], 1)
@@ -274,7 +294,7 @@ def _weight(
 
 def _surrogate(x: Tensor, operand: Factored, plan: ProductPlan, place: int) -> Tensor:
     """What second derivatives see of an operand: its rounded value as if it were x; of one that was rotated, x itself."""
-    rule = plan[place]
+    rule = (plan.first, plan.second)[place]
     if rule.hadamard:
         return x
     axis = -2 if rule.number >= FIRST_OF_WGRAD else -1
@@ -282,7 +302,7 @@ def _surrogate(x: Tensor, operand: Factored, plan: ProductPlan, place: int) -> T
 
 
 def whole(f: Factored, chunk: int, axis: int) -> Tensor:
-    """values * factor of an operand of the product that contracts `axis`, FP32."""
+    """Values * factor of an operand of the product that contracts `axis`, FP32."""
     values = f.values.to(torch.float32)
     if f.factor is None:
         return values
@@ -293,16 +313,16 @@ def whole(f: Factored, chunk: int, axis: int) -> Tensor:
 
 
 def product_by_rules(x: Tensor, w: Tensor | WeightOperand, precision: Precision, site: int = 0) -> Tensor:
-    """Each run's x W, [R, S, F] in the carrier, of x [R, S, D] and a weight, master [R, D, F] or as it was taken.
+    """Each run's x W, [R, S, F] in the carrier, of x [R, S, D] and a weight, master [R, D, F] or as it was taken; or a product
+    of two activations, [R, .., M, K] and [R, .., K, N].
 
     The gradient of precision.scales, [R, 3] where scales are delayed, is no derivative: it is the amaxes of activation and
     gradient, which the next scales come from (columns 0 and 2).
     """
     bare, counts, tensors = strip(precision._replace(scales=None))
-    if isinstance(w, Tensor):
-        result: Tensor = _Products.apply(x, w, precision.scales, bare, counts, site, None, *tensors)
-        return result
-    rest = [w.backward, *(f for f in (w.forward_factor, w.backward_factor) if f is not None)]
-    prepared = (w.forward_factor is not None, w.backward_factor is not None)
-    result = _Products.apply(x, w.forward, precision.scales, bare, counts, site, prepared, *tensors, *rest)
+    leaf, prepared = w, None
+    if isinstance(w, WeightOperand):
+        leaf, prepared = w.forward, (w.forward_factor is not None, w.backward_factor is not None)
+        tensors += [w.backward, *(f for f in (w.forward_factor, w.backward_factor) if f is not None)]
+    result: Tensor = _Products.apply(x, leaf, precision.scales, bare, counts, site, prepared, *tensors)
     return result

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.model import Attention, ModelShape
+from train.model import ModelShape
 from train.optim import AdamW
 from train.recipe import Recipe, RecipeStructure
 from train.step import CHUNK_OF_ONE_RUN
@@ -41,11 +41,8 @@ class Program:
     evaluate_every: int
     evaluation_sequences: int
     probe: Probe
-
-    @property
-    def attention(self) -> Attention:
-        """FP64 has no fused kernel; every other carrier uses the fused one, unless the recipe writes attention out."""
-        return "math" if self.structure.body.carrier == "fp64" else self.structure.attention_form
+    before: RecipeStructure | None = None
+    until: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,7 +91,8 @@ class Program:
             a_layer += 8 * D
         activations = tokens * (a_layer * shape.layers + 40 * D) * wide
         a_logit = 8 * wide if compiled else 44
-        if any(place is not None and place.accumulate for place in self.structure.places):  # FP64: operands, exponents, accumulators
+        # Of sums that the recipe forms: FP64 operands, exponents, accumulators.
+        if any(place is not None and place.accumulate for place in self.structure.places):
             a_logit += 64
             activations += 256 * tokens * D
         logits = a_logit * min(tokens * self.shape.vocabulary, CHUNK_OF_ONE_RUN)

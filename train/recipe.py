@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from formats import FloatFormat, Rounding, ScaledFormat, float_format
-from formats.spec import ElementFormat
 from train.accumulate import Accumulation
-from train.operands import PRODUCTS, ROLES, Rules, fits_bf16, significant
+from train.operands import PRODUCTS, ROLES, Described, Rules, fits_bf16, significant
 
 Native = Literal["bf16", "fp16", "tf32", "fp32", "fp64"]
 Carrier = Literal["bf16", "fp16", "tf32", "fp32", "fp64"]
@@ -155,8 +154,8 @@ class RecipeStructure:
 class Recipe:
     """A name, the precision of the blocks' linears (`body`) and that of the LM head; the other fields where they differ.
 
-    attention, mlp: of these linears, where not the body's. The first and last blocks are done as `kept` says. `products`: of QKᵀ and
-    PV. loss_scale: a number, or None for a dynamic one. before: another recipe for the first `until` steps.
+    attention, mlp: of these linears, where not the body's. The first and last blocks are done as `kept` says. `products`: of QKᵀ
+    and PV. loss_scale: a number, or None for a dynamic one. before: another recipe for the first `until` steps.
     """
 
     name: str
@@ -236,7 +235,9 @@ class Recipe:
         rounded = [f"{what} rounded to {name}" for what, name in self.elsewhere.items()]
         parts += rounded
         if self.loss_scale != 1:
-            parts.append("loss scaled dynamically" if self.loss_scale is None else f"loss scaled by {self.loss_scale:g}")
+            parts.append(
+                "loss scaled dynamically" if self.loss_scale is None else f"loss scaled by {self.loss_scale:g}"
+            )
         if self.before is not None:
             parts.append(f"the first {self.until} steps in {self.before.format}")
         return "; ".join([*parts, "what is not named stays in FP32"])
@@ -246,7 +247,11 @@ def _operands(linear: LinearPrecision) -> str:
     structure = linear.structure
     if structure.native is not None:
         return f"{structure.native.upper()} operands by the hardware's own products in every linear layer"
-    how = f"by {structure.rounding.value}, saturating" if structure.rules is None else f"by rules ({structure.rules.word})"
+    how = (
+        f"by {structure.rounding.value}, saturating"
+        if structure.rules is None
+        else f"by rules ({structure.rules.word})"
+    )
     product = "by FP8 units" if structure.hardware else f"in {structure.carrier.upper()}"
     return (
         f"operands of every linear layer (x W, dy W^T, x^T dy) rounded to {linear.label} {how}, multiplied {product} "
@@ -258,7 +263,7 @@ def _sums(structure: Structure) -> str:
     return "with FP32 sums" if structure.accumulate is None else f"and summed {structure.accumulate.description}"
 
 
-def narrowest_carrier(formats: list[ElementFormat | ScaledFormat], output: Output) -> Carrier:
+def narrowest_carrier(formats: list[Described], output: Output) -> Carrier:
     """The narrowest hardware type that holds an operand's values in every one of `formats` and whose products can leave in
     `output`.
 
@@ -275,6 +280,5 @@ def narrowest_carrier(formats: list[ElementFormat | ScaledFormat], output: Outpu
     return "tf32" if all(_fits_tf32(f) for f in formats) else "fp32"
 
 
-def _fits_tf32(f: ElementFormat | ScaledFormat) -> bool:
+def _fits_tf32(f: Described) -> bool:
     return significant(f) <= TF32_BITS if isinstance(f, ScaledFormat) else float_format("tf32").holds(f)
-

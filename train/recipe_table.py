@@ -5,35 +5,48 @@ Every word is optional where the table names a `base`, a recipe to start from an
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, field_validator
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, ConfigDict, Field
 
 from formats import Rounding, get_format
 from train.accumulate import parse_accumulation
 from train.operands import HADAMARD_SIZES, LONGEST_HISTORY, Product
 
 NONE, BODY = "none", "body"  # no format; the recipe's own body, for its LM head
-CLOSED = ConfigDict(extra="forbid")
-RoundingWord = Literal[
-    "nearest_even", "nearest_away", "toward_zero", "toward_positive", "toward_negative", "to_odd", "stochastic",
-    "stochastic_a", "stochastic_b", "stochastic_c",
-]  # fmt: skip
-assert set(RoundingWord.__args__) == set(Rounding)  # type: ignore[attr-defined]
 
 
-def known_format(name: str | None) -> str | None:
-    """A format's name as it is; ValueError for one that means nothing."""
-    if name is not None:
+def known_rounding(word: str) -> str:
+    """A rounding's name as it is; ValueError for one that there is not."""
+    if word not in set(Rounding):
+        raise ValueError(f"rounding must be one of {', '.join(Rounding)}, got {word!r}")
+    return word
+
+
+def known_format(name: str) -> str:
+    """A format's name, or "none", as it is; ValueError for one that means nothing."""
+    if name != NONE:
         get_format(name)
     return name
 
 
-@dataclass(frozen=True, config=CLOSED)
+def known_sum(word: str) -> str:
+    """A word for how sums are formed, as it is; ValueError for one that means nothing."""
+    parse_accumulation(word)
+    return word
+
+
+RoundingWord = Annotated[str, AfterValidator(known_rounding)]
+FormatWord = Annotated[str, AfterValidator(known_format)]
+SumWord = Annotated[str, AfterValidator(known_sum)]
+
+
+@dataclass(frozen=True)
 class ProductTable:
     """forward, dgrad or wgrad of a recipe: what this product's operands are rounded to, where it differs."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     activation: str | None = None
     weight: str | None = None
@@ -41,25 +54,30 @@ class ProductTable:
     rounding: RoundingWord | None = None
 
 
-@dataclass(frozen=True, config=CLOSED)
+@dataclass(frozen=True)
 class RecipeTable:
     """A recipe as a table. None stands for the base's word, and without a base for the default that is told here.
 
     base: a recipe to start from. activation, weight, gradient: formats of the operands, scaled ones too, or native-* for all.
-    rounding: of all operands (nearest_even); activation_rounding, ...: of one. forward, dgrad, wgrad: what a product does otherwise.
-    output: what products leave (bf16). accumulate: how sums are formed (fp32). multiply: "carrier", or "fp8" for the hardware's own
-    FP8 products. delayed: steps of history for tensors' scales (0: the tensor's own amax), delayed_margin, delayed_rule.
-    hadamard: products whose operands are rotated first; hadamard_size (16); hadamard_signs: "fixed" for a run or new each "step".
+    rounding: of all operands (nearest_even); activation_rounding, ...: of one. forward, dgrad, wgrad: what a product does
+    otherwise. output: what products leave (bf16). accumulate: how sums are formed (fp32). multiply: "carrier", or "fp8" for the
+    hardware's own FP8 products. delayed: steps of history for tensors' scales (0: the tensor's own amax), delayed_margin (0),
+    delayed_rule (max). hadamard: products whose operands are rotated first; hadamard_size (16); hadamard_signs: "fixed" for a
+    run, or new ones each "step".
 
-    lm_head, attention, mlp: recipes for the LM head ("body": the recipe itself), the attention's linears, the MLP's. first_blocks, last_blocks: how many
-    blocks are done as `kept` says (native-bf16). products: "linears", or "all" for QKᵀ and PV too. attention_form: "fused", or
-    "math", written out.
+    lm_head, attention, mlp: recipes for the LM head ("body": the recipe itself), the attention's linears, the MLP's.
+    first_blocks, last_blocks: how many blocks are done as `kept` says (native-bf16). products: "linears", or "all" for QKᵀ and
+    PV too. attention_form: "fused", or "math", written out.
 
     gains, residual, softmax, gelu, embedding: formats that what is no product is rounded to, to nearest even ("none").
     loss_scale: a number by which the loss's gradient is multiplied (1), or "dynamic". master, first_moment, second_moment,
     weight_gradient: formats of what the optimiser keeps (FP32), state_rounding and kahan: how master weights and moments are
     rounded. before, until: another recipe for the first `until` steps.
+
+    A study file's tables are checked word by word as they are read; `resolve` checks what they mean together.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     activation: str | None = None
     weight: str | None = None
@@ -67,7 +85,7 @@ class RecipeTable:
     rounding: RoundingWord | None = None
     output: Literal["bf16", "fp16", "fp32"] | None = None
     lm_head: str | None = None
-    accumulate: str | None = None
+    accumulate: SumWord | None = None
     base: str | None = None
     activation_rounding: RoundingWord | None = None
     weight_rounding: RoundingWord | None = None
@@ -89,40 +107,27 @@ class RecipeTable:
     kept: str | None = None
     products: Literal["linears", "all"] | None = None
     attention_form: Literal["fused", "math"] | None = None
-    gains: str | None = None
-    residual: str | None = None
-    softmax: str | None = None
-    gelu: str | None = None
-    embedding: str | None = None
+    gains: FormatWord | None = None
+    residual: FormatWord | None = None
+    softmax: FormatWord | None = None
+    gelu: FormatWord | None = None
+    embedding: FormatWord | None = None
     loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["dynamic"] | None = None
-    master: str | None = None
-    first_moment: str | None = None
-    second_moment: str | None = None
-    weight_gradient: str | None = None
+    master: FormatWord | None = None
+    first_moment: FormatWord | None = None
+    second_moment: FormatWord | None = None
+    weight_gradient: FormatWord | None = None
     state_rounding: Literal["nearest_even", "toward_zero", "stochastic"] | None = None
     kahan: bool | None = None
     before: str | None = None
     until: Annotated[int, Field(ge=1)] | None = None
-
-    @field_validator("accumulate")
-    @classmethod
-    def _known_sum(cls, word: str | None) -> str | None:
-        parse_accumulation(word)
-        return word
-
-    @field_validator(
-        "gains", "residual", "softmax", "gelu", "embedding", "master", "first_moment", "second_moment", "weight_gradient"
-    )
-    @classmethod
-    def _known_formats(cls, name: str | None) -> str | None:
-        return name if name == NONE else known_format(name)
 
     def given(self) -> dict[str, Any]:
         """The words that are not left to the base."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
     def over(self, base: RecipeTable) -> RecipeTable:
-        """This table's words where it has them, the base's elsewhere."""
+        """The words that are given here, and the base's for the others."""
         return RecipeTable(**{**base.given(), **self.given(), "base": base.base})
 
 

@@ -10,12 +10,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
-from formats import FloatFormat, Rounding, ScaledFormat, get_format
+from formats import FloatFormat, Rounding, ScaledFormat
 from formats.scaled import Granularity
 from formats.spec import ElementFormat
 from train.accumulate import Accumulation, parse_accumulation
-from train.named_recipes import NAMED, PREFIXES, named_table
-from train.operands import OPERANDS, PRODUCTS, ROLES, Delayed, OperandRule, Product, ProductRules, Role, Rules, can_vary
+from train.named_recipes import NAMED, named_table
+from train.operands import (
+    OPERANDS,
+    PRODUCTS,
+    ROLES,
+    Delayed,
+    Described,
+    OperandRule,
+    Product,
+    ProductRules,
+    Role,
+    Rules,
+    can_vary,
+    described,
+)
 from train.recipe import (
     NATIVE_PREFIX,
     NATIVE_RECIPES,
@@ -61,7 +74,9 @@ def resolve_recipe(
     except ValueError as error:
         if name in tables or named_table(name) is not None:
             raise
-        near = difflib.get_close_matches(name, [*tables, *NAMED, *NATIVE_RECIPES, "e8m7", "e4m3fn", "e5m2"], n=3, cutoff=0.4)
+        near = difflib.get_close_matches(
+            name, [*tables, *NAMED, *NATIVE_RECIPES, "e8m7", "e4m3fn", "e5m2"], n=3, cutoff=0.4
+        )
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise ValueError(
             f"recipe {name!r} is neither a [recipes] table, a named recipe, native-* nor a format ({error}{hint})"
@@ -71,12 +86,12 @@ def resolve_recipe(
     first, last = table.first_blocks or 0, table.last_blocks or 0
     kept = place(table.kept or NATIVE_PREFIX + "bf16") if first or last else None
     products = _attention_products(name, table, attention or body)
-    places = _one_switch(name, [body, head, attention, mlp, products, kept])
-    recipe = Recipe(
-        name, *places[:2], *places[2:], first, last,  # type: ignore[arg-type]
-        "math" if products is not None else table.attention_form or "fused", _elsewhere(table),
-        None if table.loss_scale == "dynamic" else table.loss_scale or 1.0,
-    )  # fmt: skip
+    body_, head_, attention, mlp, products, kept = _one_switch(name, [body, head, attention, mlp, products, kept])
+    assert body_ is not None
+    assert head_ is not None
+    form = "math" if products is not None else table.attention_form or "fused"
+    scale = None if table.loss_scale == "dynamic" else float(table.loss_scale or 1.0)
+    recipe = Recipe(name, body_, head_, attention, mlp, products, kept, first, last, form, _elsewhere(table), scale)
     return _with_before(recipe, table, tables, within)
 
 
@@ -96,7 +111,9 @@ def _table(name: str, tables: Mapping[str, RecipeTable]) -> RecipeTable:
     return table
 
 
-def _with_before(recipe: Recipe, table: RecipeTable, tables: Mapping[str, RecipeTable], within: tuple[str, ...]) -> Recipe:
+def _with_before(
+    recipe: Recipe, table: RecipeTable, tables: Mapping[str, RecipeTable], within: tuple[str, ...]
+) -> Recipe:
     if table.before is None and table.until is None:
         return recipe
     if table.before is None or table.until is None:
@@ -126,18 +143,22 @@ def _linear(table: RecipeTable) -> LinearPrecision:
     if any(name.startswith(NATIVE_PREFIX) for name in every):
         return _native(every, output, accumulation)
     rules = Rules(*(_product_rules(table, product, given[product], names) for product in PRODUCTS))
-    formats = {role: get_format(name) for role, name in names.items()}
+    formats = {role: described(name) for role, name in names.items()}
     plain = _is_plain(rules)
-    taken = [_format_of(rule, formats[role]) for _, role, rule in rules.items()]
+    taken = [formats[role] if rule.format is None else described(rule.format) for _, role, rule in rules.items()]
     carrier = narrowest_carrier(taken, output)
     if accumulation is not None and any(isinstance(f, ScaledFormat) and f.scale != "fp32" for f in taken):
-        raise ValueError(f"accumulate {accumulation.name} takes elements with FP32 scales or none: MX and NVFP4 sum in FP32 here")
+        raise ValueError(
+            f"accumulate {accumulation.name} takes elements with FP32 scales or none: MX and NVFP4 sum in FP32 here"
+        )
     hardware = table.multiply == "fp8"
     if hardware:
         _check_hardware(taken, accumulation)
     rounding = rules.forward.first.rounding
     structure = Structure(None, rounding, carrier, output, accumulation, None if plain else rules, hardware)
-    own = {role: f for role, f in formats.items() if any(r == role and rule.format is None for _, r, rule in rules.items())}
+    own = {
+        role: f for role, f in formats.items() if any(r == role and rule.format is None for _, r, rule in rules.items())
+    }
     return LinearPrecision(structure, **{role: f for role, f in own.items() if isinstance(f, FloatFormat)})
 
 
@@ -152,25 +173,26 @@ def _product_rules(
 
 def _rule(table: RecipeTable, product: Product, role: Role, given: ProductTable, own: str) -> OperandRule:
     name = getattr(given, role) or own
-    f = get_format(name)
+    f = described(name)
     word = given.rounding or getattr(table, f"{role}_rounding") or table.rounding or Rounding.NEAREST_EVEN
     rounding = Rounding.NEAREST_EVEN if name == "bf16" and not (given.rounding or table.rounding) else Rounding(word)
-    if not f.signed if isinstance(f, ElementFormat) else False:
+    if isinstance(f, ElementFormat) and not f.signed:
         raise ValueError(f"{name} has no sign, and operands have: take a signed format")
     delayed = None
     if table.delayed and isinstance(f, ScaledFormat) and f.takes_tensor_scale:
         delayed = Delayed(table.delayed, table.delayed_margin or 0, table.delayed_rule or "max")
-    if role == "weight" and isinstance(f, ScaledFormat) and f.granularity is Granularity.TILE and f.group[0] != f.group[1]:
+    if (
+        role == "weight"
+        and isinstance(f, ScaledFormat)
+        and f.granularity is Granularity.TILE
+        and f.group[0] != f.group[1]
+    ):
         raise ValueError(f"{name}: a weight's tiles serve two products, and must be square")
     hadamard = (table.hadamard_size or 16) if product in (table.hadamard or ()) else 0
     signs: Literal["fixed", "step"] = table.hadamard_signs or "fixed"
-    return OperandRule(None if name == own and can_vary(f) else name, rounding, delayed, hadamard, signs if hadamard else "fixed")
-
-
-def _format_of(rule: OperandRule, own: ElementFormat | ScaledFormat) -> ElementFormat | ScaledFormat:
-    f = own if rule.format is None else get_format(rule.format)
-    assert isinstance(f, ElementFormat | ScaledFormat)
-    return f
+    return OperandRule(
+        None if name == own and can_vary(f) else name, rounding, delayed, hadamard, signs if hadamard else "fixed"
+    )
 
 
 def _is_plain(rules: Rules) -> bool:
@@ -180,11 +202,11 @@ def _is_plain(rules: Rules) -> bool:
     return rounding in ROUNDED_ON_ARRIVAL and all(rule == OperandRule(None, rounding) for rule in every)
 
 
-def _check_hardware(taken: list[ElementFormat | ScaledFormat], accumulation: Accumulation | None) -> None:
+def _check_hardware(taken: list[Described], accumulation: Accumulation | None) -> None:
     for f in taken:
-        scaled = isinstance(f, ScaledFormat)
+        whole = not isinstance(f, ScaledFormat) or (f.granularity is Granularity.TENSOR and f.scale == "fp32")
         element = f.element if isinstance(f, ScaledFormat) else f
-        if element.name not in FP8_UNITS or (scaled and not (f.granularity is Granularity.TENSOR and f.scale == "fp32")):  # type: ignore[union-attr]
+        if element.name not in FP8_UNITS or not whole:
             raise ValueError(f"multiply = 'fp8' takes e4m3fn and e5m2, plain or @tensor, got {f.name}")
     if accumulation is not None:
         raise ValueError("multiply = 'fp8' sums as the hardware does: leave accumulate out")
@@ -214,15 +236,24 @@ def _native(names: Iterable[str], output: Output, accumulate: Accumulation | Non
 
 
 def _attention_products(name: str, table: RecipeTable, linear: LinearPrecision) -> LinearPrecision | None:
-    """QKᵀ and PV as the blocks' linears, where `products` is "all"; None where they stay in the carrier."""
+    """QKᵀ and PV as the blocks' linears, where `products` is "all"; None where they stay in the carrier.
+
+    All of q, k, the weights and v are activations, and rounded as such.
+    """
     if table.products != "all" or linear.structure.native is not None:
         return None
-    rules = linear.structure.rules
+    structure = linear.structure
+    same = OperandRule(None, structure.rounding)
+    rules = structure.rules or Rules(*(ProductRules(same, same) for _ in PRODUCTS))
     if rules is not None and rules.is_delayed:
         raise ValueError(f"recipe {name!r}: delayed scales are kept for linears, so products must be 'linears'")
     if linear.structure.accumulate is not None or linear.structure.hardware:
-        raise ValueError(f"recipe {name!r}: QKᵀ and PV sum in FP32, so products must be 'linears' beside accumulate or multiply")
-    return linear
+        raise ValueError(
+            f"recipe {name!r}: QKᵀ and PV sum in FP32, so products must be 'linears' beside accumulate or multiply"
+        )
+    x, dy = rules.forward.first, rules.dgrad.first
+    rules = Rules(ProductRules(x, x), ProductRules(dy, x), ProductRules(rules.wgrad.first, rules.wgrad.second))
+    return replace(linear, structure=replace(structure, rules=rules), weight=linear.activation)
 
 
 def _one_switch(name: str, places: list[LinearPrecision | None]) -> list[LinearPrecision | None]:
@@ -234,7 +265,9 @@ def _one_switch(name: str, places: list[LinearPrecision | None]) -> list[LinearP
     there = [place for place in places if place is not None]
     carriers = {place.structure.carrier for place in there}
     if "fp64" in carriers and len(carriers) > 1:
-        raise ValueError(f"recipe {name!r} mixes native-fp64 with narrower products: FP64 is for a whole run or none of it")
+        raise ValueError(
+            f"recipe {name!r} mixes native-fp64 with narrower products: FP64 is for a whole run or none of it"
+        )
     if not {"tf32", "fp32"} <= carriers:
         return places
     if "tf32" in {place.structure.native for place in there}:

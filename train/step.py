@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from formats import FormatParameters
+from formats import FormatParameters, tensor_amax
 from landscape import logit_sharpness, small_box_sharpness
+from train.elsewhere import rounded
 from train.layers import (
     PLAIN,
     Readout,
@@ -35,7 +36,6 @@ from train.layers import (
     wide_logits,
 )
 from train.linear import (
-    Precision,
     multiply,
     on_grid,
     operand,
@@ -45,12 +45,42 @@ from train.linear import (
     round_output,
     wide_product,
 )
-from train.model import ModelShape, Numerics, activate, rotation, split_heads
+from train.model import (
+    FC,
+    MLP_PROJECTION,
+    PROJECTION,
+    QKV,
+    BlockPrecision,
+    ModelShape,
+    Numerics,
+    activate,
+    rotation,
+    split_heads,
+    written_attention,
+)
 from train.optim import AdamW, Factors, Parts, factors, squares, update
+from train.precision import Precision, WeightOperand
+from train.products import (
+    HEAD_SITE,
+    dgrad_product,
+    forward_product,
+    take_activation,
+    take_gradient,
+    take_weight,
+    turned,
+    wgrad_product,
+)
+from train.recipe import Elsewhere
 
 # The most logits in memory at a time, in elements: of several runs, and of one, where each chunk costs another pass over dW.
 CHUNK_LOGITS, CHUNK_OF_ONE_RUN = 2**27, 2**29
+BLOCKS_OF_TOKENS = 256  # chunks of a head that is rounded by rules are whole blocks, of tiles and rotations too
 ALIGNMENT = 64  # rows of the LM head's operand are padded to a multiple: products of odd sizes are several times slower
+
+
+NOWHERE = Elsewhere()
+OF_HEAD = -1  # the LM head's matrix, among the sites of `update_group`
+BLOCK_MATRICES = (("attn.qkv", "attn.proj"), ("mlp.fc", "mlp.proj"))
 
 
 def padded_vocabulary(vocabulary: int) -> int:
@@ -58,15 +88,51 @@ def padded_vocabulary(vocabulary: int) -> int:
     return vocabulary if vocabulary % 8 == 0 else -(-vocabulary // ALIGNMENT) * ALIGNMENT
 
 
-def as_operand(w: Tensor, precision: Precision) -> Tensor:
+def as_operand(w: Tensor, precision: Precision, site: int = 0) -> Tensor | WeightOperand:
     """A master weight as its products take it: on its grid, in the carrier."""
-    return on_grid(w, precision, precision.weight)
+    return take_weight(w, precision, site) if precision.plan is not None else on_grid(w, precision, "weight")
 
 
-def head_operand(head_RVD: Tensor, precision: Precision) -> Tensor:
+def head_operand(head_RVD: Tensor, precision: Precision) -> Tensor | WeightOperand:
     """The LM head's matrix, the token embedding where they are tied, as an operand, [R, V', D], padded with zeros."""
     V = head_RVD.shape[1]
-    return F.pad(as_operand(head_RVD, precision), (0, 0, 0, padded_vocabulary(V) - V))
+    padded = F.pad(head_RVD, (0, 0, 0, padded_vocabulary(V) - V))
+    if precision.plan is not None:
+        return take_weight(padded, precision, HEAD_SITE, is_transposed=True)
+    return on_grid(padded, precision, "weight")
+
+
+def detached(operand: Tensor | WeightOperand) -> Tensor | WeightOperand:
+    """The operand without what autograd knows of it."""
+    if isinstance(operand, Tensor):
+        return operand.detach()
+    forward = operand.forward.detach()
+    return operand._replace(
+        forward=forward, backward=forward if operand.backward is operand.forward else operand.backward
+    )
+
+
+def site_of(name: str) -> int:
+    """By which number a matrix draws its random bits, from its name."""
+    return {"qkv": QKV, "fc": FC}.get(name.rpartition(".")[2], PROJECTION if ".attn." in name else MLP_PROJECTION)
+
+
+def parts_of(operand: Tensor | WeightOperand) -> list[Tensor]:
+    """The tensors of an operand, the one first of which gradients are asked."""
+    if isinstance(operand, Tensor):
+        return [operand]
+    distinct = [operand.forward] if operand.backward is operand.forward else [operand.forward, operand.backward]
+    return distinct + [f for f in (operand.forward_factor, operand.backward_factor) if f is not None]
+
+
+def own(operand: Tensor | WeightOperand) -> Tensor | WeightOperand:
+    """The operand in memory of its own, so that it can be written to."""
+    if isinstance(operand, Tensor):
+        return operand.clone()
+    forward = operand.forward.clone()
+    backward = forward if operand.backward is operand.forward else operand.backward.clone()
+    factors = (None if f is None else f.clone() for f in (operand.forward_factor, operand.backward_factor))
+    return WeightOperand(forward, backward, *factors)
 
 
 def batch(text: Tensor, offsets_RN: Tensor, T: int) -> tuple[Tensor, Tensor]:
@@ -76,46 +142,66 @@ def batch(text: Tensor, offsets_RN: Tensor, T: int) -> tuple[Tensor, Tensor]:
     return window[..., :-1].flatten(1), window[..., 1:].flatten(1)
 
 
-def start(wte: Tensor, wpe: Tensor | None, tokens_RS: Tensor) -> Tensor:
-    """Token embeddings, and those of positions where they are learned, [R, S, D]."""
+def start(wte: Tensor, wpe: Tensor | None, tokens_RS: Tensor, elsewhere: Elsewhere = NOWHERE) -> Tensor:
+    """Token embeddings, and those of positions where they are learned, [R, S, D]; carries no gradient."""
     R, V, D = wte.shape
+    wte, wpe = rounded(wte, elsewhere.embedding), None if wpe is None else rounded(wpe, elsewhere.embedding)
     # All runs' embeddings are one table: run r's token t is its row r V + t.
     rows = tokens_RS + V * torch.arange(R, device=tokens_RS.device)[:, None]
     x_RSD = wte.reshape(R * V, D)[rows]
-    return x_RSD if wpe is None else (x_RSD.view(R, -1, wpe.shape[1], D) + wpe[:, None]).view(R, -1, D)
+    x_RSD = x_RSD if wpe is None else (x_RSD.view(R, -1, wpe.shape[1], D) + wpe[:, None]).view(R, -1, D)
+    return rounded(x_RSD, elsewhere.residual)
 
 
 def attention_half(
-    x: Tensor, delta: Tensor | None, ln: Tensor, qkv: Tensor, proj: Tensor, shape: ModelShape, numerics: Numerics,
+    x: Tensor, delta: Tensor | None, ln: Tensor, qkv: Tensor | WeightOperand, proj: Tensor | WeightOperand, shape: ModelShape,
+    numerics: Numerics, block: BlockPrecision, behind: Precision, scales: Sequence[Tensor | None] = (None, None),
     ln_q: Tensor | None = None, ln_k: Tensor | None = None, turn: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The stream with delta added, and what attention adds next, in the carrier."""
-    body, (R, S, D), T = numerics.body, x.shape, shape.context
-    x, a = add_norm(x, delta, ln, body, numerics.kernels, shape.norm)
-    y = product(a, qkv, body)
+    """The stream with delta added, and what attention adds next, in the carrier.
+
+    numerics: with what is the same in all blocks. behind: the precision of the product that left delta. scales: delayed ones
+    [R, 3] of both linears.
+    """
+    here, elsewhere, (R, S, D), T = block.attention, numerics.elsewhere, x.shape, shape.context
+    x, a = add_norm(
+        x, delta, rounded(ln, elsewhere.gains), here, behind, numerics.kernels, shape.norm, elsewhere.residual
+    )
+    y = product(a, qkv, here._replace(scales=scales[0]), QKV)
     if ln_q is None and turn is None and y.shape[-1] == 3 * D:  # attention reads what the product left
-        packed = round_gradient(y, body)
+        packed = round_gradient(y, here)
     else:
-        heads = split_heads(receive(y, body), ln_q, ln_k, turn, shape, T)
-        packed = torch.stack([part.to(body.carrier) for part in heads], -3)
+        heads = split_heads(receive(y, here), ln_q, ln_k, turn, shape, T)
+        packed = torch.stack([part.to(here.carrier) for part in heads], -3)
     packed = packed.view(R * S // T, T, 3, shape.heads, shape.head_size)
-    y = attend(packed, numerics.kernels, shape.attention_scale).reshape(R, S, D)
-    return x, product(operand(y, body, body.activation), proj, body)
+    if numerics.attention == "fused":
+        y = attend(packed, numerics.kernels, shape.attention_scale).reshape(R, S, D)
+    else:
+        q, k, v = packed.view(R, -1, *packed.shape[1:]).transpose(2, 4).flatten(1, 2).unbind(2)
+        y = written_attention(q, k, v, shape.attention_scale, block.products, elsewhere.softmax)
+        y = y.view(R, -1, shape.heads, T, shape.head_size).transpose(2, 3).reshape(R, S, D)
+    return x, product(operand(y, here, "activation"), proj, here._replace(scales=scales[1]), PROJECTION)
 
 
 def mlp_half(
-    x: Tensor, delta: Tensor, ln: Tensor, fc: Tensor, proj: Tensor, shape: ModelShape, numerics: Numerics
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, delta: Tensor, ln: Tensor, fc: Tensor | WeightOperand, proj: Tensor | WeightOperand, shape: ModelShape,
+    numerics: Numerics, block: BlockPrecision, behind: Precision, scales: Sequence[Tensor | None] = (None, None),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The stream with delta added, and what the MLP adds next, in the carrier."""
-    body = numerics.body
-    x, a = add_norm(x, delta, ln, body, numerics.kernels, shape.norm)
-    h = activate(receive(product(a, fc, body), body), shape)
-    return x, product(operand(h, body, body.activation), proj, body)
+    here, elsewhere = block.mlp, numerics.elsewhere
+    x, a = add_norm(
+        x, delta, rounded(ln, elsewhere.gains), here, behind, numerics.kernels, shape.norm, elsewhere.residual
+    )
+    h = activate(receive(product(a, fc, here._replace(scales=scales[0]), FC), here), shape)
+    h = operand(rounded(h, elsewhere.gelu), here, "activation")
+    return x, product(h, proj, here._replace(scales=scales[1]), MLP_PROJECTION)
 
 
-def finish(x: Tensor, delta: Tensor, ln: Tensor, shape: ModelShape, numerics: Numerics) -> Tensor:
+def finish(x: Tensor, delta: Tensor, ln: Tensor, shape: ModelShape, numerics: Numerics, behind: Precision) -> Tensor:
     """The LM head's operand, [R, S, D]."""
-    return last_norm(x, delta, ln, numerics.body, numerics.lm_head, numerics.kernels, shape.norm)
+    elsewhere = numerics.elsewhere
+    gain = rounded(ln, elsewhere.gains)
+    return last_norm(x, delta, gain, numerics.lm_head, behind, numerics.kernels, shape.norm, elsewhere.residual)
 
 
 def position_gradient(dx: Tensor, T: int) -> Tensor:
@@ -129,14 +215,17 @@ def position_gradient(dx: Tensor, T: int) -> Tensor:
 
 
 def update_group(
-    parameters: Sequence[Tensor], grads: Sequence[Parts], first: Sequence[Tensor], second: Sequence[Tensor], f: Factors,
-    config: AdamW, operands: Sequence[Tensor | None], precision: Precision,
+    parameters: Sequence[Tensor], grads: Sequence[Parts], first: Sequence[Tensor], second: Sequence[Tensor],
+    operands: Sequence[Tensor | WeightOperand | None], of_operand: Sequence[Precision], sites: Sequence[int], f: Factors,
+    config: AdamW,
 ) -> None:  # fmt: skip
     """The optimiser's step on some parameters, and their operands for the next step, all in place."""
     update(parameters, grads, first, second, f, config)
-    for p, o in zip(parameters, operands, strict=True):
+    for p, o, precision, site in zip(parameters, operands, of_operand, sites, strict=True):
         if o is not None:
-            o[:, : p.shape[1]].copy_(as_operand(p, precision))
+            new = head_operand(p, precision) if site == OF_HEAD else as_operand(p, precision, site)
+            for old, value in zip(parts_of(o), parts_of(new), strict=True):
+                old.copy_(value)
 
 
 def record(losses_R: Tensor, norm_R: Tensor, train_loss: Tensor, grad_norm: Tensor, counter: Tensor) -> None:
@@ -159,21 +248,30 @@ class Pieces:
         self.squares, self.factors, self.record = wrap(squares), wrap(factors), wrap(record)
 
     def hidden(
-        self, x: Tensor, gains: Mapping[str, Tensor], operands: Mapping[str, Tensor], shape: ModelShape, numerics: Numerics
+        self, x: Tensor, gains: Mapping[str, Tensor], operands: Mapping[str, Tensor | WeightOperand], shape: ModelShape,
+        numerics: Numerics, scales: Mapping[str, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
-        """The LM head's operand [R, S, D], from the embedded tokens x [R, S, D]; differentiable once."""
+        """The LM head's operand [R, S, D], from the embedded tokens x [R, S, D]; differentiable once.
+
+        scales: delayed ones, by the name of their matrix.
+        """
         delta: Tensor | None = None
         turn = rotation(shape.context, shape, x)
+        shared, scales = numerics._replace(blocks=()), scales or {}
+        behind = numerics.block(0).mlp
         for i in range(shape.layers):
-            h = f"h.{i}."
+            h, block = f"h.{i}.", numerics.block(i)
+            of = [[operands[h + name] for name in names] for names in BLOCK_MATRICES]
+            delayed = [[scales.get(h + name) for name in names] for names in BLOCK_MATRICES]
             x, delta = self.attention_half(
-                x, delta, gains[h + "ln_1"], operands[h + "attn.qkv"], operands[h + "attn.proj"], shape, numerics,
+                x, delta, gains[h + "ln_1"], *of[0], shape, shared, block, behind, delayed[0],
                 gains.get(h + "attn.ln_q"), gains.get(h + "attn.ln_k"), turn,
             )  # fmt: skip
             x, delta = self.mlp_half(
-                x, delta, gains[h + "ln_2"], operands[h + "mlp.fc"], operands[h + "mlp.proj"], shape, numerics
+                x, delta, gains[h + "ln_2"], *of[1], shape, shared, block, block.attention, delayed[1]
             )
-        hidden: Tensor = self.finish(x, delta, gains["ln_f"], shape, numerics)
+            behind = block.mlp
+        hidden: Tensor = self.finish(x, delta, gains["ln_f"], shape, shared, behind)
         return hidden
 
 
@@ -197,27 +295,38 @@ def chunks(runs: int, tokens: int, vocabulary: int, multiple: int = 1) -> Iterat
 
 def of_runs(precision: Precision, r: slice) -> Precision:
     """The precision of some runs; of formats only the gradient's, which is all that the head still needs, unless the recipe says
-    how sums are formed.
+    how sums are formed or rounds by rules.
     """
 
     def chosen(formats: FormatParameters | None) -> FormatParameters | None:
         return None if formats is None else FormatParameters(*(parameter[r] for parameter in formats))
 
-    if precision.structure.accumulate is None:
+    if precision.plan is not None:
+        seed, signs, scales = (None if t is None else t[r] for t in (precision.seed, precision.signs, precision.scales))
+        precision = precision._replace(seed=seed, signs=signs, scales=scales)
+    elif precision.structure.accumulate is None:
         precision = precision._replace(activation=None, weight=None)
     return precision._replace(
         activation=chosen(precision.activation), weight=chosen(precision.weight), gradient=chosen(precision.gradient)
     )
 
 
-def _logits(x: Tensor, w: Tensor, precision: Precision) -> Tensor:
+def weight_of_runs(w: Tensor | WeightOperand, r: slice) -> Tensor | WeightOperand:
+    """The LM head's operand for some runs."""
+    return w[r] if isinstance(w, Tensor) else WeightOperand(*(None if t is None else t[r] for t in w))  # type: ignore[arg-type]
+
+
+def _logits(x: Tensor, w: Tensor | WeightOperand, precision: Precision) -> Tensor:
     """The LM head's product, [r, s, V'], in the carrier; the readout makes of it what softmax sees."""
+    if isinstance(w, WeightOperand):
+        first, _ = take_activation(x, precision, HEAD_SITE, training=False)
+        return forward_product(first, turned(w), precision)
     return multiply(x, w.transpose(1, 2), precision, ("activation", "weight"))
 
 
 def head(
     x: Tensor,
-    w: Tensor,
+    w: Tensor | WeightOperand,
     targets: Tensor,
     precision: Precision,
     vocabulary: int,
@@ -226,28 +335,44 @@ def head(
     kernels: bool,
     start: Tensor | None = None,
     readout: Readout = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A chunk's losses, summed, [r], and the gradients of a run's mean loss in x [r, s, D] and w [r, V', D], in the carrier.
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """A chunk's losses, summed, [r], the gradients of a run's mean loss in x [r, s, D] and w [r, V', D], in the carrier, and
+    where scales are delayed the amaxes of activation and gradient, [r, 2].
 
     x and w are operands, targets [r, s]; the mean is over all `tokens` of a run. Losses are cross entropies, gradients of all
     that is descended (see `Readout`). Where the chunk is not a run's `whole` batch, dW is FP32 (the carrier on a CPU), to be
     summed; or, where the recipe says how sums are formed, the sum of chunks so far, which goes on from `start`, that of the
-    chunk before.
+    chunk before. A chunk rounded by rules is a tensor of its own: its scales are of its own amaxes, and dW is summed in FP32.
     """
-    z = _logits(x, w, precision)
     kernels = kernels and precision.carrier == torch.bfloat16
+    if isinstance(w, WeightOperand):
+        first, second = take_activation(x, precision, HEAD_SITE, training=True)
+        assert second is not None
+        z = forward_product(first, turned(w), precision)
+        losses, dz = cross_entropy_gradient(z, targets, precision, vocabulary, tokens, kernels, readout)
+        for_dgrad, for_wgrad = take_gradient(dz, precision, HEAD_SITE)
+        dx = dgrad_product(for_dgrad, turned(w), precision)
+        dw = wgrad_product(second, for_wgrad, precision, rounded=whole).transpose(1, 2)
+        amaxes = None if precision.scales is None else torch.stack([tensor_amax(x, 1), tensor_amax(dz, 1)], 1)
+        return losses, dx, dw, amaxes
+    z = _logits(x, w, precision)
     losses, dz = cross_entropy_gradient(z, targets, precision, vocabulary, tokens, kernels, readout)
     # What pads the vocabulary is zero, but another chunk to the accumulator of a recipe that says how sums are formed.
     terms = dz.shape[2] if precision.structure.accumulate is None else vocabulary
     dx = multiply(dz[..., :terms], w[:, :terms], precision, ("gradient", "weight"))
     transposed = dz.transpose(1, 2)
     if not whole:
-        return losses, dx, wide_product(transposed, x, precision, ("gradient", "activation"), start)
-    return losses, dx, multiply(transposed, x, precision, ("gradient", "activation"))
+        return losses, dx, wide_product(transposed, x, precision, ("gradient", "activation"), start), None
+    return losses, dx, multiply(transposed, x, precision, ("gradient", "activation")), None
 
 
 def head_loss(
-    x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int, readout: Readout = PLAIN
+    x: Tensor,
+    w: Tensor | WeightOperand,
+    targets: Tensor,
+    precision: Precision,
+    vocabulary: int,
+    readout: Readout = PLAIN,
 ) -> Tensor:
     """A chunk's losses alone, summed over its tokens, [r]."""
     logits = padded_with_nothing(wide_logits(_logits(x, w, precision), readout), vocabulary)
@@ -255,7 +380,7 @@ def head_loss(
 
 
 def head_sharpness(
-    x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int, epsilons: tuple[float, ...],
+    x: Tensor, w: Tensor | WeightOperand, targets: Tensor, precision: Precision, vocabulary: int, epsilons: tuple[float, ...],
     readout: Readout = PLAIN,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A chunk's logit sharpness summed over its tokens, percent, [2, r, epsilons]: as defined, and centred; and which runs'
@@ -271,7 +396,7 @@ def head_sharpness(
 
 
 def head_sharpness_of_any(
-    x: Tensor, w: Tensor, targets: Tensor, precision: Precision, vocabulary: int, epsilons: tuple[float, ...],
+    x: Tensor, w: Tensor | WeightOperand, targets: Tensor, precision: Precision, vocabulary: int, epsilons: tuple[float, ...],
     readout: Readout = PLAIN,
 ) -> Tensor:  # fmt: skip
     """The same for boxes of any size, several times as slow."""
@@ -280,34 +405,44 @@ def head_sharpness_of_any(
 
 
 def head_over_chunks(
-    pieces: Pieces, x: Tensor, w: Tensor, targets: Tensor, numerics: Numerics, vocabulary: int,
+    pieces: Pieces, x: Tensor, w: Tensor | WeightOperand, targets: Tensor, numerics: Numerics, vocabulary: int,
     readout: Readout = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Each run's mean loss [R], and its gradients in the operands x [R, S, D] and w [R, V', D], in the carrier."""
-    (R, S, _), precision = x.shape, numerics.lm_head
-    losses = x.new_zeros(R, dtype=torch.promote_types(x.dtype, torch.float32))
-    dx, dw = torch.empty_like(x), torch.empty_like(w)
-    accumulate = precision.structure.accumulate
-    parts = list(chunks(R, S, w.shape[1], accumulate.step if accumulate else 1))
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Each run's mean loss [R], its gradients in the operands x [R, S, D] and w [R, V', D], in the carrier, and where scales are
+    delayed the amaxes of activation and gradient, [R, 2].
+    """
+    (R, S, D), precision = x.shape, numerics.lm_head
+    rows = parts_of(w)[0].shape[1]
+    accumulate = None if precision.plan is not None else precision.structure.accumulate
+    multiple = accumulate.step if accumulate else BLOCKS_OF_TOKENS if precision.plan is not None else 1
+    parts = list(chunks(R, S, rows, multiple))
     if len(parts) == 1:
-        losses, dx, dw = pieces.head(
+        losses, dx, dw, amaxes = pieces.head(
             x, w, targets, of_runs(precision, slice(None)), vocabulary, S, True, numerics.kernels, None, readout
         )
-        return losses / S, dx, dw
+        return losses / S, dx, dw, amaxes
+    losses = x.new_zeros(R, dtype=torch.promote_types(x.dtype, torch.float32))
+    dx, dw = torch.empty_like(x), x.new_empty(R, rows, D)
+    amaxes = None if precision.scales is None else x.new_zeros(R, 2, dtype=torch.float32)
     sums: Tensor | None = None
     for r, s in parts:
         whole = s == slice(0, S)
         sums = None if s.start == 0 else sums
-        loss, dx_part, dw_part = pieces.head(
-            x[r, s], w[r], targets[r, s], of_runs(precision, r), vocabulary, S, whole, numerics.kernels,
+        of = of_runs(precision, r)
+        if of.seed is not None:  # each chunk counts its elements from 0
+            of = of._replace(seed=of.seed + s.start)
+        loss, dx_part, dw_part, amax = pieces.head(
+            x[r, s], weight_of_runs(w, r), targets[r, s], of, vocabulary, S, whole, numerics.kernels,
             sums if accumulate else None, readout,
         )  # fmt: skip
         losses[r] += loss
         dx[r, s] = dx_part
+        if amaxes is not None and amax is not None:
+            amaxes[r] = torch.maximum(amaxes[r], amax)
         if whole:
             dw[r] = dw_part
         else:
             sums = dw_part if sums is None or accumulate else sums.add_(dw_part)
             if s.stop == S:
                 dw[r] = round_output(sums, precision)
-    return losses / S, dx, dw
+    return losses / S, dx, dw, amaxes

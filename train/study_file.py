@@ -6,6 +6,7 @@ The line says where the mistake stands (file:line, or --set), the key, the value
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from train.recipe_table import ProductTable, RecipeTable
 from train.settings import (
     Axes,
     DataSettings,
@@ -23,7 +25,6 @@ from train.settings import (
     Table,
     TrainingSettings,
 )
-from train.recipe_table import ProductTable, RecipeTable
 from train.study import Study, StudyError
 
 RECIPE_DEPTH = 3  # recipes.NAME.word; a product's table is one deeper
@@ -119,6 +120,8 @@ def _first_error(
     keys = tuple(part for part in location if not part.isdigit())
     if len(keys) == 1 and keys[0] not in Study.model_fields and first["type"] != "extra_forbidden":
         keys = ("axes", *keys)  # a value of an axis that the table whose field it is refuses
+    if not keys and (named := re.match(r"recipe '([^']+)'", message)):
+        keys = ("recipes", named[1]) if _line_of(source, ("recipes", named[1])) > 1 else ()
     where = "--set" if keys in overridden or blamed == "--set" else f"{blamed}:{_line_of(source, keys)}"
     return f"{where}: {'.'.join(keys)}: {message}{more}" if keys else f"{where}: {message}{more}"
 
