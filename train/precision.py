@@ -46,11 +46,14 @@ class OperandPlan(NamedTuple):
 
 
 class ProductPlan(NamedTuple):
-    """Both operands of a product, and after how many terms of its sum a factor changes; 0 for never."""
+    """Both operands of a product; after how many terms of its sum a factor changes, 0 for never; whether FP8 units sum fast and
+    short, as they do in forward products (Transformer Engine, torchao).
+    """
 
     first: OperandPlan
     second: OperandPlan
     chunk: int
+    fast: bool
 
 
 class Plan(NamedTuple):
@@ -182,7 +185,7 @@ def make_plan(rules: Rules) -> Plan:
     for n, product in enumerate(PRODUCTS):
         pair = getattr(rules, product)
         first, second = (_operand_plan(rule, product, i, 2 * n + i) for i, rule in enumerate(pair))
-        plans[product] = ProductPlan(first, second, pair.chunk(product) or 0)
+        plans[product] = ProductPlan(first, second, pair.chunk(product) or 0, product == "forward")
     shared = tuple(rule == other and not rule.along_an_axis for rule, other in rules.by_role().values())
     return Plan(plans["forward"], plans["dgrad"], plans["wgrad"], (shared[0], shared[1], shared[2]))
 

@@ -19,15 +19,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from formats import FormatParameters, quantize, tensor_amax
+from formats import FormatParameters, ScaledFormat, quantize, tensor_amax
 from formats.factored import Factored, quantize_factored
 from train.accumulate import accumulated_product, parse_accumulation, smallest_normals
 from train.hadamard import rotate
+from train.operands import described
 from train.precision import OperandPlan, Plan, Precision, ProductPlan, WeightOperand, dress, strip
 from train.straight_through import straight_through
 
+FP8_DTYPES = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+FP8_MULTIPLE = 16  # of each size, as cuBLAS asks
 STRIDE = 0xD1342543DE82EF95
 OPERANDS_A_SITE, FIRST_OF_WGRAD = 8, 4
 HEAD_SITE = 0  # of another stream of seeds than the blocks' sites, which `model` numbers
@@ -89,10 +93,14 @@ def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision, 
     """Each run's a b, [R, .., M, N], of operands [R, .., M, K] and [R, .., K, N]: FP32, or in the carrier where nothing remains
     to be done.
     """
+    if precision.structure.hardware:
+        names = [element_name(operand.name) for operand in (plan.first, plan.second)]
+        y: Tensor = _fp8_product(a.values, b.values, a.factor, b.factor, *names, plan.fast, precision.output)
+        return y
     accumulate = precision.structure.accumulate
     smallest = [_smallest(operand, precision) for operand in (plan.first, plan.second)]
     if plan.chunk and a.values.shape[-1] > plan.chunk:
-        y: Tensor = _chunked_product(
+        y = _chunked_product(
             a.values, b.values, a.factor, b.factor, plan.chunk, accumulate.name if accumulate else None, *smallest
         )
         return y
@@ -154,6 +162,43 @@ def _(
     a_smallest: Tensor | None, b_smallest: Tensor | None,  # noqa: ARG001
 ) -> Tensor:  # fmt: skip
     return a.new_empty(*a.shape[:-1], b.shape[-1], dtype=torch.float32)
+
+
+# As the compiler folds in formats' numbers: by name.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def element_name(name: str) -> str:
+    """The name of a format's elements."""
+    f = described(name)
+    return f.element.name if isinstance(f, ScaledFormat) else f.name
+
+
+@torch.library.custom_op("exmy::fp8_product", mutates_args=())
+def _fp8_product(
+    a: Tensor, b: Tensor, a_factor: Tensor | None, b_factor: Tensor | None, a_name: str, b_name: str, fast: bool,
+    output: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """Each run's product by FP8 units, [R, M, N] in the output's dtype: of values that are FP8 numbers already."""
+    (R, M, K), N = a.shape, b.shape[2]
+    edge = [-size % FP8_MULTIPLE for size in (M, K, N)]
+    a8 = F.pad(a, (0, edge[1], 0, edge[0])).to(FP8_DTYPES[a_name]).contiguous()
+    b8 = F.pad(b, (0, edge[2], 0, edge[1])).mT.to(FP8_DTYPES[b_name]).contiguous().mT  # columns side by side
+    one = torch.ones(R, 1, 1, dtype=torch.float32, device=a.device)
+    first, second = (one if f is None else f for f in (a_factor, b_factor))
+    y = [
+        torch._scaled_mm(
+            a8[r], b8[r], scale_a=first[r, 0, 0], scale_b=second[r, 0, 0], out_dtype=output, use_fast_accum=fast
+        )
+        for r in range(R)
+    ]
+    return torch.stack(y)[:, :M, :N].contiguous()
+
+
+@_fp8_product.register_fake
+def _(
+    a: Tensor, b: Tensor, a_factor: Tensor | None, b_factor: Tensor | None, a_name: str, b_name: str, fast: bool,  # noqa: ARG001
+    output: torch.dtype,
+) -> Tensor:  # fmt: skip
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2], dtype=output)
 
 
 def transposed(f: Factored) -> Factored:

@@ -154,6 +154,14 @@ def _linear(table: RecipeTable) -> LinearPrecision:
     hardware = table.multiply == "fp8"
     if hardware:
         _check_hardware(taken, accumulation)
+        pairs = [
+            {getattr(pair, place).format for place in ("first", "second")}
+            for pair in (rules.forward, rules.dgrad, rules.wgrad)
+        ]
+        if any(all(str(name).startswith("e5m2") for name in pair) for pair in pairs):
+            raise ValueError(
+                "multiply = 'fp8': FP8 units have no product of e5m2 with e5m2; take e4m3fn for one of them"
+            )
     rounding = rules.forward.first.rounding
     structure = Structure(None, rounding, carrier, output, accumulation, None if plain else rules, hardware)
     own = {
@@ -190,9 +198,8 @@ def _rule(table: RecipeTable, product: Product, role: Role, given: ProductTable,
         raise ValueError(f"{name}: a weight's tiles serve two products, and must be square")
     hadamard = (table.hadamard_size or 16) if product in (table.hadamard or ()) else 0
     signs: Literal["fixed", "step"] = table.hadamard_signs or "fixed"
-    return OperandRule(
-        None if name == own and can_vary(f) else name, rounding, delayed, hadamard, signs if hadamard else "fixed"
-    )
+    of_run = name == own and can_vary(f) and table.multiply != "fp8"
+    return OperandRule(None if of_run else name, rounding, delayed, hadamard, signs if hadamard else "fixed")
 
 
 def _is_plain(rules: Rules) -> bool:
