@@ -341,15 +341,15 @@ def test_the_memory_of_a_run_is_estimated_from_above_and_not_far(
     assert measured <= program.bytes_per_run(compiled=False) <= 3 * measured
 
 
-@pytest.mark.parametrize("option", ["llama", "everything"])
-def test_a_compiled_step_is_the_eager_one(text: Text, option: str) -> None:
-    """To the bit, by the compiler's tracing alone: each piece is one program, without a break, whatever the model's options."""
+def test_a_compiled_step_of_every_option_is_the_eager_one(text: Text) -> None:
+    """To the bit, by the compiler's tracing alone: each piece is one program, without a break."""
+    torch._dynamo.reset()
     found = []
     for wrap in (None, functools.partial(torch.compile, backend="aot_eager", fullgraph=True, dynamic=False)):
-        pack = Pack(make_program(shape=SHAPES[option]), make_slots(["e4m3", "e5m2"]), text, CPU)
+        pack = Pack(make_program(shape=SHAPES["everything"]), make_slots(["e4m3", "e5m2"]), text, CPU)
         pack._pieces = Pieces(wrap)
-        for _ in range(3):
-            pack.step()
-        found.append([pack.train_loss[:3], pack.grad_norm[:3], *(p.detach() for p in pack.parameters.values())])
+        losses, grads = pack.gradients(*pack.held_out[0])
+        found.append([losses, *(part for parts in grads.values() for part in parts)])
     for eager, compiled in zip(*found, strict=True):
+        assert eager.any()
         assert torch.equal(eager, compiled)
