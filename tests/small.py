@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -16,6 +17,24 @@ from train.resolve import resolve_recipe
 torch.set_num_threads(1)  # tensors this small gain nothing from a second thread, and tests run side by side
 
 SHAPE = ModelShape(layers=2, heads=2, width=16, context=12, vocabulary=32)
+# Every option of the model by itself, and together; weights large enough that nothing is nearly linear.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rmsnorm": {"norm": "rmsnorm"},
+    "swiglu": {"mlp": "swiglu"},
+    "hidden": {"hidden": 24},
+    "rope": {"positions": "rope", "rope_base": 50.0},
+    "untied": {"tied": False},
+    "grouped": {"heads": 4, "kv_heads": 2},
+    "qk_norm": {"qk_norm": True},
+    "z_loss": {"z_loss": 0.3},
+    "softcap": {"logit_softcap": 2.0},
+    "mup": {"mup_base_width": 6, "mup_base_heads": 3},
+    "llama": {"norm": "rmsnorm", "mlp": "swiglu", "positions": "rope", "tied": False},
+}
+OPTIONS["everything"] = {key: value for options in OPTIONS.values() for key, value in options.items()} | {
+    "hidden": None
+}
+SHAPES = {name: dataclasses.replace(SHAPE, init_std=0.3, **options) for name, options in OPTIONS.items()}
 
 
 def make_program(recipe: str = "e4m3", **changes: object) -> Program:

@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from formats import float_format, quantize
 from landscape import logit_sharpness
-from tests.small import SHAPE, make_program, make_slots
+from tests.small import SHAPE, SHAPES, make_program, make_slots
 from train import compiling, layers, step
 from train.determinism import deterministic
-from train.layers import add_norm, attend, cross_entropy_gradient, embedding_gradient, last_norm
-from train.model import cross_entropy, forward
+from train.layers import Norm, Readout, add_norm, attend, cross_entropy_gradient, embedding_gradient, last_norm
+from train.model import cross_entropy, forward, objective
 from train.pack import Pack
 from train.precision import Precision, pack_precision
 from train.recipe_table import RecipeTable
@@ -48,16 +48,17 @@ def random(*size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 @pytest.mark.parametrize("has_delta", [True, False])
-def test_add_norm_is_layer_norm_of_the_sum_with_autograds_gradients(has_delta: bool) -> None:
+def test_add_norm_is_the_norm_of_the_sum_with_autograds_gradients(has_delta: bool, norm: Norm) -> None:
     inputs = [random(R, S, D, seed=1), random(R, S, D, seed=2), random(R, D, seed=3)]
     inputs = [i.requires_grad_() for i in inputs]
     x, delta, gain = inputs
-    total, a = add_norm(
-        x, delta if has_delta else None, gain, precision("native-fp64"), precision("native-fp64"), False
-    )
+    wide = precision("native-fp64")
+    total, a = add_norm(x, delta if has_delta else None, gain, wide, wide, False, norm)
     expected_total = x + delta if has_delta else x
-    expected = torch.nn.functional.layer_norm(expected_total, (D,), eps=1e-5) * gain[:, None]
+    normalise: Any = torch.nn.functional.layer_norm if norm == "layernorm" else torch.nn.functional.rms_norm
+    expected = normalise(expected_total, (D,), eps=1e-5) * gain[:, None]
     torch.testing.assert_close(a, expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(total, expected_total, rtol=0, atol=0)
     out = random(R, S, D, seed=4), random(R, S, D, seed=5)
@@ -93,46 +94,76 @@ def test_the_last_norm_rounds_ahead_for_the_head_and_behind_for_the_blocks() -> 
     assert torch.equal(d_delta, quantize(d_delta, "e3m1"))
 
 
+@pytest.mark.parametrize("limit", [10**9, 5 * 64])
 @pytest.mark.parametrize("vocabulary", [32, 50])
-def test_the_gradients_of_a_step_are_autograds_through_the_plain_model(text: Text, vocabulary: int) -> None:
-    """All parameters, FP64; 50 is no multiple of 8, so the LM head is padded."""
-    shape = dataclasses.replace(SHAPE, vocabulary=vocabulary)
+@pytest.mark.parametrize("option", ["none", *SHAPES])
+def test_the_gradients_of_a_step_are_autograds_through_the_plain_model(
+    text: Text, monkeypatch: pytest.MonkeyPatch, option: str, vocabulary: int, limit: int
+) -> None:
+    """All parameters, FP64; 50 is no multiple of 8, so the LM head is padded; the head whole, or a few tokens at a time.
+
+    The losses are cross entropies, whatever is added to what is descended.
+    """
+    monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", limit)
+    shape = dataclasses.replace(SHAPES.get(option, SHAPE), vocabulary=vocabulary)
     pack = Pack(make_program("native-fp64", shape=shape), make_slots(["native-fp64"] * 2), text, CPU)
+    with torch.no_grad():
+        for name, p in pack.parameters.items():
+            if "ln_" in name:  # gains that start at one would hide where they are left out
+                p += 0.5 * random(*p.shape, seed=len(name))
     tokens, targets = pack.held_out[0]
     losses, grads = pack.gradients(tokens, targets)
     logits = forward(pack.parameters, tokens.view(2, -1, shape.context), shape, pack.numerics)
     assert logits.shape[-1] == vocabulary
-    expected = cross_entropy(logits, targets)
-    torch.testing.assert_close(losses, expected.detach(), rtol=0, atol=1e-13)
-    theirs = torch.autograd.grad(expected.sum(), list(pack.parameters.values()))
+    torch.testing.assert_close(losses, cross_entropy(logits, targets).detach(), rtol=0, atol=1e-13)
+    descended = objective(logits, targets, shape)
+    theirs = torch.autograd.grad(descended.sum(), list(pack.parameters.values()))
+    assert len(grads) == len(theirs)
     for name, plain in zip(pack.parameters, theirs, strict=True):
         mine = torch.stack(list(grads[name])).sum(0)
         torch.testing.assert_close(mine, plain, rtol=0, atol=1e-13, msg=name)
 
 
+@pytest.mark.parametrize("option", ["none", "llama", "everything"])
 @pytest.mark.parametrize("recipe", ["e4m3", "hybrid", "native-bf16", "tf32"])
-def test_a_rounded_steps_gradients_are_the_plain_models_but_for_ties(text: Text, recipe: str) -> None:
+def test_a_rounded_steps_gradients_are_the_plain_models_but_for_ties(text: Text, recipe: str, option: str) -> None:
     """Sums in another order move a few elements to the next value of a grid: the norms of differences stay small."""
-    pack = Pack(make_program(recipe), make_slots([recipe] * 2), text, CPU)
+    shape = SHAPES.get(option, SHAPE)
+    pack = Pack(make_program(recipe, shape=shape), make_slots([recipe] * 2), text, CPU)
     for _ in range(3):
         pack.step()
     tokens, targets = pack.held_out[0]
     losses, grads = pack.gradients(tokens, targets)
-    expected = cross_entropy(forward(pack.parameters, tokens.view(2, -1, SHAPE.context), SHAPE, pack.numerics), targets)
-    torch.testing.assert_close(losses, expected.detach(), rtol=0, atol=2e-6)
-    theirs = torch.autograd.grad(expected.sum(), list(pack.parameters.values()))
+    logits = forward(pack.parameters, tokens.view(2, -1, SHAPE.context), shape, pack.numerics)
+    torch.testing.assert_close(losses, cross_entropy(logits, targets).detach(), rtol=0, atol=2e-6)
+    theirs = torch.autograd.grad(objective(logits, targets, shape).sum(), list(pack.parameters.values()))
     for name, plain in zip(pack.parameters, theirs, strict=True):
         mine = torch.stack([part.float() for part in grads[name]]).sum(0)
         assert float((mine - plain).norm() / plain.norm()) < 2e-3, name
 
 
+@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "as if there were kernels"])
+@pytest.mark.parametrize("readout", [Readout(softcap=1.5), Readout(0.25), Readout(z_loss=0.1), Readout(3.0, 2.0, 0.01)])
+def test_the_readouts_gradient_is_autograds_whether_there_are_kernels_or_not(readout: Readout, kernels: bool) -> None:
+    """The kernel knows of no readout, so the plain form must be taken: here there is none to be taken by mistake."""
+    check_cross_entropy_gradient(readout, kernels)
+
+
 def test_cross_entropys_gradient_is_autograds_and_padding_has_none() -> None:
+    check_cross_entropy_gradient(Readout(), False)
+
+
+def check_cross_entropy_gradient(readout: Readout, kernels: bool) -> None:
     z = random(R, S, 64, seed=11).requires_grad_()
     targets = torch.randint(0, 50, (R, S), generator=torch.Generator().manual_seed(1))
-    losses, dz = cross_entropy_gradient(z.detach(), targets, precision("native-fp64"), 50, 40, False)
-    plain = torch.nn.functional.cross_entropy(z[..., :50].transpose(1, 2), targets, reduction="none")
+    losses, dz = cross_entropy_gradient(z.detach(), targets, precision("native-fp64"), 50, 40, kernels, readout)
+    logits = readout.multiplier * z[..., :50]
+    if readout.softcap is not None:
+        logits = readout.softcap * torch.tanh(logits / readout.softcap)
+    plain = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     torch.testing.assert_close(losses, plain.sum(1).detach(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(dz, torch.autograd.grad(plain.sum() / 40, z)[0], rtol=0, atol=1e-15)
+    descended = plain + readout.z_loss * logits.exp().sum(-1).log() ** 2
+    torch.testing.assert_close(dz, torch.autograd.grad(descended.sum() / 40, z)[0], rtol=0, atol=1e-15)
     assert not dz[..., 50:].any()
 
 
@@ -214,8 +245,11 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_the_logits_of_all_runs_and_tokens_are_never_in_memory(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = dataclasses.replace(SHAPE, vocabulary=512)
+@pytest.mark.parametrize("option", ["none", "softcap", "everything"])
+def test_the_logits_of_all_runs_and_tokens_are_never_in_memory(
+    text: Text, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    shape = dataclasses.replace(SHAPES.get(option, SHAPE), vocabulary=512)
     logits = 4 * 16 * shape.context * shape.vocabulary
     monkeypatch.setattr(step, "CHUNK_LOGITS", logits // 4)
     pack = Pack(make_program(shape=shape, sequences=16, evaluation_sequences=16), make_slots(["e4m3"] * 4), text, CPU)
@@ -289,12 +323,13 @@ def on(device: torch.device, *tensors: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
 @pytest.mark.parametrize("size", [(3, 70, 24), (2, 256, 384), (1, 33, 768)])
 @pytest.mark.parametrize(
     ("name", "rounding"), [("native-bf16", "nearest_even"), ("e4m3fn", "nearest_even"), ("e4m3", "toward_zero")]
 )
 def test_the_norms_kernel_is_the_plain_form(
-    cuda: torch.device, size: tuple[int, int, int], name: str, rounding: str
+    cuda: torch.device, size: tuple[int, int, int], name: str, rounding: str, norm: Norm
 ) -> None:
     runs, tokens, width = size
     names = [name] * runs if name.startswith("native") else [name, "e5m3", "e3m2f"][:runs]
@@ -306,7 +341,7 @@ def test_the_norms_kernel_is_the_plain_form(
         (delta,) = on(cuda, random(*size, seed=3, dtype=torch.bfloat16))
         leaves = [t.requires_grad_() for t in (x, delta, gain)]
         grads = on(cuda, random(*size, seed=4, dtype=torch.float32), random(*size, seed=5, dtype=torch.bfloat16))
-        results.append(torch.autograd.grad(add_norm(x, delta, gain, p, p, kernels), leaves, grads))
+        results.append(torch.autograd.grad(add_norm(x, delta, gain, p, p, kernels, norm), leaves, grads))
     (dx, d_delta, d_gain), (dx_plain, _, d_gain_plain) = results
     torch.testing.assert_close(dx, dx_plain, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(d_gain, d_gain_plain, rtol=1e-4, atol=1e-4 * math.sqrt(tokens))
@@ -341,22 +376,26 @@ def test_the_kernels_rounding_is_the_quantizers_at_every_decision_point(cuda: to
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize(
     ("B", "T", "H", "d"), [(4, 256, 3, 32), (2, 64, 2, 16), (3, 100, 1, 64), (1, 1, 2, 128), (2, 1000, 2, 64)]
 )
-def test_the_attention_kernel_is_attention(cuda: torch.device, B: int, T: int, H: int, d: int) -> None:
+def test_the_attention_kernel_is_attention(
+    cuda: torch.device, B: int, T: int, H: int, d: int, scale: float | None
+) -> None:
     """Against softmax written out in FP64, to BF16's resolution, forward and backward; and twice the same bits."""
     qkv = random(B, T, 3, H, d, seed=1, dtype=torch.bfloat16).to(cuda)
     dy = random(B, T, H, d, seed=2, dtype=torch.bfloat16).to(cuda)
 
     def ours() -> tuple[Tensor, Tensor]:
         leaf = qkv.clone().requires_grad_()
-        y = attend(leaf, True)
+        y = attend(leaf, True, scale)
         return y.detach(), torch.autograd.grad(y, leaf, dy)[0]
 
     wide = qkv.double().requires_grad_()
     q, k, v = (t.transpose(1, 2) for t in wide.unbind(2))
-    scores = (q @ k.transpose(2, 3) / math.sqrt(d)).masked_fill(torch.ones(T, T, device=cuda).triu(1).bool(), -math.inf)
+    scores = q @ k.transpose(2, 3) * (scale or 1 / math.sqrt(d))
+    scores = scores.masked_fill(torch.ones(T, T, device=cuda).triu(1).bool(), -math.inf)
     expected = (scores.softmax(-1) @ v).transpose(1, 2)
     gradient = torch.autograd.grad(expected, wide, dy.double())[0]
     (y, dqkv), again = ours(), ours()

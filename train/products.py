@@ -100,10 +100,10 @@ def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision, 
     accumulate = precision.structure.accumulate
     smallest = [_smallest(operand, precision) for operand in (plan.first, plan.second)]
     if plan.chunk and a.values.shape[-1] > plan.chunk:
-        y = _chunked_product(
+        by_chunks: Tensor = _chunked_product(
             a.values, b.values, a.factor, b.factor, plan.chunk, accumulate.name if accumulate else None, *smallest
         )
-        return y
+        return by_chunks
     if accumulate is not None:
         y = accumulated_product(a.values, b.values, accumulate, *smallest)
     elif a.factor is None and b.factor is None and not (wide or precision.rounds_outputs):
