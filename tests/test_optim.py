@@ -7,19 +7,7 @@ import math
 import pytest
 import torch
 
-from train.optim import AdamW, factors, learning_rates, squares, update
-
-
-def test_a_warm_up_climbs_evenly_and_a_cosine_ends_at_its_final_fraction() -> None:
-    [*rates] = zip(*learning_rates([1.0, 4.0], 9, 4, "cosine", 0.2), strict=True)
-    # From step 4, the peak, to step 8: halfway between 1 and 0.2 at step 6; 0.5 (1 + cos(pi / 4)) of the way at step 5.
-    quarter = 0.2 + 0.8 * (0.5 + math.sqrt(0.125))
-    assert rates[0] == pytest.approx((0.25, 0.5, 0.75, 1.0, 1.0, quarter, 0.6, 1.2 - quarter, 0.2), rel=1e-12)
-    assert rates[1] == pytest.approx([4 * rate for rate in rates[0]], rel=1e-12)
-
-
-def test_a_constant_schedule_stays_at_the_peak() -> None:
-    assert learning_rates([2.0], 5, 2, "constant", 0.1) == [[1.0], [2.0], [2.0], [2.0], [2.0]]
+from train.optim import AdamW, factors, squares, update
 
 
 @pytest.mark.parametrize(

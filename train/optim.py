@@ -37,26 +37,6 @@ class AdamW:
     clip: float = 1.0
 
 
-def learning_rates(
-    peaks: list[float], steps: int, warmup: int, schedule: str, final_fraction: float
-) -> list[list[float]]:
-    """The learning rate of every step and run, [steps][R]: linear warm-up, then cosine to `final_fraction` of the
-    peak, or constant.
-
-    Step s of the warm-up has (s + 1) / warmup of the peak; the last step of a cosine has exactly final_fraction of it.
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if schedule == "constant":
-            return 1.0
-        progress = (step - warmup) / max(1, steps - 1 - warmup)
-        return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return [[peak * factor(step) for peak in peaks] for step in range(steps)]
-
-
 class Factors(NamedTuple):
     """What a step multiplies by, the same for every parameter of a run; [R] but for the last."""
 

@@ -27,8 +27,9 @@ from train.determinism import deterministic
 from train.layers import embedding_gradient
 from train.linear import pack_precision
 from train.model import Numerics, forward, is_matrix
-from train.optim import Parts, learning_rates
+from train.optim import Parts
 from train.program import PackResult, Program, Progress, Slot
+from train.schedules import learning_rates
 from train.seeds import batch_offsets, held_out_offsets, initial_weights
 from train.step import Pieces, as_operand, batch, chunks, head_operand, head_over_chunks, of_runs
 from train.text import Text
@@ -64,7 +65,9 @@ class Pack:
         self._load_text(text)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         peaks = [slot.learning_rate for slot in slots]
-        rates = learning_rates(peaks, program.steps, program.warmup, program.schedule, program.final_fraction)
+        rates = learning_rates(
+            peaks, program.steps, program.warmup, program.schedule, program.final_fraction, program.decay_fraction
+        )
         self.rates = torch.tensor(rates, dtype=program.dtype, device=device)
         self.train_loss = torch.full_like(self.rates, torch.nan, dtype=torch.float32)
         self.grad_norm = torch.full_like(self.train_loss, torch.nan)

@@ -64,6 +64,7 @@ def program_of(run: Run) -> Program:
         evaluate_every=training.evaluate_every,
         evaluation_sequences=training.evaluation_batches * training.sequences,
         probe=Probe(probe.every, tuple(probe.measures), tuple(probe.epsilons), probe.positions),
+        decay_fraction=training.decay_fraction,
     )
 
 

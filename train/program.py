@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from train.model import Attention, ModelShape
 from train.optim import AdamW
 from train.recipe import Recipe, Structure
+from train.schedules import DECAY_FRACTION
 from train.step import CHUNK_OF_ONE_RUN
 
 
@@ -41,6 +42,7 @@ class Program:
     evaluate_every: int
     evaluation_sequences: int
     probe: Probe
+    decay_fraction: float = DECAY_FRACTION
 
     @property
     def attention(self) -> Attention:

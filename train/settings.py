@@ -6,6 +6,7 @@ the value, the limit and the mend. Where in the file that stands is `study_file`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from train.accumulate import parse_accumulation
 from train.corruption import Corruption
 from train.recipe import Output, RecipeTable
+from train.schedules import DECAY_FRACTION, Schedule, decay_steps
 from train.text import check_dataset, dataset_label
 from train.tokenizer import check_tokenizer
 
@@ -85,8 +87,9 @@ class TrainingSettings(Table):
     steps: Annotated[int, Field(ge=1, le=STEPS_LIMIT)] = 300
     sequences: Positive = 8
     warmup: Annotated[int, Field(ge=0)] = 50
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = DECAY_FRACTION
     clip: Annotated[float, Field(gt=0)] = 1.0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -100,6 +103,16 @@ class TrainingSettings(Table):
         if self.warmup >= self.steps:
             raise ValueError(
                 f"warmup must be less than steps={self.steps}, got {self.warmup}; take {self.steps // 10}, or more steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decay_comes_after_the_warm_up(self) -> TrainingSettings:
+        room, decay = self.steps - self.warmup, decay_steps(self.steps, self.decay_fraction)
+        if self.schedule == "wsd" and decay > room:
+            raise ValueError(
+                f"decay_fraction must leave the warm-up its {self.warmup} of {self.steps} steps, got {self.decay_fraction:g}; "
+                f"at most {math.floor(1000 * room / self.steps) / 1000:g}"
             )
         return self
 
