@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from train.optim import AdamW, factors, squares, update
+from train.optim import AdamW, Rule, factors, squares, update
+from train.state import Kept
 
 
 @pytest.mark.parametrize(
@@ -39,12 +40,12 @@ def test_bias_corrections_keep_their_digits_in_fp32() -> None:
         assert float(f.correction) == pytest.approx(math.sqrt(exact), rel=2**-24)
 
 
-def test_decay_shrinks_matrices_and_leaves_gains_alone() -> None:
-    """Without a gradient nothing else moves."""
-    matrix, gain = torch.full((2, 1, 1), 8.0), torch.full((2, 1), 8.0)
-    zeros = [torch.zeros_like(p) for p in (matrix, gain)]
-    config = AdamW(weight_decay=0.5)
+def test_decay_shrinks_what_decays_and_leaves_the_rest_alone() -> None:
+    """Without a gradient nothing else moves; a rate of twice the run's decays twice as fast."""
+    weights = [torch.full((2, 1, 1), 8.0), torch.full((2, 1), 8.0), torch.full((2, 1, 1), 8.0)]
+    zeros = [torch.zeros_like(p) for p in weights]
+    config = AdamW(weight_decay=0.25)
     f = factors([torch.zeros(2)], torch.tensor([[0.5, 1.0]]), torch.tensor([0]), config)[1]
-    update([matrix, gain], [(z,) for z in zeros], [z.clone() for z in zeros], [z.clone() for z in zeros], f, config)
-    assert matrix.flatten().tolist() == [6.0, 4.0]
-    assert gain.flatten().tolist() == [8.0, 8.0]
+    kept = [Kept(z.clone(), z.clone()) for z in zeros]
+    update(weights, [(z,) for z in zeros], kept, f, config, [Rule(), Rule(decays=False), Rule(factor=2.0)])
+    assert [p.flatten().tolist() for p in weights] == [[7.0, 6.0], [8.0, 8.0], [6.0, 4.0]]

@@ -76,16 +76,17 @@ def _(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor) -> Tensor:  # noqa: ARG00
 
 @torch.library.custom_op("exmy::cross_entropy", mutates_args=())
 def _cross_entropy(
-    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor], scale: Tensor | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     from train import kernels
 
-    return kernels.cross_entropy(logits, targets.contiguous(), vocabulary, tokens, rounding, parameters)
+    return kernels.cross_entropy(logits, targets.contiguous(), vocabulary, tokens, rounding, parameters, scale)
 
 
 @_cross_entropy.register_fake
 def _(
-    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor]  # noqa: ARG001
+    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor],  # noqa: ARG001
+    scale: Tensor | None,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return logits.new_empty(targets.shape, dtype=torch.float32), torch.empty_like(logits)
 
@@ -224,20 +225,28 @@ def embedding_gradient(dx: Tensor, tokens: Tensor, vocabulary: int, kernels: boo
 
 
 def cross_entropy_gradient(
-    logits: Tensor, targets: Tensor, precision: Precision, vocabulary: int, tokens: int, kernels: bool
+    logits: Tensor,
+    targets: Tensor,
+    precision: Precision,
+    vocabulary: int,
+    tokens: int,
+    kernels: bool,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sums of each run's losses [r], and the gradient of those sums / tokens as an operand [r, s, V'], in the carrier.
 
-    logits [r, s, V'] in the carrier, of which the first `vocabulary` count; targets [r, s].
+    logits [r, s, V'] in the carrier, of which the first `vocabulary` count; targets [r, s]. scale [r], the runs' loss scales, if
+    any, multiplies the gradient before it is rounded, and no loss.
     """
     if kernels:
         losses, gradient = _cross_entropy(
-            logits, targets, vocabulary, tokens, _rounding(precision), list(precision.gradient or ())
+            logits, targets, vocabulary, tokens, _rounding(precision), list(precision.gradient or ()), scale
         )
         return losses.sum(1), gradient
     z = wide_logits(logits, vocabulary)
     log_sum, is_target, losses = token_losses(z, targets)
     dz = (torch.exp(z - log_sum) - is_target.to(z.dtype)) / tokens
+    dz = dz if scale is None else dz * scale[:, None, None]
     return losses.sum(1), on_grid(dz, precision, precision.gradient)
 
 

@@ -68,6 +68,24 @@ class ModelShape:
             return None
         return INITIAL_STD / math.sqrt(2 * self.layers) if name.endswith(".proj") else INITIAL_STD
 
+    def rate_factor(self, name: str) -> float:  # noqa: ARG002
+        """The parameter's learning rate in units of the run's; one for all parameters."""
+        return 1.0
+
+    def kinds(self, name: str) -> frozenset[str]:
+        """Which of the words "gains", "embeddings" and "head" name the parameter; none do for a block's linear weight.
+
+        A tied LM head is the token embedding, so either word names it.
+        """
+        if len(self.parameters()[name]) == 1:
+            return frozenset({"gains"})
+        return {"wte": frozenset({"embeddings", "head"}), "wpe": frozenset({"embeddings"})}.get(name, frozenset())
+
+    def matrices(self, name: str) -> tuple[int, ...]:
+        """The outputs of each matrix that lies in a linear weight [inputs, outputs], side by side: queries, keys, values."""
+        outputs = self.parameters()[name][-1]
+        return (outputs // 3,) * 3 if name.endswith(".qkv") else (outputs,)
+
 
 def is_matrix(name: str) -> bool:
     """Whether a parameter is a linear layer's weight, and not an embedding or a gain."""

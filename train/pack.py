@@ -5,7 +5,7 @@ program: shapes, R, the structure of the recipe, the optimiser's constants, the 
 on its own seeds and settings only, never on its slot or its neighbours, so a diverged run is left to run: it disturbs nobody.
 
 Nothing in a step waits for the host. The step counter, the batches' positions, the learning rates and the histories live on
-the device; histories leave it every `CHUNK` steps.
+the device, loss scales too; histories leave it every `CHUNK` steps.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from train.compiling import compiler, compiles_steps, quantizer_for
 from train.determinism import deterministic
 from train.layers import embedding_gradient
 from train.linear import pack_precision
+from train.loss_scale import inverse
 from train.model import Numerics, forward, is_matrix
-from train.optim import Parts
+from train.optim import Parts, parameter_rules
 from train.program import PackResult, Program, Progress, Slot
+from train.rounding_seeds import run_keys
 from train.schedules import learning_rates
 from train.seeds import batch_offsets, held_out_offsets, initial_weights
+from train.state import Chance, Kept, parameter_words, stored
 from train.step import Pieces, as_operand, batch, chunks, head_operand, head_over_chunks, of_runs
 from train.text import Text
 
@@ -51,7 +54,8 @@ class Pack:
     """R runs under way: parameters, moments, histories and the step that advances them all.
 
     `compiled` None lets the device decide (see `compiling`). `parameters[name]`, [R, ...], are the master weights;
-    `operands[name]` are the matrices among them as products take them, and `wte` as the LM head takes it.
+    `operands[name]` are the matrices among them as products take them, and `wte` as the LM head takes it; `kept[name]` is what
+    the optimiser keeps of each. `scale`, [R], are the runs' loss scales, None where no run has one.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Pack:
         self.rates = torch.tensor(rates, dtype=program.dtype, device=device)
         self.train_loss = torch.full_like(self.rates, torch.nan, dtype=torch.float32)
         self.grad_norm = torch.full_like(self.train_loss, torch.nan)
+        self._make_loss_scale()
         self._evaluated = torch.empty(len(slots), dtype=program.dtype, device=device)
         self._sharpness = torch.empty(2, len(slots), len(program.probe.epsilons), dtype=program.dtype, device=device)
         self._small = torch.ones(len(slots), dtype=torch.bool, device=device)
@@ -98,8 +103,10 @@ class Pack:
             name: torch.from_numpy(np.stack([w[name] for w in weights])).to(self.device, self.program.dtype).requires_grad_()
             for name in shape.parameters()
         }  # fmt: skip
-        self.first = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        self.second = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.rules = parameter_rules(shape, self.program.optimizer)
+        self.kept = {name: self._keep(name) for name in self.parameters}
+        seeds = [(slot.init_seed, slot.data_seed) for slot in self.slots]
+        self._keys = run_keys(seeds).to(self.device) if self.program.state.draws else None
         body, lm_head = self.numerics.body, self.numerics.lm_head
         # Memory of their own, so that no update writes to one tensor under two names.
         self.operands = {
@@ -108,6 +115,35 @@ class Pack:
         self._groups = [
             [name for name in self.parameters if name.startswith(f"h.{i}.")] for i in range(shape.layers)
         ] + [["wte", "wpe", "ln_f"]]
+
+    def _keep(self, name: str) -> Kept:
+        """Zeros where the optimiser will keep what it does of a parameter."""
+        p, state = self.parameters[name].detach(), self.program.state
+        p.copy_(stored(p, state.master))
+        muon = bool(self.rules[name].parts)
+        return Kept(
+            first=torch.zeros_like(p),
+            second=None if muon else torch.zeros_like(p),
+            lost=torch.zeros_like(p) if state.kahan else None,
+            words=parameter_words(name).to(self.device) if state.draws else None,
+        )
+
+    def _make_loss_scale(self) -> None:
+        dynamic, scales = self.program.dynamic_loss_scale, [slot.loss_scale for slot in self.slots]
+        static = any(scale != 1.0 for scale in scales)
+        if dynamic and static:
+            raise ValueError(
+                f"a loss scale is static or dynamic, got {max(scales):g} for a run of a program that has a dynamic one; give "
+                "DynamicLossScale its initial instead"
+            )
+        if dynamic:
+            scales = [dynamic.initial] * len(scales)
+        self.scale = torch.tensor(scales, dtype=self.program.dtype, device=self.device) if dynamic or static else None
+        if dynamic:
+            self.good_steps = torch.zeros(len(scales), dtype=torch.int64, device=self.device)
+            self.updates = torch.zeros_like(self.good_steps)
+            self.loss_scale = torch.full_like(self.train_loss, torch.nan)
+            self.skipped = torch.zeros_like(self.train_loss, dtype=torch.bool)
 
     def _load_text(self, text: Text) -> None:
         program, T = self.program, self.program.shape.context
@@ -138,11 +174,14 @@ class Pack:
         self._update(losses_R, grads)
 
     def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Parts]]:
-        """Each run's mean loss on tokens [R, S] and targets [R, S], [R], and the gradient of each parameter, in parts."""
+        """Each run's mean loss on tokens [R, S] and targets [R, S], [R], and the gradient of each parameter, in parts.
+
+        With loss scales, gradients are multiplied by them.
+        """
         shape, numerics, pieces = self.program.shape, self.numerics, self._pieces
         x, hidden = self._hidden(tokens)
         losses_R, dx, d_head = head_over_chunks(
-            pieces, hidden.detach(), self.operands["wte"], targets, numerics, shape.vocabulary
+            pieces, hidden.detach(), self.operands["wte"], targets, numerics, shape.vocabulary, self.scale
         )
         names = [name for name in self.parameters if name not in ("wte", "wpe")]
         leaves = [self.operands[name] if is_matrix(name) else self.parameters[name] for name in names]
@@ -168,16 +207,25 @@ class Pack:
 
     @torch.no_grad()
     def _update(self, losses_R: Tensor, grads: dict[str, Parts]) -> None:
-        pieces, config = self._pieces, self.program.optimizer
-        sums = [pieces.squares([grads[name] for name in group]) for group in self._groups]
-        norm_R, f = pieces.factors(sums, self.rates, self.counter, config)
+        pieces, config, formats = self._pieces, self.program.optimizer, self.program.state
+        dynamic = self.program.dynamic_loss_scale
+        unscale_R = None if self.scale is None else inverse(self.scale)
+        updates_R = self.updates if dynamic else None
+        chance = None if self._keys is None else Chance(self._keys, self.counter)
+        sums = [pieces.squares([grads[name] for name in group], formats.gradient, unscale_R) for group in self._groups]
+        norm_R, f = pieces.factors(sums, self.rates, self.counter, config, unscale_R, updates_R)
         for group in self._groups:
             operands = [self.operands[name].detach() if name in self.operands else None for name in group]
             precision = self.numerics.lm_head if "wte" in group else self.numerics.body
             pieces.update_group(
                 [self.parameters[name].detach() for name in group], [grads[name] for name in group],
-                [self.first[name] for name in group], [self.second[name] for name in group], f, config, operands, precision,
+                [self.kept[name] for name in group], f, config, [self.rules[name] for name in group], formats, chance,
+                operands, precision,
             )  # fmt: skip
+        if dynamic:
+            pieces.advance_scale(
+                self.scale, self.good_steps, self.updates, f.made, self.loss_scale, self.skipped, self.counter, dynamic
+            )
         pieces.record(losses_R, norm_R, self.train_loss, self.grad_norm, self.counter)
 
     @torch.no_grad()
@@ -281,4 +329,6 @@ def train_pack(
         time.perf_counter() - started,
         first,
         pack.compiled,
+        pack.loss_scale.cpu().numpy() if program.dynamic_loss_scale else None,
+        pack.skipped.cpu().numpy() if program.dynamic_loss_scale else None,
     )

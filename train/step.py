@@ -35,8 +35,10 @@ from train.linear import (
     round_output,
     wide_product,
 )
+from train.loss_scale import advance_scale
 from train.model import ModelShape, Numerics
-from train.optim import AdamW, Factors, Parts, factors, squares, update
+from train.optim import AdamW, Factors, Parts, Rule, factors, squares, update
+from train.state import Chance, Kept, StateFormats
 
 # The most logits in memory at a time, in elements: of several runs, and of one, where each chunk costs another pass over dW.
 CHUNK_LOGITS, CHUNK_OF_ONE_RUN = 2**27, 2**29
@@ -113,11 +115,11 @@ def position_gradient(dx: Tensor, T: int) -> Tensor:
 
 
 def update_group(
-    parameters: Sequence[Tensor], grads: Sequence[Parts], first: Sequence[Tensor], second: Sequence[Tensor], f: Factors,
-    config: AdamW, operands: Sequence[Tensor | None], precision: Precision,
+    parameters: Sequence[Tensor], grads: Sequence[Parts], kept: Sequence[Kept], f: Factors, config: AdamW, rules: Sequence[Rule],
+    formats: StateFormats, chance: Chance | None, operands: Sequence[Tensor | None], precision: Precision,
 ) -> None:  # fmt: skip
     """The optimiser's step on some parameters, and their operands for the next step, all in place."""
-    update(parameters, grads, first, second, f, config)
+    update(parameters, grads, kept, f, config, rules, formats, chance)
     for p, o in zip(parameters, operands, strict=True):
         if o is not None:
             o[:, : p.shape[1]].copy_(as_operand(p, precision))
@@ -141,6 +143,7 @@ class Pieces:
         self.head_sharpness, self.head_sharpness_of_any = wrap(head_sharpness), wrap(head_sharpness_of_any)
         self.position_gradient, self.update_group = wrap(position_gradient), wrap(update_group)
         self.squares, self.factors, self.record = wrap(squares), wrap(factors), wrap(record)
+        self.advance_scale = wrap(advance_scale)
 
     def hidden(
         self, x: Tensor, gains: Mapping[str, Tensor], operands: Mapping[str, Tensor], shape: ModelShape, numerics: Numerics
@@ -207,16 +210,17 @@ def head(
     whole: bool,
     kernels: bool,
     start: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A chunk's losses, summed, [r], and the gradients of a run's mean loss in x [r, s, D] and w [r, V', D], in the carrier.
 
     x and w are operands, targets [r, s]; the mean is over all `tokens` of a run. Where the chunk is not a run's `whole` batch, dW
     is FP32 (the carrier on a CPU), to be summed; or, where the recipe says how sums are formed, the sum of chunks so far, which
-    goes on from `start`, that of the chunk before.
+    goes on from `start`, that of the chunk before. The gradients, not the losses, are times the runs' loss `scale` [r], if any.
     """
     logits = _logits(x, w, precision)
     kernels = kernels and precision.carrier == torch.bfloat16
-    losses, dz = cross_entropy_gradient(logits, targets, precision, vocabulary, tokens, kernels)
+    losses, dz = cross_entropy_gradient(logits, targets, precision, vocabulary, tokens, kernels, scale)
     # What pads the vocabulary is zero, but another chunk to the accumulator of a recipe that says how sums are formed.
     terms = dz.shape[2] if precision.structure.accumulate is None else vocabulary
     dx = multiply(dz[..., :terms], w[:, :terms], precision, ("gradient", "weight"))
@@ -252,9 +256,18 @@ def head_sharpness_of_any(
 
 
 def head_over_chunks(
-    pieces: Pieces, x: Tensor, w: Tensor, targets: Tensor, numerics: Numerics, vocabulary: int
+    pieces: Pieces,
+    x: Tensor,
+    w: Tensor,
+    targets: Tensor,
+    numerics: Numerics,
+    vocabulary: int,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each run's mean loss [R], and its gradients in the operands x [R, S, D] and w [R, V', D], in the carrier."""
+    """Each run's mean loss [R], and its gradients in the operands x [R, S, D] and w [R, V', D], in the carrier.
+
+    scale: each run's loss scale [R], which multiplies the gradients, or None.
+    """
     (R, S, _), precision = x.shape, numerics.lm_head
     losses = x.new_zeros(R, dtype=torch.promote_types(x.dtype, torch.float32))
     dx, dw = torch.empty_like(x), torch.empty_like(w)
@@ -262,7 +275,7 @@ def head_over_chunks(
     parts = list(chunks(R, S, w.shape[1], accumulate.step if accumulate else 1))
     if len(parts) == 1:
         losses, dx, dw = pieces.head(
-            x, w, targets, of_runs(precision, slice(None)), vocabulary, S, True, numerics.kernels
+            x, w, targets, of_runs(precision, slice(None)), vocabulary, S, True, numerics.kernels, None, scale
         )
         return losses / S, dx, dw
     sums: Tensor | None = None
@@ -271,7 +284,7 @@ def head_over_chunks(
         sums = None if s.start == 0 else sums
         loss, dx_part, dw_part = pieces.head(
             x[r, s], w[r], targets[r, s], of_runs(precision, r), vocabulary, S, whole, numerics.kernels,
-            sums if accumulate else None,
+            sums if accumulate else None, None if scale is None else scale[r],
         )  # fmt: skip
         losses[r] += loss
         dx[r, s] = dx_part
