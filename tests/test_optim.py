@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from train.optim import AdamW, Rule, factors, squares, update
+from tests.small import SHAPE
+from train.optim import AdamW, Muon, Rule, factors, parameter_rules, squares, update
 from train.state import Kept
 
 
@@ -49,3 +50,46 @@ def test_decay_shrinks_what_decays_and_leaves_the_rest_alone() -> None:
     kept = [Kept(z.clone(), z.clone()) for z in zeros]
     update(weights, [(z,) for z in zeros], kept, f, config, [Rule(), Rule(decays=False), Rule(factor=2.0)])
     assert [p.flatten().tolist() for p in weights] == [[7.0, 6.0], [8.0, 8.0], [6.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("words", "left_alone"),
+    [
+        ((), set()),
+        (("gains",), {"h.0.ln_1", "h.0.ln_2", "h.1.ln_1", "h.1.ln_2", "ln_f"}),
+        (("embeddings",), {"wte", "wpe"}),
+        (("head",), {"wte"}),
+        (("embeddings", "head"), {"wte", "wpe"}),
+    ],
+)
+def test_decay_leaves_alone_what_is_named_and_the_tied_head_is_an_embedding(
+    words: tuple[str, ...], left_alone: set[str]
+) -> None:
+    for config in (AdamW(no_decay=words), Muon(no_decay=words)):
+        rules = parameter_rules(SHAPE, config)
+        assert rules.keys() == SHAPE.parameters().keys()
+        assert {name for name, rule in rules.items() if not rule.decays} == left_alone
+
+
+def test_muon_is_for_the_blocks_matrices_and_takes_queries_keys_and_values_apart() -> None:
+    parts = {name: rule.parts for name, rule in parameter_rules(SHAPE, Muon()).items() if rule.parts}
+    block = {"attn.qkv": (16, 16, 16), "attn.proj": (16,), "mlp.fc": (64,), "mlp.proj": (16,)}
+    assert parts == {f"h.{i}.{name}": sizes for i in range(2) for name, sizes in block.items()}
+    assert not any(rule.parts for rule in parameter_rules(SHAPE, AdamW()).values())
+
+
+def test_a_parameters_factor_multiplies_its_rate_of_either_optimiser() -> None:
+    """A step at twice the factor is one at twice the learning rate."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = (torch.randn(1, 6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    for config, parts in ((AdamW(), ()), (Muon(), (4,))):
+        results = []
+        for rate, factor in ((0.02, 1.0), (0.01, 2.0)):
+            w, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+            total = squares([(gradient,)])
+            _, f = factors([total], torch.full((1, 1), rate).double(), torch.tensor([0]), config)
+            kept = Kept(first, None if parts else second)
+            update([w], [(gradient,)], [kept], f, config, [Rule(True, factor, parts)])
+            results.append(w)
+        torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=0)
+        assert not torch.equal(results[0], start)

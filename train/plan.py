@@ -15,9 +15,9 @@ import torch
 
 from train.compiling import compiles_steps
 from train.model import ModelShape
-from train.optim import AdamW
+from train.optim import AdamW, Muon
 from train.program import Probe, Program, Slot
-from train.settings import PACK_SIZES
+from train.settings import PACK_SIZES, TrainingSettings
 from train.study import Run, Study, StudyError
 from train.tokenizer import vocabulary_of
 
@@ -60,12 +60,18 @@ def program_of(run: Run) -> Program:
         warmup=training.warmup,
         schedule=training.schedule,
         final_fraction=training.final_fraction,
-        optimizer=AdamW(training.beta1, training.beta2, training.eps, training.weight_decay, training.clip),
+        optimizer=_optimizer(training),
         evaluate_every=training.evaluate_every,
         evaluation_sequences=training.evaluation_batches * training.sequences,
         probe=Probe(probe.every, tuple(probe.measures), tuple(probe.epsilons), probe.positions),
         decay_fraction=training.decay_fraction,
     )
+
+
+def _optimizer(training: TrainingSettings) -> AdamW:
+    t = training
+    adamw = (t.beta1, t.beta2, t.eps, t.weight_decay, t.clip, tuple(t.no_decay))
+    return Muon(*adamw, t.muon_rate) if t.optimizer == "muon" else AdamW(*adamw)
 
 
 def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> list[PlannedPack]:

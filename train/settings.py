@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from train.accumulate import parse_accumulation
 from train.corruption import Corruption
+from train.optim import MUON_RATE
 from train.recipe import Output, RecipeTable
 from train.schedules import DECAY_FRACTION, Schedule, decay_steps
 from train.text import check_dataset, dataset_label
@@ -26,6 +27,7 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NoDecay = Literal["gains", "embeddings", "head"]
 
 
 class Table(BaseModel):
@@ -81,8 +83,26 @@ class DataSettings(Table):
         return Corruption(self.noise, self.shuffled, self.duplicated)
 
 
+def _infinite(clip: object) -> object:
+    """No clipping, in a word, as the number that stands for it."""
+    return math.inf if clip == "none" else clip
+
+
+def _listed(kinds: object) -> object:
+    """Words in one, as an axis has them, "gains+head" or "none", as a list; each once, in the order in which they are defined."""
+    if isinstance(kinds, str):
+        kinds = [] if kinds == "none" else kinds.split("+")
+    if isinstance(kinds, list | tuple) and set(kinds) <= set(get_args(NoDecay)):
+        return [kind for kind in get_args(NoDecay) if kind in kinds]
+    return kinds
+
+
 class TrainingSettings(Table):
-    """[training]: one run's batch, schedule and optimiser (AdamW)."""
+    """[training]: one run's batch, schedule and optimiser.
+
+    clip is inf, or "none", for no clipping. no_decay: the kinds of parameters without weight decay; a tied LM head is an
+    embedding too. muon_rate: Muon's learning rate in units of the run's, which is AdamW's.
+    """
 
     steps: Annotated[int, Field(ge=1, le=STEPS_LIMIT)] = 300
     sequences: Positive = 8
@@ -90,11 +110,14 @@ class TrainingSettings(Table):
     schedule: Schedule = "cosine"
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = DECAY_FRACTION
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_rate: Annotated[float, Field(gt=0, le=10_000)] = MUON_RATE
+    clip: Annotated[float, BeforeValidator(_infinite), Field(gt=0)] = 1.0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    no_decay: Annotated[list[NoDecay], BeforeValidator(_listed)] = ["gains"]
     evaluate_every: Positive = 50
     evaluation_batches: Positive = 2
 
