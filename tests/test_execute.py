@@ -16,9 +16,10 @@ import torch
 import xarray as xr
 
 from train import Study, StudyError, execute, open_study, run_study, store, streams, text
+from train.loss_scale import DynamicLossScale
 from train.plan import PlannedPack, choose_pack_size, plan
 from train.program import PackResult, Progress
-from train.schema import GROUPS, RUN_COORDINATES
+from train.schema import GROUPS, OPTIONAL, RUN_COORDINATES
 
 
 def tiny(**changes: Any) -> Study:
@@ -105,7 +106,7 @@ def test_the_schema_describes_every_variable(finished: Path) -> None:
 def test_every_described_variable_is_written(finished: Path) -> None:
     tree = open_study(finished)
     for name, rows in GROUPS.items():
-        assert set(tree[name].data_vars) == set(rows)
+        assert set(tree[name].data_vars) == set(rows) - OPTIONAL
 
 
 def test_the_tree_survives_netcdf(finished: Path, tmp_path: Path) -> None:
@@ -308,3 +309,34 @@ def test_summary_agrees_with_the_history(finished: Path) -> None:
     expected = history["train_loss"].values[:, -min(window, 12) :].astype(np.float64).mean(1)
     np.testing.assert_allclose(summary["final_loss"].values, expected, rtol=1e-12)
     assert summary["no_progress"].all(), "twelve steps teach nothing"
+
+
+def test_dynamic_loss_scales_are_stored_beside_runs_without_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first scale beyond what FP32 gradients have room for, so that the first step is skipped."""
+    dynamic = DynamicLossScale(2.0**126, backoff=2.0**-100, interval=4)
+
+    def planned(*arguments: Any) -> list[PlannedPack]:
+        return [
+            dataclasses.replace(pack, program=dataclasses.replace(pack.program, dynamic_loss_scale=dynamic))
+            if pack.runs[0].recipe.name == "native-fp32"
+            else pack
+            for pack in plan(*arguments)
+        ]
+
+    monkeypatch.setattr(execute, "plan", planned)
+    study = tiny(axes={"recipe": ["e8m7", "native-fp32"]})
+    run_study(study, tmp_path, "cpu", Recorder())
+    tree = open_study(tmp_path)
+    history, summary = tree["history"].to_dataset(), tree["summary"].to_dataset()
+    scaled = history["recipe"].values == "native-fp32"
+    for name in OPTIONAL:
+        assert history[name].dims == GROUPS["history"][name].dims
+        assert history[name].attrs == GROUPS["history"][name].attrs()
+        assert np.isnan(history[name].values[~scaled]).all()
+    assert history["skipped"].values[scaled].tolist() == [[1.0] + [0.0] * 11] * 4
+    expected = [2.0**126, *[2.0**26] * 4, *[2.0**27] * 4, *[2.0**28] * 3]
+    assert history["loss_scale"].values[scaled].tolist() == [expected] * 4
+    assert not np.isfinite(history["grad_norm"].values[scaled, 0]).any()
+    assert not summary["non_finite"].values.any()

@@ -430,6 +430,26 @@ def test_the_cross_entropy_kernel_is_the_plain_form(
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("names", [("native-bf16",) * R, ("e5m2", "e5m1", "e5m3")])
+def test_the_cross_entropy_kernel_multiplies_each_runs_gradient_by_its_scale(
+    cuda: torch.device, names: tuple[str, ...]
+) -> None:
+    """Powers of two that leave the middle run alone: of the unrounded gradient, so BF16's range alone shows nothing else."""
+    z = (3 * random(R, 40, 4096, seed=1)).to(torch.bfloat16).to(cuda)
+    targets = torch.randint(0, 4096, (R, 40), generator=torch.Generator().manual_seed(1)).to(cuda)
+    scale = torch.tensor([2.0**12, 1.0, 2.0**-3], device=cuda)
+    p = pack_precision([resolve_recipe(n).body for n in names], cuda)
+    bare, plain = cross_entropy_gradient(z, targets, p, 4096, 56, True)
+    losses, dz = cross_entropy_gradient(z, targets, p, 4096, 56, True, layers.PLAIN, scale)
+    assert torch.equal(losses, bare)
+    assert torch.equal(dz[1], plain[1])
+    if names[0] == "native-bf16":
+        assert torch.equal(dz, plain * scale[:, None, None].to(torch.bfloat16))
+    _, expected = cross_entropy_gradient(z, targets, p, 4096, 56, False, layers.PLAIN, scale)
+    assert float((dz != expected).float().mean()) < 2e-3, "another exponential moves a few over a decision point"
+
+
+@pytest.mark.cuda
 def test_a_logit_that_is_not_a_number_shows_in_its_own_runs_loss(cuda: torch.device) -> None:
     z = random(R, 40, 4096, seed=1, dtype=torch.bfloat16).to(cuda)
     targets = torch.zeros(R, 40, dtype=torch.int64, device=cuda)

@@ -7,19 +7,9 @@ import math
 import pytest
 import torch
 
-from train.optim import AdamW, factors, learning_rates, squares, update
-
-
-def test_a_warm_up_climbs_evenly_and_a_cosine_ends_at_its_final_fraction() -> None:
-    [*rates] = zip(*learning_rates([1.0, 4.0], 9, 4, "cosine", 0.2), strict=True)
-    # From step 4, the peak, to step 8: halfway between 1 and 0.2 at step 6; 0.5 (1 + cos(pi / 4)) of the way at step 5.
-    quarter = 0.2 + 0.8 * (0.5 + math.sqrt(0.125))
-    assert rates[0] == pytest.approx((0.25, 0.5, 0.75, 1.0, 1.0, quarter, 0.6, 1.2 - quarter, 0.2), rel=1e-12)
-    assert rates[1] == pytest.approx([4 * rate for rate in rates[0]], rel=1e-12)
-
-
-def test_a_constant_schedule_stays_at_the_peak() -> None:
-    assert learning_rates([2.0], 5, 2, "constant", 0.1) == [[1.0], [2.0], [2.0], [2.0], [2.0]]
+from tests.small import SHAPE
+from train.optim import AdamW, Muon, Rule, factors, parameter_rules, squares, update
+from train.state import Kept
 
 
 @pytest.mark.parametrize(
@@ -51,12 +41,55 @@ def test_bias_corrections_keep_their_digits_in_fp32() -> None:
         assert float(f.correction) == pytest.approx(math.sqrt(exact), rel=2**-24)
 
 
-def test_decay_shrinks_matrices_and_leaves_gains_alone() -> None:
-    """Without a gradient nothing else moves."""
-    matrix, gain = torch.full((2, 1, 1), 8.0), torch.full((2, 1), 8.0)
-    zeros = [torch.zeros_like(p) for p in (matrix, gain)]
-    config = AdamW(weight_decay=0.5)
+def test_decay_shrinks_what_decays_and_leaves_the_rest_alone() -> None:
+    """Without a gradient nothing else moves; a rate of twice the run's decays twice as fast."""
+    weights = [torch.full((2, 1, 1), 8.0), torch.full((2, 1), 8.0), torch.full((2, 1, 1), 8.0)]
+    zeros = [torch.zeros_like(p) for p in weights]
+    config = AdamW(weight_decay=0.25)
     f = factors([torch.zeros(2)], torch.tensor([[0.5, 1.0]]), torch.tensor([0]), config)[1]
-    update([matrix, gain], [(z,) for z in zeros], [z.clone() for z in zeros], [z.clone() for z in zeros], f, config)
-    assert matrix.flatten().tolist() == [6.0, 4.0]
-    assert gain.flatten().tolist() == [8.0, 8.0]
+    kept = [Kept(z.clone(), z.clone()) for z in zeros]
+    update(weights, [(z,) for z in zeros], kept, f, config, [Rule(), Rule(decays=False), Rule(factor=2.0)])
+    assert [p.flatten().tolist() for p in weights] == [[7.0, 6.0], [8.0, 8.0], [6.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("words", "left_alone"),
+    [
+        ((), set()),
+        (("gains",), {"h.0.ln_1", "h.0.ln_2", "h.1.ln_1", "h.1.ln_2", "ln_f"}),
+        (("embeddings",), {"wte", "wpe"}),
+        (("head",), {"wte"}),
+        (("embeddings", "head"), {"wte", "wpe"}),
+    ],
+)
+def test_decay_leaves_alone_what_is_named_and_the_tied_head_is_an_embedding(
+    words: tuple[str, ...], left_alone: set[str]
+) -> None:
+    for config in (AdamW(no_decay=words), Muon(no_decay=words)):
+        rules = parameter_rules(SHAPE, config)
+        assert rules.keys() == SHAPE.parameters().keys()
+        assert {name for name, rule in rules.items() if not rule.decays} == left_alone
+
+
+def test_muon_is_for_the_blocks_matrices_and_takes_queries_keys_and_values_apart() -> None:
+    parts = {name: rule.parts for name, rule in parameter_rules(SHAPE, Muon()).items() if rule.parts}
+    block = {"attn.qkv": (16, 16, 16), "attn.proj": (16,), "mlp.fc": (64,), "mlp.proj": (16,)}
+    assert parts == {f"h.{i}.{name}": sizes for i in range(2) for name, sizes in block.items()}
+    assert not any(rule.parts for rule in parameter_rules(SHAPE, AdamW()).values())
+
+
+def test_a_parameters_factor_multiplies_its_rate_of_either_optimiser() -> None:
+    """A step at twice the factor is one at twice the learning rate."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = (torch.randn(1, 6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    for config, parts in ((AdamW(), ()), (Muon(), (4,))):
+        results = []
+        for rate, factor in ((0.02, 1.0), (0.01, 2.0)):
+            w, first, second = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
+            total = squares([(gradient,)])
+            _, f = factors([total], torch.full((1, 1), rate).double(), torch.tensor([0]), config)
+            kept = Kept(first, None if parts else second)
+            update([w], [(gradient,)], [kept], f, config, [Rule(True, factor, parts)])
+            results.append(w)
+        torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=0)
+        assert not torch.equal(results[0], start)

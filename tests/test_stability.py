@@ -136,6 +136,16 @@ def test_non_finite_names_the_first_step_of_either_signal() -> None:
     np.testing.assert_array_equal(judge(h, definition="non_finite").diverged, [True, True, False, False])
 
 
+def test_a_skipped_steps_gradient_norm_is_no_sign_of_divergence_but_its_loss_is() -> None:
+    loss, grad, skipped = np.ones((4, 6)), np.ones((4, 6)), np.zeros((4, 6))
+    grad[:, 2] = [INF, NAN, INF, 1.0]
+    skipped[:2, 2] = 1.0  # the third run's step was made, with its infinity
+    skipped[3] = NAN  # of a pack that did not record it
+    loss[1, 2] = NAN
+    h = history(loss, grad).assign(skipped=(("run", "step"), skipped.astype(np.float32)))
+    np.testing.assert_array_equal(judge(h, definition="non_finite").diverged, [False, True, True, False])
+
+
 def test_no_progress_is_measured_from_the_unigram_entropy_not_from_the_start() -> None:
     level = np.array([ENTROPY, ENTROPY - 0.09, ENTROPY - 0.11, 1.4, 5.55, NAN])
     curves = np.concatenate([np.full((6, 30), 5.55), np.repeat(level[:, None], 30, axis=1)], axis=1)

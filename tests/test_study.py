@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from train.optim import AdamW, Muon
+from train.plan import program_of
 from train.settings import DataSettings, ModelSettings, ProbeSettings, TrainingSettings
 from train.study import Study, StudyError
 from train.study_file import read_study
@@ -91,9 +94,47 @@ def test_identities_do_not_change_from_version_to_version() -> None:
     study = Study(axes=axes, training={"steps": 77}, model={"width": 64})  # type: ignore[arg-type]
     assert [run.identity for run in study.runs()] == ["77097b0a4e797ee5b053adda", "88a2d219fd09d499c85df77c"]
     defaults = [str(table().model_dump()) for table in (ModelSettings, TrainingSettings, DataSettings, ProbeSettings)]
-    assert hashlib.sha256("".join(defaults).encode()).hexdigest()[:16] == "3a7d025ab81415ca", (
+    assert hashlib.sha256("".join(defaults).encode()).hexdigest()[:16] == "6f1ebc7a1dcba6d5", (
         "a default changed, or a setting is new"
     )
+
+
+def test_no_clipping_is_infinity_however_it_is_written(tmp_path: Path) -> None:
+    """A number in the resolved file and on an axis, and no other run's identity."""
+    identities = []
+    for clip in ("inf", '"none"'):
+        study = read_study(write(tmp_path, SMALL.replace("warmup = 5", f"warmup = 5\nclip = {clip}")))
+        assert study.training.clip == math.inf
+        assert tomllib.loads(study.to_toml())["training"]["clip"] == math.inf
+        again = read_study(write(tmp_path, study.to_toml()))
+        identities += [[r.identity for r in s.runs()] for s in (study, again)]
+    assert identities[1:] == identities[:-1]
+    assert set(identities[0]).isdisjoint(r.identity for r in read_study(write(tmp_path, SMALL)).runs())
+    axis = read_study(write(tmp_path, SMALL.replace("seed = 3", 'seed = 1\nclip = [1, "none"]')))
+    assert [dict(run.extra_axes)["clip"] for run in axis.runs()][:4] == [1.0, 1.0, math.inf, math.inf]
+    assert [run.training.clip for run in axis.runs()][:4] == [1.0, 1.0, math.inf, math.inf]
+
+
+def test_kinds_without_decay_are_a_list_or_one_word_on_an_axis(tmp_path: Path) -> None:
+    listed = SMALL.replace("warmup = 5", 'warmup = 5\nno_decay = ["head", "gains", "head"]')
+    assert read_study(write(tmp_path, listed)).training.no_decay == ["gains", "head"]
+    axis = SMALL.replace("seed = 3", 'seed = 1\nno_decay = ["gains", "head+gains", "none"]')
+    runs = list(read_study(write(tmp_path, axis)).runs())
+    assert [run.training.no_decay for run in runs][:6:2] == [["gains"], ["gains", "head"], []]
+    assert [dict(run.extra_axes)["no_decay"] for run in runs][:6:2] == ["gains", "gains+head", "none"]
+    default = {run.identity for run in read_study(write(tmp_path, SMALL.replace("seed = 3", "seed = 1"))).runs()}
+    assert {run.identity for run in runs} & default == default
+
+
+def test_a_runs_optimiser_is_what_its_settings_say(tmp_path: Path) -> None:
+    text = SMALL.replace("warmup = 5", 'warmup = 5\noptimizer = "muon"\nmuon_rate = 5.0\nno_decay = []\nclip = inf')
+    run = next(iter(read_study(write(tmp_path, text)).runs()))
+    assert program_of(run).optimizer == Muon(clip=math.inf, no_decay=(), muon_rate=5.0)
+    plain = next(iter(read_study(write(tmp_path, SMALL)).runs()))
+    assert program_of(plain).optimizer == AdamW()
+    wsd = SMALL.replace("warmup = 5", 'warmup = 5\nschedule = "wsd"\ndecay_fraction = 0.5')
+    program = program_of(next(iter(read_study(write(tmp_path, wsd)).runs())))
+    assert (program.schedule, program.decay_fraction) == ("wsd", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +189,13 @@ def test_set_changes_axes(tmp_path: Path) -> None:
         ("seed = 3", 'dataset = ["rust"]', r"dataset 'rust' is unknown; there are: python"),
         ('weight = "e4m3fn"', "", r"study.toml:20: recipes.mine: .*no format for weight: name one, or a base"),
         ('weight = "e4m3fn"', 'weight = "e4m3fx"', r"recipe 'mine'|e4m3fx"),
+        ("warmup = 5", "warmup = 5\nclip = nan", r"study.toml:19: training.clip: .*got nan"),
+        ("warmup = 5", 'warmup = 5\nno_decay = ["biases"]', r"training.no_decay.*'gains', 'embeddings' or 'head'"),
+        (
+            "warmup = 5",
+            'warmup = 5\nschedule = "wsd"\ndecay_fraction = 1.0',
+            r"decay_fraction must leave .* at most 0.833",
+        ),
         ("seed = 3", "seed = 3\nwidth = [16, 17]", r"width must be a multiple of heads=2, got 17"),
         ("seed = 3", "seed = 3\nnoise = [0, 2]", r"study.toml:9: axes.noise: .*less than or equal to 1, got 2"),
         ("[axes]", "[axes", r"study.toml: not a TOML file"),

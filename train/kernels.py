@@ -113,8 +113,8 @@ def norm_backward(
 
 @triton.jit
 def _cross_entropy_kernel(  # type: ignore[no-untyped-def]
-    logits, targets, losses, gradient, max_bits, lsb_shift, half_less_one, keep_mask, subnormals_below, quantum,
-    S, V, V_PADDED: tl.constexpr, WIDTH: tl.constexpr, scale, ROUNDING: tl.constexpr,
+    logits, targets, losses, gradient, loss_scale, max_bits, lsb_shift, half_less_one, keep_mask, subnormals_below, quantum,
+    S, V, V_PADDED: tl.constexpr, WIDTH: tl.constexpr, scale, HAS_SCALE: tl.constexpr, ROUNDING: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     r = row // S
@@ -138,6 +138,8 @@ def _cross_entropy_kernel(  # type: ignore[no-untyped-def]
     log_sum = top + tl.log(total)
     z_t = tl.sum(lane_t, 0)
     tl.store(losses + row, log_sum - z_t)
+    if HAS_SCALE:
+        run_scale = tl.load(loss_scale + r)
     if ROUNDING != 0:
         p_max, p_shift = tl.load(max_bits + r), tl.load(lsb_shift + r)
         p_half, p_keep = tl.load(half_less_one + r), tl.load(keep_mask + r)
@@ -146,25 +148,29 @@ def _cross_entropy_kernel(  # type: ignore[no-untyped-def]
         at = start + column
         z = tl.load(logits + row * V_PADDED + at, mask=at < V, other=-float("inf")).to(tl.float32)
         dz = (tl.exp(z - log_sum) - tl.where(at == target, 1.0, 0.0)) * scale
+        if HAS_SCALE:
+            dz = dz * run_scale
         if ROUNDING != 0:
             dz = _round(dz, p_max, p_shift, p_half, p_keep, p_below, p_quantum, ROUNDING == 1)
         tl.store(gradient + row * V_PADDED + at, dz.to(gradient.dtype.element_ty), mask=at < V_PADDED)
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor],
+    loss_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Each token's loss [r, s] FP32, and the gradient [r, s, V'] of the sum of losses / tokens, rounded, in the logits' dtype.
 
     logits [r, s, V'] BF16, of which the first `vocabulary` columns count; the others' gradient is 0. targets [r, s].
+    loss_scale [r] FP32, or None, multiplies the gradient before it is rounded.
     """
     r, s, padded = logits.shape
     losses = logits.new_empty(r, s, dtype=torch.float32)
     gradient = torch.empty_like(logits)
     width = min(8192, triton.next_power_of_2(padded))
     _cross_entropy_kernel[(r * s,)](
-        logits, targets, losses, gradient, *(parameters or NO_FORMAT),
-        s, vocabulary, padded, width, 1.0 / tokens, rounding, num_warps=max(1, min(16, width // 512)),
+        logits, targets, losses, gradient, loss_scale, *(parameters or NO_FORMAT),
+        s, vocabulary, padded, width, 1.0 / tokens, loss_scale is not None, rounding, num_warps=max(1, min(16, width // 512)),
     )  # fmt: skip
     return losses, gradient
 

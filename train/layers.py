@@ -79,16 +79,17 @@ def _(dy: Tensor, qkv: Tensor, y: Tensor, lse: Tensor, scale: float) -> Tensor: 
 
 @torch.library.custom_op("exmy::cross_entropy", mutates_args=())
 def _cross_entropy(
-    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor], scale: Tensor | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     from train import kernels
 
-    return kernels.cross_entropy(logits, targets.contiguous(), vocabulary, tokens, rounding, parameters)
+    return kernels.cross_entropy(logits, targets.contiguous(), vocabulary, tokens, rounding, parameters, scale)
 
 
 @_cross_entropy.register_fake
 def _(
-    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor]  # noqa: ARG001
+    logits: Tensor, targets: Tensor, vocabulary: int, tokens: int, rounding: int, parameters: list[Tensor],  # noqa: ARG001
+    scale: Tensor | None,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return logits.new_empty(targets.shape, dtype=torch.float32), torch.empty_like(logits)
 
@@ -289,16 +290,17 @@ PLAIN = Readout()
 
 def cross_entropy_gradient(
     product: Tensor, targets: Tensor, precision: Precision, vocabulary: int, tokens: int, kernels: bool,
-    readout: Readout = PLAIN,
+    readout: Readout = PLAIN, scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Sums of each run's losses [r], and the gradient, in the LM head's product, of what is descended, summed / tokens, as an
     operand [r, s, V'], in the carrier.
 
     product [r, s, V'] in the carrier, of which the first `vocabulary` count; targets [r, s]. The kernel knows of no readout.
+    scale [r], the runs' loss scales, if any, multiplies the gradient before it is rounded, and no loss.
     """
     if kernels and readout == PLAIN:
         losses, gradient = _cross_entropy(
-            product, targets, vocabulary, tokens, _rounding(precision), list(precision.formats("gradient") or ())
+            product, targets, vocabulary, tokens, _rounding(precision), list(precision.formats("gradient") or ()), scale
         )
         return losses.sum(1), gradient
     logits = wide_logits(product, readout)
@@ -308,6 +310,7 @@ def cross_entropy_gradient(
     if readout.z_loss:
         p = p * (1.0 + 2.0 * readout.z_loss * log_sum)
     dz = readout.through((p - is_target.to(z.dtype)) / tokens, logits)
+    dz = dz if scale is None else dz * scale[:, None, None]
     return losses.sum(1), on_grid(dz, precision, "gradient")
 
 

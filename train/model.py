@@ -152,6 +152,23 @@ class ModelShape:
         """The share of the run's learning rate at which a parameter learns; weight decay goes by the whole."""
         return 1.0 / self.mup_ratio if is_matrix(name) else 1.0
 
+    def kinds(self, name: str) -> frozenset[str]:
+        """Which of the words "gains", "embeddings" and "head" name the parameter; none do for a block's linear weight.
+
+        A tied LM head is the token embedding, so either word names it.
+        """
+        if len(self.parameters()[name]) == 1:
+            return frozenset({"gains"})
+        embeddings = {"embeddings"} if name in ("wte", "wpe") else set()
+        return frozenset(embeddings | ({"head"} if name == self.head else set()))
+
+    def matrices(self, name: str) -> tuple[int, ...]:
+        """The outputs of each matrix in a linear weight [inputs, outputs], side by side: queries, keys, values; gate and up."""
+        outputs = self.parameters()[name][-1]
+        if name.endswith(".qkv"):
+            return tuple(self.attention_features)
+        return (outputs // 2,) * 2 if name.endswith(".fc") and self.mlp == "swiglu" else (outputs,)
+
 
 def is_matrix(name: str) -> bool:
     """Whether a parameter is the weight of a linear layer in a block, and not an embedding, the LM head or a gain."""

@@ -28,7 +28,7 @@ HYBRID = RecipeTable("e4m3fn@tensor", "e4m3fn@tensor", "e5m2@tensor", lm_head=BF
 POWER = "e8m0fnu:rceil"
 MS_AMP = RecipeTable(
     f"e4m3fn@tensor:{POWER}", f"e4m3fn@tensor:{POWER}", f"e5m2@tensor:{POWER}", weight_gradient=f"e4m3fn@tensor:{POWER}",
-    master=f"e5m10@tensor:{POWER}",
+    master=f"e5m10@tensor:{POWER}", state_of="linears",
 )  # fmt: skip
 MXFP4 = "e2m1fn@block32:e8m0fnu:rceil"
 NVFP4_WEIGHT = "e2m1fn@tile16x16:e4m3fn"

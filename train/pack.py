@@ -5,7 +5,7 @@ program: shapes, R, the structure of the recipe, the optimiser's constants, the 
 on its own seeds and settings only, never on its slot or its neighbours, so a diverged run is left to run: it disturbs nobody.
 
 Nothing in a step waits for the host. The step counter, the batches' positions, the learning rates and the histories live on
-the device; histories leave it every `CHUNK` steps.
+the device, loss scales too; histories leave it every `CHUNK` steps.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from train.capture import Recorded
 from train.compiling import compiler, compiles_steps, quantizer_for
 from train.determinism import deterministic
 from train.layers import embedding_gradient
+from train.loss_scale import inverse
 from train.model import Numerics, forward, is_matrix
 from train.numerics import Draws, Histories, make_numerics, place_of
-from train.optim import Parts, learning_rates
+from train.optim import Parts, parameter_rules
 from train.precision import Precision
 from train.program import PackResult, Program, Progress, Slot
 from train.recipe import Recipe
 from train.rounding_seeds import run_keys
+from train.schedules import learning_rates
 from train.seeds import batch_offsets, held_out_offsets, initial_weights
+from train.state import Chance, Kept, parameter_words, stored
 from train.step import (
     OF_HEAD,
     Pieces,
@@ -67,7 +70,8 @@ class Pack:
     """R runs under way: parameters, moments, histories and the step that advances them all.
 
     `compiled` None lets the device decide (see `compiling`). `parameters[name]`, [R, ...], are the master weights;
-    `operands[name]` are the matrices among them as products take them, the LM head's, `wte` where it is tied, among them.
+    `operands[name]` are the matrices among them as products take them, the LM head's, `wte` where it is tied, among them;
+    `kept[name]` is what the optimiser keeps of each. `scale`, [R], are the runs' loss scales, None where no run has one.
     """
 
     def __init__(
@@ -79,10 +83,13 @@ class Pack:
         self._load_text(text)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         peaks = [slot.learning_rate for slot in slots]
-        rates = learning_rates(peaks, program.steps, program.warmup, program.schedule, program.final_fraction)
+        rates = learning_rates(
+            peaks, program.steps, program.warmup, program.schedule, program.final_fraction, program.decay_fraction
+        )
         self.rates = torch.tensor(rates, dtype=program.dtype, device=device)
         self.train_loss = torch.full_like(self.rates, torch.nan, dtype=torch.float32)
         self.grad_norm = torch.full_like(self.train_loss, torch.nan)
+        self._make_loss_scale()
         self._evaluated = torch.empty(len(slots), dtype=program.dtype, device=device)
         self._sharpness = torch.empty(2, len(slots), len(program.probe.epsilons), dtype=program.dtype, device=device)
         self._small = torch.ones(len(slots), dtype=torch.bool, device=device)
@@ -130,13 +137,41 @@ class Pack:
             name: torch.from_numpy(np.stack([w[name] for w in weights])).to(self.device, self.program.dtype).requires_grad_()
             for name in shape.parameters()
         }  # fmt: skip
-        self.first = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        self.second = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        # A layer's parameters are a group, two with muP, which has them learn at rates of their own.
-        layers = [[name for name in self.parameters if name.startswith(f"h.{i}.")] for i in range(shape.layers)]
-        factors = sorted({shape.rate_factor(name) for name in layers[0]})
-        self._groups = [[name for name in layer if shape.rate_factor(name) == f] for layer in layers for f in factors]
-        self._groups += [[name for name in self.parameters if not name.startswith("h.")]]
+        self.rules = parameter_rules(shape, self.program.optimizer, self.program.state)
+        self.kept = {name: self._keep(name) for name in self.parameters}
+        self._groups = [
+            [name for name in self.parameters if name.startswith(f"h.{i}.")] for i in range(shape.layers)
+        ] + [[name for name in self.parameters if not name.startswith("h.")]]
+
+    def _keep(self, name: str) -> Kept:
+        """Zeros where the optimiser will keep what it does of a parameter."""
+        p, state = self.parameters[name].detach(), self.program.state
+        if self.rules[name].narrow:
+            p.copy_(stored(p, state.master))
+        muon = bool(self.rules[name].parts)
+        return Kept(
+            first=torch.zeros_like(p),
+            second=None if muon else torch.zeros_like(p),
+            lost=torch.zeros_like(p) if state.kahan else None,
+            words=parameter_words(name).to(self.device) if state.draws else None,
+        )
+
+    def _make_loss_scale(self) -> None:
+        dynamic, scales = self.program.dynamic_loss_scale, [slot.loss_scale for slot in self.slots]
+        static = any(scale != 1.0 for scale in scales)
+        if dynamic and static:
+            raise ValueError(
+                f"a loss scale is static or dynamic, got {max(scales):g} for a run of a program that has a dynamic one; give "
+                "DynamicLossScale its initial instead"
+            )
+        if dynamic:
+            scales = [dynamic.initial] * len(scales)
+        self.scale = torch.tensor(scales, dtype=self.program.dtype, device=self.device) if dynamic or static else None
+        if dynamic:
+            self.good_steps = torch.zeros(len(scales), dtype=torch.int64, device=self.device)
+            self.updates = torch.zeros_like(self.good_steps)
+            self.loss_scale = torch.full_like(self.train_loss, torch.nan)
+            self.skipped = torch.zeros_like(self.train_loss, dtype=torch.bool)
 
     def _load_text(self, text: Text) -> None:
         program, T = self.program, self.program.shape.context
@@ -171,14 +206,24 @@ class Pack:
         self.histories.record(self._amaxes, self.parameters)
 
     def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Parts]]:
-        """Each run's mean loss on tokens [R, S] and targets [R, S], [R], and the gradient of each parameter, in parts."""
+        """Each run's mean loss on tokens [R, S] and targets [R, S], [R], and the gradient of each parameter, in parts.
+
+        With loss scales, gradients are multiplied by them.
+        """
         shape, pieces = self.program.shape, self._pieces
         numerics = self._draws.at(self.numerics, self.counter)
         scales = {name: scale.requires_grad_() for name, scale in self.histories.scales().items()}
         x, hidden = self._hidden(tokens, numerics, scales)
         head = numerics._replace(lm_head=numerics.lm_head._replace(scales=scales.pop(shape.head, None)))
         losses_R, dx, d_head, of_head = head_over_chunks(
-            pieces, hidden.detach(), self.operands[shape.head], targets, head, shape.vocabulary, shape.readout
+            pieces,
+            hidden.detach(),
+            self.operands[shape.head],
+            targets,
+            head,
+            shape.vocabulary,
+            shape.readout,
+            self.scale,
         )
         names = [name for name in self.parameters if name not in ("wte", "wpe", "lm_head")]
         leaves = [parts_of(self.operands[name])[0] if is_matrix(name) else self.parameters[name] for name in names]
@@ -220,21 +265,34 @@ class Pack:
 
     @torch.no_grad()
     def _update(self, losses_R: Tensor, grads: dict[str, Parts]) -> None:
-        pieces, config = self._pieces, self.program.optimizer
-        sums = [pieces.squares([grads[name] for name in group]) for group in self._groups]
-        norm_R, f = pieces.factors(sums, self.rates, self.counter, config)
+        pieces, config, formats = self._pieces, self.program.optimizer, self.program.state
+        dynamic = self.program.dynamic_loss_scale
+        unscale_R = None if self.scale is None else inverse(self.scale)
+        updates_R = self.updates if dynamic else None
+        chance = Chance(self._draws.keys, self.counter) if formats.draws else None
+        sums = [
+            pieces.squares(
+                [grads[name] for name in group],
+                [formats.gradient if self.rules[name].narrow else None for name in group],
+                unscale_R,
+            )
+            for group in self._groups
+        ]
+        norm_R, f = pieces.factors(sums, self.rates, self.counter, config, unscale_R, updates_R)
         next_step, scales = self._draws.at(self.numerics, self.counter + 1), self.histories.scales()
         for group in self._groups:
             operands = [detached(self.operands[name]) if name in self.operands else None for name in group]
             places = [place_of(name, next_step)._replace(scales=scales.get(name)) for name in group]
             sites = [site_of(name) if is_matrix(name) else OF_HEAD for name in group]
-            share = self.program.shape.rate_factor(group[0])
-            of_group = f if share == 1.0 else f._replace(rate=share * f.rate)
             pieces.update_group(
                 [self.parameters[name].detach() for name in group], [grads[name] for name in group],
-                [self.first[name] for name in group], [self.second[name] for name in group], operands, places, sites,
-                of_group, config,
+                [self.kept[name] for name in group], f, config, [self.rules[name] for name in group], formats, chance,
+                operands, places, sites,
             )  # fmt: skip
+        if dynamic:
+            pieces.advance_scale(
+                self.scale, self.good_steps, self.updates, f.made, self.loss_scale, self.skipped, self.counter, dynamic
+            )
         pieces.record(losses_R, norm_R, self.train_loss, self.grad_norm, self.counter)
 
     @torch.no_grad()
@@ -347,4 +405,6 @@ def train_pack(
         time.perf_counter() - started,
         first,
         pack.compiled,
+        pack.loss_scale.cpu().numpy() if program.dynamic_loss_scale else None,
+        pack.skipped.cpu().numpy() if program.dynamic_loss_scale else None,
     )

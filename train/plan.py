@@ -14,10 +14,11 @@ from dataclasses import dataclass, fields
 import torch
 
 from train.compiling import compiles_steps
+from train.loss_scale import DynamicLossScale
 from train.model import ModelShape
-from train.optim import AdamW
+from train.optim import AdamW, Muon
 from train.program import Probe, Program, Slot
-from train.settings import PACK_SIZES, ModelSettings
+from train.settings import PACK_SIZES, ModelSettings, TrainingSettings
 from train.study import Run, Study, StudyError
 from train.tokenizer import vocabulary_of
 
@@ -38,7 +39,10 @@ class PlannedPack:
     @property
     def slots(self) -> list[Slot]:
         """What the engine trains: the runs, then the last one again as padding."""
-        slots = [Slot(run.recipe, run.learning_rate, run.init_seed, run.data_seed) for run in self.runs]
+        slots = [
+            Slot(run.recipe, run.learning_rate, run.init_seed, run.data_seed, run.recipe.loss_scale or 1.0)
+            for run in self.runs
+        ]
         return slots + [slots[-1]] * (self.size - len(slots))
 
     @property
@@ -62,17 +66,26 @@ def program_of(run: Run) -> Program:
         structure=run.recipe.structure,
         before=run.recipe.before.structure if run.recipe.before else None,
         until=run.recipe.until,
+        state=run.recipe.state,
+        dynamic_loss_scale=DynamicLossScale() if run.recipe.loss_scale is None else None,
         dataset=run.stream.key,
         steps=training.steps,
         sequences=training.sequences,
         warmup=training.warmup,
         schedule=training.schedule,
         final_fraction=training.final_fraction,
-        optimizer=AdamW(training.beta1, training.beta2, training.eps, training.weight_decay, training.clip),
+        optimizer=_optimizer(training),
         evaluate_every=training.evaluate_every,
         evaluation_sequences=training.evaluation_batches * training.sequences,
         probe=Probe(probe.every, tuple(probe.measures), tuple(probe.epsilons), probe.positions),
+        decay_fraction=training.decay_fraction,
     )
+
+
+def _optimizer(training: TrainingSettings) -> AdamW:
+    t = training
+    adamw = (t.beta1, t.beta2, t.eps, t.weight_decay, t.clip, tuple(t.no_decay))
+    return Muon(*adamw, t.muon_rate) if t.optimizer == "muon" else AdamW(*adamw)
 
 
 def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> list[PlannedPack]:

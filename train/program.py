@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from train.loss_scale import DynamicLossScale, check_scale
 from train.model import ModelShape
 from train.optim import AdamW
 from train.recipe import Recipe, RecipeStructure
+from train.schedules import DECAY_FRACTION
+from train.state import StateFormats
 from train.step import CHUNK_OF_ONE_RUN
 
 
@@ -41,8 +44,14 @@ class Program:
     evaluate_every: int
     evaluation_sequences: int
     probe: Probe
+    decay_fraction: float = DECAY_FRACTION
+    state: StateFormats = field(default_factory=StateFormats)
+    dynamic_loss_scale: DynamicLossScale | None = None
     before: RecipeStructure | None = None
     until: int = 0
+
+    def __post_init__(self) -> None:
+        self.state.check_dtype(self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,7 +105,8 @@ class Program:
             a_logit += 64
             activations += 256 * tokens * D
         logits = a_logit * min(tokens * self.shape.vocabulary, CHUNK_OF_ONE_RUN)
-        return 20 * self.shape.size * wide + activations + logits
+        state = (20 + 4 * self.state.kahan) * self.shape.size * wide
+        return state + activations + logits
 
 
 def _at_intervals(steps: int, every: int) -> list[int]:
@@ -111,11 +121,18 @@ class Slot:
     learning_rate: float
     init_seed: int
     data_seed: int
+    loss_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_scale(self.loss_scale)
 
 
 @dataclass(frozen=True)
 class PackResult:
-    """Histories of a pack's runs, the run axis last, in nats per token; sharpness in percent, [probes, R, epsilons]."""
+    """Histories of a pack's runs, the run axis last, in nats per token; sharpness in percent, [probes, R, epsilons].
+
+    loss_scale and skipped are there only where the program's loss scale is dynamic.
+    """
 
     train_loss: NDArray[np.float32]
     grad_norm: NDArray[np.float32]
@@ -124,6 +141,8 @@ class PackResult:
     seconds: float
     seconds_first_step: float
     compiled: bool
+    loss_scale: NDArray[np.float32] | None = None
+    skipped: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 from formats import FloatFormat, Rounding, ScaledFormat, float_format
 from train.accumulate import Accumulation
 from train.operands import PRODUCTS, ROLES, Described, Rules, fits_bf16, significant
+from train.state import StateFormats
 
 Native = Literal["bf16", "fp16", "tf32", "fp32", "fp64"]
 Carrier = Literal["bf16", "fp16", "tf32", "fp32", "fp64"]
@@ -155,7 +156,8 @@ class Recipe:
     """A name, the precision of the blocks' linears (`body`) and that of the LM head; the other fields where they differ.
 
     attention, mlp: of these linears, where not the body's. The first and last blocks are done as `kept` says. `products`: of QKᵀ
-    and PV. loss_scale: a number, or None for a dynamic one. before: another recipe for the first `until` steps.
+    and PV. loss_scale: a number, or None for a dynamic one. state: what the optimiser keeps. before: another recipe for the
+    first `until` steps.
     """
 
     name: str
@@ -170,6 +172,7 @@ class Recipe:
     attention_form: AttentionForm = "fused"
     elsewhere: Elsewhere = field(default_factory=Elsewhere)
     loss_scale: float | None = 1.0
+    state: StateFormats = field(default_factory=StateFormats)
     before: Recipe | None = None
     until: int = 0
 
@@ -212,6 +215,7 @@ class Recipe:
         words += [f"attention_form={self.attention_form}"] if self.attention_form != "fused" else []
         words += [f"{what}={name}" for what, name in self.elsewhere.items()]
         words += [f"loss_scale={self.loss_scale or 'dynamic'}"] if self.loss_scale != 1 else []
+        words += [f"state={self.state.word}"] if self.state != StateFormats() else []
         words += [f"until{self.until}={self.before.arithmetic}"] if self.before is not None else []
         return words
 
@@ -238,6 +242,8 @@ class Recipe:
             parts.append(
                 "loss scaled dynamically" if self.loss_scale is None else f"loss scaled by {self.loss_scale:g}"
             )
+        if self.state != StateFormats():
+            parts.append(f"the optimiser keeps {self.state.word}")
         if self.before is not None:
             parts.append(f"the first {self.until} steps in {self.before.format}")
         return "; ".join([*parts, "what is not named stays in FP32"])

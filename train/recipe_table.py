@@ -71,8 +71,9 @@ class RecipeTable:
 
     gains, residual, softmax, gelu, embedding: formats that what is no product is rounded to, to nearest even ("none").
     loss_scale: a number by which the loss's gradient is multiplied (1), or "dynamic". master, first_moment, second_moment,
-    weight_gradient: formats of what the optimiser keeps (FP32), state_rounding and kahan: how master weights and moments are
-    rounded. before, until: another recipe for the first `until` steps.
+    weight_gradient: formats of what the optimiser keeps (FP32), of all parameters or only of linears' weights (state_of);
+    state_rounding and kahan: how master weights and moments are rounded. before, until: another recipe for the first `until`
+    steps.
 
     A study file's tables are checked word by word as they are read; `resolve` checks what they mean together.
     """
@@ -119,6 +120,7 @@ class RecipeTable:
     weight_gradient: FormatWord | None = None
     state_rounding: Literal["nearest_even", "toward_zero", "stochastic"] | None = None
     kahan: bool | None = None
+    state_of: Literal["all", "linears"] | None = None
     before: str | None = None
     until: Annotated[int, Field(ge=1)] | None = None
 

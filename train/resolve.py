@@ -41,6 +41,7 @@ from train.recipe import (
     narrowest_carrier,
 )
 from train.recipe_table import BODY, NONE, ProductTable, RecipeTable
+from train.state import StateFormats
 
 ROUNDED_ON_ARRIVAL = (Rounding.NEAREST_EVEN, Rounding.TOWARD_ZERO)
 FP8_UNITS = {"e4m3fn", "e5m2"}
@@ -91,7 +92,9 @@ def resolve_recipe(
     assert head_ is not None
     form = "math" if products is not None else table.attention_form or "fused"
     scale = None if table.loss_scale == "dynamic" else float(table.loss_scale or 1.0)
-    recipe = Recipe(name, body_, head_, attention, mlp, products, kept, first, last, form, _elsewhere(table), scale)
+    recipe = Recipe(
+        name, body_, head_, attention, mlp, products, kept, first, last, form, _elsewhere(table), scale, _state(table)
+    )
     return _with_before(recipe, table, tables, within)
 
 
@@ -132,6 +135,15 @@ def _with_before(
 def _elsewhere(table: RecipeTable) -> Elsewhere:
     words = {f.name: getattr(table, f.name) for f in fields(Elsewhere)}
     return Elsewhere(**{what: None if name in (None, NONE, "fp32") else name for what, name in words.items()})
+
+
+def _state(table: RecipeTable) -> StateFormats:
+    words = (table.master, table.first_moment, table.second_moment, table.weight_gradient)
+    master, first, second, gradient = (None if word in (None, NONE, "fp32") else word for word in words)
+    if table.kahan and master is None:
+        raise ValueError("kahan keeps what master weights lose, and FP32 ones lose nothing: name a format for master")
+    rounding, of = table.state_rounding or "nearest_even", table.state_of or "all"
+    return StateFormats(master, first, second, gradient, rounding, bool(table.kahan), of)
 
 
 def _linear(table: RecipeTable) -> LinearPrecision:

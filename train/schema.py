@@ -29,6 +29,14 @@ HISTORY = {
     "grad_norm": Variable(
         ("run", "step"), "1", "gradient norm of all parameters, before clipping", "Euclidean norm, one per run"
     ),
+    "loss_scale": Variable(
+        ("run", "step"), "1", "loss scale of the step's gradients, where it is dynamic",
+        "Micikevicius et al. 2018 (1710.03740), adapted as torch.amp.GradScaler does; grad_norm is without it",
+    ),
+    "skipped": Variable(
+        ("run", "step"), "1", "whether the step was skipped, 1 or 0, where the loss scale is dynamic",
+        "1 where the gradient was not finite: weights and moments stayed as they were",
+    ),
     "last_step": Variable(("run",), "step", "last step that the run took, counted from 0", "what follows it is padding"),
 }  # fmt: skip
 
@@ -64,6 +72,8 @@ GROUPS = {
     "sharpness": {name: row for name, row in SHARPNESS.items() if name not in row.dims},
     "summary": SUMMARY,
 }
+OPTIONAL = frozenset({"loss_scale", "skipped"})
+"""Variables of runs with a dynamic loss scale alone."""
 COORDINATES = {
     "step": Variable(("step",), "step", "training step", "counted from 0"),
     "eval_step": Variable(

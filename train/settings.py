@@ -6,12 +6,14 @@ the value, the limit and the mend. Where in the file that stands is `study_file`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -20,7 +22,9 @@ from pydantic import (
 )
 
 from train.corruption import Corruption
+from train.optim import MUON_RATE
 from train.presets import check_preset, filled
+from train.schedules import DECAY_FRACTION, Schedule, decay_steps
 from train.text import check_dataset, dataset_label
 from train.tokenizer import check_tokenizer, vocabulary_of
 
@@ -32,6 +36,7 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
+NoDecay = Literal["gains", "embeddings", "head"]
 
 
 class Table(BaseModel):
@@ -148,19 +153,41 @@ class DataSettings(Table):
         return Corruption(self.noise, self.shuffled, self.duplicated)
 
 
+def _infinite(clip: object) -> object:
+    """No clipping, in a word, as the number that stands for it."""
+    return math.inf if clip == "none" else clip
+
+
+def _listed(kinds: object) -> object:
+    """Words in one, as an axis has them, "gains+head" or "none", as a list; each once, in the order in which they are defined."""
+    if isinstance(kinds, str):
+        kinds = [] if kinds == "none" else kinds.split("+")
+    if isinstance(kinds, list | tuple) and set(kinds) <= set(get_args(NoDecay)):
+        return [kind for kind in get_args(NoDecay) if kind in kinds]
+    return kinds
+
+
 class TrainingSettings(Table):
-    """[training]: one run's batch, schedule and optimiser (AdamW)."""
+    """[training]: one run's batch, schedule and optimiser.
+
+    clip is inf, or "none", for no clipping. no_decay: the kinds of parameters without weight decay; a tied LM head is an
+    embedding too. muon_rate: Muon's learning rate in units of the run's, which is AdamW's.
+    """
 
     steps: Annotated[int, Field(ge=1, le=STEPS_LIMIT)] = 300
     sequences: Positive = 8
     warmup: Annotated[int, Field(ge=0)] = 50
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = DECAY_FRACTION
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_rate: Annotated[float, Field(gt=0, le=10_000)] = MUON_RATE
+    clip: Annotated[float, BeforeValidator(_infinite), Field(gt=0)] = 1.0
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    no_decay: Annotated[list[NoDecay], BeforeValidator(_listed)] = ["gains"]
     evaluate_every: Positive = 50
     evaluation_batches: Positive = 2
 
@@ -169,6 +196,16 @@ class TrainingSettings(Table):
         if self.warmup >= self.steps:
             raise ValueError(
                 f"warmup must be less than steps={self.steps}, got {self.warmup}; take {self.steps // 10}, or more steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decay_comes_after_the_warm_up(self) -> TrainingSettings:
+        room, decay = self.steps - self.warmup, decay_steps(self.steps, self.decay_fraction)
+        if self.schedule == "wsd" and decay > room:
+            raise ValueError(
+                f"decay_fraction must leave the warm-up its {self.warmup} of {self.steps} steps, got {self.decay_fraction:g}; "
+                f"at most {math.floor(1000 * room / self.steps) / 1000:g}"
             )
         return self
 

@@ -163,13 +163,17 @@ def divergence(
     """Every definition for every run, and `diverged` by the one that the settings name.
 
     history: train_loss (run, step), grad_norm (run, step), last_step (run), with coordinates recipe and learning_rate
-    on run. unigram_entropy: of the training tokens, nats, one number or (run). Returns a Dataset over run with the
-    history's run coordinates: see `VARIABLES`. Raises ValueError where a last_step is missing or lies before the first step.
+    on run, and skipped (run, step) where steps were: their norms don't count. unigram_entropy: of the training tokens, nats,
+    one number or (run). Returns a Dataset over run with the history's run coordinates: see `VARIABLES`. Raises ValueError where a
+    last_step is missing or lies before the first step.
     """
     settings = settings or DivergenceSettings()
     loss, last = history["train_loss"], history["last_step"]
     final = smoothed_final_loss(loss, last, settings.window)
-    first_bad = first_non_finite_step(loss, history["grad_norm"], last)
+    norm = history["grad_norm"]
+    if "skipped" in history:  # a dynamic loss scale found its limit: no weight saw that gradient
+        norm = norm.where(history["skipped"] != 1, 0.0)
+    first_bad = first_non_finite_step(loss, norm, last)
     found = spikes(loss, last, settings.sigma, settings.spike_window)
     reference = gap_reference(final, baseline, within)
     if settings.definition == "gap" and bool(reference.isnull().any()):

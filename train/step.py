@@ -45,6 +45,7 @@ from train.linear import (
     round_output,
     wide_product,
 )
+from train.loss_scale import advance_scale
 from train.model import (
     FC,
     MLP_PROJECTION,
@@ -58,7 +59,7 @@ from train.model import (
     split_heads,
     written_attention,
 )
-from train.optim import AdamW, Factors, Parts, factors, squares, update
+from train.optim import AdamW, Factors, Parts, Rule, factors, squares, update
 from train.precision import Precision, WeightOperand
 from train.products import (
     HEAD_SITE,
@@ -71,6 +72,7 @@ from train.products import (
     wgrad_product,
 )
 from train.recipe import Elsewhere
+from train.state import Chance, Kept, StateFormats
 
 # The most logits in memory at a time, in elements: of several runs, and of one, where each chunk costs another pass over dW.
 CHUNK_LOGITS, CHUNK_OF_ONE_RUN = 2**27, 2**29
@@ -215,12 +217,12 @@ def position_gradient(dx: Tensor, T: int) -> Tensor:
 
 
 def update_group(
-    parameters: Sequence[Tensor], grads: Sequence[Parts], first: Sequence[Tensor], second: Sequence[Tensor],
-    operands: Sequence[Tensor | WeightOperand | None], of_operand: Sequence[Precision], sites: Sequence[int], f: Factors,
-    config: AdamW,
+    parameters: Sequence[Tensor], grads: Sequence[Parts], kept: Sequence[Kept], f: Factors, config: AdamW, rules: Sequence[Rule],
+    formats: StateFormats, chance: Chance | None, operands: Sequence[Tensor | WeightOperand | None],
+    of_operand: Sequence[Precision], sites: Sequence[int],
 ) -> None:  # fmt: skip
     """The optimiser's step on some parameters, and their operands for the next step, all in place."""
-    update(parameters, grads, first, second, f, config)
+    update(parameters, grads, kept, f, config, rules, formats, chance)
     for p, o, precision, site in zip(parameters, operands, of_operand, sites, strict=True):
         if o is not None:
             new = head_operand(p, precision) if site == OF_HEAD else as_operand(p, precision, site)
@@ -246,6 +248,7 @@ class Pieces:
         self.head_sharpness, self.head_sharpness_of_any = wrap(head_sharpness), wrap(head_sharpness_of_any)
         self.position_gradient, self.update_group = wrap(position_gradient), wrap(update_group)
         self.squares, self.factors, self.record = wrap(squares), wrap(factors), wrap(record)
+        self.advance_scale = wrap(advance_scale)
 
     def hidden(
         self, x: Tensor, gains: Mapping[str, Tensor], operands: Mapping[str, Tensor | WeightOperand], shape: ModelShape,
@@ -335,28 +338,30 @@ def head(
     kernels: bool,
     start: Tensor | None = None,
     readout: Readout = PLAIN,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """A chunk's losses, summed, [r], the gradients of a run's mean loss in x [r, s, D] and w [r, V', D], in the carrier, and
     where scales are delayed the amaxes of activation and gradient, [r, 2].
 
     x and w are operands, targets [r, s]; the mean is over all `tokens` of a run. Losses are cross entropies, gradients of all
-    that is descended (see `Readout`). Where the chunk is not a run's `whole` batch, dW is FP32 (the carrier on a CPU), to be
-    summed; or, where the recipe says how sums are formed, the sum of chunks so far, which goes on from `start`, that of the
-    chunk before. A chunk rounded by rules is a tensor of its own: its scales are of its own amaxes, and dW is summed in FP32.
+    that is descended (see `Readout`), times the runs' loss `scale` [r], if any. Where the chunk is not a run's `whole` batch, dW
+    is FP32 (the carrier on a CPU), to be summed; or, where the recipe says how sums are formed, the sum of chunks so far, which
+    goes on from `start`, that of the chunk before. A chunk rounded by rules is a tensor of its own: its scales are of its own
+    amaxes, and dW is summed in FP32.
     """
     kernels = kernels and precision.carrier == torch.bfloat16
     if isinstance(w, WeightOperand):
         first, second = take_activation(x, precision, HEAD_SITE, training=True)
         assert second is not None
         z = forward_product(first, turned(w), precision)
-        losses, dz = cross_entropy_gradient(z, targets, precision, vocabulary, tokens, kernels, readout)
+        losses, dz = cross_entropy_gradient(z, targets, precision, vocabulary, tokens, kernels, readout, scale)
         for_dgrad, for_wgrad = take_gradient(dz, precision, HEAD_SITE)
         dx = dgrad_product(for_dgrad, turned(w), precision)
         dw = wgrad_product(second, for_wgrad, precision, rounded=whole).transpose(1, 2)
         amaxes = None if precision.scales is None else torch.stack([tensor_amax(x, 1), tensor_amax(dz, 1)], 1)
         return losses, dx, dw, amaxes
     z = _logits(x, w, precision)
-    losses, dz = cross_entropy_gradient(z, targets, precision, vocabulary, tokens, kernels, readout)
+    losses, dz = cross_entropy_gradient(z, targets, precision, vocabulary, tokens, kernels, readout, scale)
     # What pads the vocabulary is zero, but another chunk to the accumulator of a recipe that says how sums are formed.
     terms = dz.shape[2] if precision.structure.accumulate is None else vocabulary
     dx = multiply(dz[..., :terms], w[:, :terms], precision, ("gradient", "weight"))
@@ -406,10 +411,12 @@ def head_sharpness_of_any(
 
 def head_over_chunks(
     pieces: Pieces, x: Tensor, w: Tensor | WeightOperand, targets: Tensor, numerics: Numerics, vocabulary: int,
-    readout: Readout = PLAIN,
+    readout: Readout = PLAIN, scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Each run's mean loss [R], its gradients in the operands x [R, S, D] and w [R, V', D], in the carrier, and where scales are
     delayed the amaxes of activation and gradient, [R, 2].
+
+    scale: each run's loss scale [R], which multiplies the gradients, or None.
     """
     (R, S, D), precision = x.shape, numerics.lm_head
     rows = parts_of(w)[0].shape[1]
@@ -418,7 +425,7 @@ def head_over_chunks(
     parts = list(chunks(R, S, rows, multiple))
     if len(parts) == 1:
         losses, dx, dw, amaxes = pieces.head(
-            x, w, targets, of_runs(precision, slice(None)), vocabulary, S, True, numerics.kernels, None, readout
+            x, w, targets, of_runs(precision, slice(None)), vocabulary, S, True, numerics.kernels, None, readout, scale
         )
         return losses / S, dx, dw, amaxes
     losses = x.new_zeros(R, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -433,7 +440,7 @@ def head_over_chunks(
             of = of._replace(seed=of.seed + s.start)
         loss, dx_part, dw_part, amax = pieces.head(
             x[r, s], weight_of_runs(w, r), targets[r, s], of, vocabulary, S, whole, numerics.kernels,
-            sums if accumulate else None, readout,
+            sums if accumulate else None, readout, None if scale is None else scale[r],
         )  # fmt: skip
         losses[r] += loss
         dx[r, s] = dx_part

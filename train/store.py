@@ -40,15 +40,14 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
     n = len(runs)
     groups: dict[str, xr.Dataset] = {}
     steps = np.arange(program.steps)
-    groups["history"] = _dataset(
-        "history",
-        {
-            "train_loss": (result.train_loss[:, :n].T, {"step": steps}),
-            "grad_norm": (result.grad_norm[:, :n].T, {"step": steps}),
-            "last_step": (np.full(n, program.steps - 1), {}),
-        },
-        pack,
-    )
+    by_step = {"train_loss": result.train_loss, "grad_norm": result.grad_norm}
+    if result.loss_scale is not None and result.skipped is not None:
+        # Numbers, since beside packs without it NaN stands for "not recorded".
+        by_step |= {"loss_scale": result.loss_scale, "skipped": result.skipped.astype(np.float32)}
+    history: dict[str, tuple[Any, Mapping[str, Any]]] = {
+        name: (values[:, :n].T, {"step": steps}) for name, values in by_step.items()
+    }
+    groups["history"] = _dataset("history", {**history, "last_step": (np.full(n, program.steps - 1), {})}, pack)
     evaluated = {"eval_step": np.array(program.evaluation_steps)}
     groups["evaluation"] = _dataset(
         "evaluation", {"validation_loss": (result.validation_loss[:, :n].T, evaluated)}, pack

@@ -113,6 +113,12 @@ class Run:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
+def _tick(key: str, tables: tuple[Table, ...]) -> Any:
+    """A field's value as an axis shows it: as validated, and a list of words as one."""
+    value = next(getattr(table, key) for table in tables if key in type(table).model_fields)
+    return ("+".join(value) or "none") if isinstance(value, list) else value
+
+
 class Study(Table):
     """A validated study. `Study(...)` takes the tables as keywords; `study_file.read_study` takes a TOML file."""
 
@@ -182,13 +188,13 @@ class Study(Table):
             model = {k: v for k, v in chosen.items() if k in ModelSettings.model_fields}
             training = {k: v for k, v in chosen.items() if k in TrainingSettings.model_fields}
             data = {k: v for k, v in chosen.items() if k in DataSettings.model_fields}
-            yield (
+            tables = (
                 # What was written alone: a preset or an architecture that is an axis says the rest.
                 ModelSettings.model_validate(self.model.model_dump(exclude_unset=True) | model),
                 TrainingSettings.model_validate(self.training.model_dump() | training),
                 DataSettings.model_validate(self.data.model_dump() | data),
-                chosen,
             )
+            yield *tables, {key: _tick(key, tables) for key in chosen}
 
     def runs(self) -> Iterator[Run]:
         """Every run, the first axis slowest."""
