@@ -24,9 +24,11 @@ from tests.small import SHAPE, make_program, make_slots
 from train import step
 from train.linear import pack_precision
 from train.model import ModelShape, Numerics, cross_entropy, forward
+from train.optim import Muon
 from train.pack import Pack, train_pack
 from train.program import Probe, Progress, Slot
 from train.recipe import RecipeTable, resolve_recipe
+from train.state import StateFormats
 from train.step import Pieces, head_over_chunks, padded_vocabulary
 from train.text import Text
 
@@ -285,22 +287,31 @@ def most_memory(work: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "layers", "width", "vocabulary"),
+    ("recipe", "layers", "width", "vocabulary", "changes"),
     [
-        ("tf32", 4, 64, 256),
-        ("native-fp64", 1, 128, 64),
-        ("native-fp32", 2, 64, 1000),
-        ("native-fp32", 6, 32, 32),
-        ("tf32", 2, 64, 1000),
-        ("e4m3", 2, 64, 1000),
+        ("tf32", 4, 64, 256, {}),
+        ("native-fp64", 1, 128, 64, {}),
+        ("native-fp32", 2, 64, 1000, {}),
+        ("native-fp32", 6, 32, 32, {}),
+        ("tf32", 2, 64, 1000, {}),
+        ("e4m3", 2, 64, 1000, {}),
+        ("native-fp32", 6, 128, 64, {"optimizer": Muon()}),
+        (
+            "native-fp32",
+            1,
+            128,
+            64,
+            {"state": StateFormats("e4m3fn@block32", "bf16", "bf16", None, "stochastic", True)},
+        ),
+        ("native-fp32", 6, 128, 64, {"state": StateFormats("bf16", kahan=True)}),
     ],
 )
 def test_the_memory_of_a_run_is_estimated_from_above_and_not_far(
-    recipe: str, layers: int, width: int, vocabulary: int
+    recipe: str, layers: int, width: int, vocabulary: int, changes: dict[str, Any]
 ) -> None:
     """Against an allocator's account of two steps, an evaluation and a probe, on a CPU, where nothing is compiled."""
     shape = ModelShape(layers, 2, width, 32, vocabulary)
-    program = make_program(recipe, shape=shape, sequences=16, evaluation_sequences=16)
+    program = make_program(recipe, shape=shape, sequences=16, evaluation_sequences=16, **changes)
     text = wide_text()
     text = dataclasses.replace(text, train=text.train % vocabulary, validation=text.validation % vocabulary)
     made: list[Pack] = []
