@@ -164,7 +164,7 @@ def test_a_power_of_two_changes_no_bit_where_no_range_is_narrow(
 
 def test_a_scale_that_is_no_power_of_two_changes_little(text: Text) -> None:
     plain, _ = train(make_program("native-fp64"), scaled_slots("native-fp64", [1.0]), text)
-    scaled, _ = train(make_program("native-fp64"), scaled_slots("native-fp64", [1000.0]), text)
+    scaled, _ = train(make_program("native-fp64"), scaled_slots("native-fp64", [1234567.0]), text)
     for a, b in zip(plain, scaled, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
     assert any(not torch.equal(a, b) for a, b in zip(plain, scaled, strict=True))
@@ -197,6 +197,22 @@ def test_a_static_scale_saves_gradients_that_a_narrow_range_loses(text: Text) ->
     slots = [Slot(name, 1e-2, 5, 5, scale) for scale in (1.0, 2.0**8)]
     result = train_pack(program, slots, text, CPU)
     assert result.train_loss[-5:, 1].mean() < result.train_loss[-5:, 0].mean() - 0.3
+
+
+def test_a_scale_too_large_for_gradients_in_fp16_falls_until_they_fit(text: Text) -> None:
+    """Of each run by itself; from then on it trains, with the gradients that FP16 holds."""
+    dynamic = DynamicLossScale(2.0**30, interval=4)
+    program = make_program("native-fp32", state=StateFormats(gradient="fp16"), dynamic_loss_scale=dynamic, steps=60)
+    result = train_pack(program, make_slots(["native-fp32"] * 2, 1e-2), text, CPU)
+    assert result.skipped is not None
+    assert result.loss_scale is not None
+    for run in range(2):
+        skips = int(np.argmin(result.skipped[:, run]))
+        assert 5 < skips < 20, "2^30 less a few binades, down to 65504 of the largest gradient"
+        assert result.skipped[:skips, run].all()
+        assert result.loss_scale[skips, run] == 2.0 ** (30 - skips)
+        assert result.loss_scale[skips + 1 :, run].max() <= 2.0 ** (32 - skips), "and it stays near there"
+    assert (result.train_loss[-1] < result.train_loss[0] - 0.5).all()
 
 
 def test_a_pack_hands_back_its_scales_only_where_they_move(text: Text) -> None:

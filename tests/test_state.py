@@ -148,7 +148,7 @@ def test_steps_are_those_of_an_adamw_whose_every_stored_number_is_rounded(state:
     kept = Kept(torch.zeros_like(w), torch.zeros_like(w), torch.zeros_like(w) if state.kahan else None)
     for step in range(steps):
         parts = [(torch.from_numpy(gradients[step]),)]
-        total = squares(parts, state.gradient)
+        total = squares(parts, [state.gradient] * len(parts))
         _, f = factors([total], rates, torch.tensor([step]), config)
         update([w], parts, [kept], f, config, [Rule()], state)
     for run in range(2):

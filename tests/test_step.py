@@ -24,11 +24,13 @@ from landscape import logit_sharpness
 from tests.small import OPTIONS, SHAPE, SHAPES, make_program, make_slots
 from train import step
 from train.model import ModelShape, Numerics, cross_entropy, forward
+from train.optim import Muon
 from train.pack import Pack, train_pack
 from train.precision import pack_precision
 from train.program import Probe, Progress, Slot
 from train.recipe_table import RecipeTable
 from train.resolve import resolve_recipe
+from train.state import StateFormats
 from train.step import Pieces, head_over_chunks, padded_vocabulary, parts_of
 from train.text import Text
 
@@ -302,31 +304,37 @@ def most_memory(work: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "layers", "width", "vocabulary", "option"),
+    ("recipe", "layers", "width", "vocabulary", "option", "changes"),
     [
-        ("tf32", 4, 64, 256, "none"),
-        ("native-fp64", 1, 128, 64, "none"),
-        ("native-fp32", 2, 64, 1000, "none"),
-        ("native-fp32", 6, 32, 32, "none"),
-        ("tf32", 2, 64, 1000, "none"),
-        ("e4m3", 2, 64, 1000, "none"),
-        ("native-fp32", 6, 32, 32, "swiglu"),
-        ("native-fp32", 6, 32, 32, "rope"),
-        ("native-fp32", 6, 32, 32, "qk_norm"),
-        ("native-fp32", 6, 32, 32, "grouped"),
-        ("native-fp64", 6, 32, 32, "everything"),
-        ("native-fp32", 6, 64, 32, "llama"),
-        ("native-fp32", 1, 32, 1000, "softcap"),
-        ("native-fp32", 1, 32, 1000, "z_loss"),
-        ("e4m3", 1, 32, 1000, "everything"),
+        ("tf32", 4, 64, 256, "none", {}),
+        ("native-fp64", 1, 128, 64, "none", {}),
+        ("native-fp32", 2, 64, 1000, "none", {}),
+        ("native-fp32", 6, 32, 32, "none", {}),
+        ("tf32", 2, 64, 1000, "none", {}),
+        ("e4m3", 2, 64, 1000, "none", {}),
+        ("native-fp32", 6, 32, 32, "swiglu", {}),
+        ("native-fp32", 6, 32, 32, "rope", {}),
+        ("native-fp32", 6, 32, 32, "qk_norm", {}),
+        ("native-fp32", 6, 32, 32, "grouped", {}),
+        ("native-fp64", 6, 32, 32, "everything", {}),
+        ("native-fp32", 6, 64, 32, "llama", {}),
+        ("native-fp32", 1, 32, 1000, "softcap", {}),
+        ("native-fp32", 1, 32, 1000, "z_loss", {}),
+        ("e4m3", 1, 32, 1000, "everything", {}),
+        ("native-fp32", 6, 128, 64, "none", {"optimizer": Muon()}),
+        (
+            "native-fp32", 1, 128, 64, "none",
+            {"state": StateFormats("e4m3fn@block32", "bf16", "bf16", None, "stochastic", True)},
+        ),
+        ("native-fp32", 6, 128, 64, "none", {"state": StateFormats("bf16", kahan=True)}),
     ],
-)
+)  # fmt: skip
 def test_the_memory_of_a_run_is_estimated_from_above_and_not_far(
-    recipe: str, layers: int, width: int, vocabulary: int, option: str
+    recipe: str, layers: int, width: int, vocabulary: int, option: str, changes: dict[str, Any]
 ) -> None:
     """Against an allocator's account of two steps, an evaluation and a probe, on a CPU, where nothing is compiled."""
     shape = dataclasses.replace(ModelShape(layers, 2, width, 32, vocabulary), **OPTIONS.get(option, {}))
-    program = make_program(recipe, shape=shape, sequences=16, evaluation_sequences=16)
+    program = make_program(recipe, shape=shape, sequences=16, evaluation_sequences=16, **changes)
     text = wide_text()
     text = dataclasses.replace(text, train=text.train % vocabulary, validation=text.validation % vocabulary)
     made: list[Pack] = []

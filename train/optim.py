@@ -7,8 +7,8 @@ Per run r, with g clipped to norm c over all its parameters (Loshchilov & Hutter
     w <- w (1 - lr wd) - lr / (1 - b1^t)  m / (sqrt(v / (1 - b2^t)) + eps)
 
 `Muon` has a step of its own (see `muon`) for the blocks' linear weights, and this one for everything else. A parameter's rate
-may be a multiple of the run's, `ModelShape.rate_factor`; its decay stays that of the run, lr wd, so that a wider model under muP
-is held as tight (Wang & Aitchison 2405.13698). What decays is all but what `no_decay` names.
+may be a multiple of its optimiser's, `ModelShape.rate_factor`; its decay stays lr wd, so that a wider model under muP is held as
+tight (Wang & Aitchison 2405.13698). What decays is all but what `no_decay` names.
 
 All state is FP32, on the grid of a narrower format where `state` says so, and stays on the device, the step counter too, so
 nothing in a step waits for the host. With a loss scale, gradients arrive multiplied by it.
@@ -166,15 +166,15 @@ def update(
             first = old.first.lerp(gradient, 1 - config.momentum)
             second = None
             direction = muon_direction(gradient.lerp(first, config.momentum), rule.parts)
-            rate, factor = f.learning_rate, rule.factor * config.muon_rate
+            rate, own = f.learning_rate, config.muon_rate
         else:
             assert old.second is not None
             first = old.first.lerp(gradient, 1 - config.beta1)
             second = (old.second * config.beta2).addcmul(gradient, gradient, value=1 - config.beta2)
             direction = first / (second.sqrt() / _along(f.correction, p) + config.eps)
-            rate, factor = f.rate, rule.factor
-        step = _along(_times(rate, factor), p) * direction
-        decay = _along(f.decay, p) if rule.decays else 0.0
+            rate, own = f.rate, 1.0
+        step = _along(_times(rate, own * rule.factor), p) * direction
+        decay = _along(_times(f.decay, own), p) if rule.decays else 0.0
         lost = None
         if old.lost is None:
             weights = store(p * (1 - decay) - step, "master")

@@ -158,7 +158,7 @@ class Pack:
 
     def _make_loss_scale(self) -> None:
         dynamic, scales = self.program.dynamic_loss_scale, [slot.loss_scale for slot in self.slots]
-        static = any(scale != 1.0 for scale in scales)
+        static = self.program.scales_loss or any(scale != 1.0 for scale in scales)
         if dynamic and static:
             raise ValueError(
                 f"a loss scale is static or dynamic, got {max(scales):g} for a run of a program that has a dynamic one; give "

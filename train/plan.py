@@ -67,6 +67,7 @@ def program_of(run: Run) -> Program:
         before=run.recipe.before.structure if run.recipe.before else None,
         until=run.recipe.until,
         state=run.recipe.state,
+        scales_loss=run.recipe.loss_scale not in (None, 1.0),
         dynamic_loss_scale=DynamicLossScale() if run.recipe.loss_scale is None else None,
         dataset=run.stream.key,
         steps=training.steps,

@@ -47,6 +47,7 @@ class Program:
     decay_fraction: float = DECAY_FRACTION
     state: StateFormats = field(default_factory=StateFormats)
     dynamic_loss_scale: DynamicLossScale | None = None
+    scales_loss: bool = False
     before: RecipeStructure | None = None
     until: int = 0
 
@@ -84,9 +85,10 @@ class Program:
     def bytes_per_run(self, compiled: bool) -> int:
         """An estimate of one run's device memory in bytes, from counting tensors; upper rather than lower.
 
-        Master weights and two moments in FP32, operands and gradients in the carrier; 38 D bytes a token and layer of a GPT-2's
-        saved activations in a BF16 carrier; a chunk of logits, at most, for a run that needs one to itself. Compiled, that is the
-        logits and their gradient; an eager step, or probe, makes up to nine tensors of them, and its carriers are a CPU's.
+        Master weights, two moments and Kahan's buffer, if any, in FP32, operands and gradients in the carrier; 38 D bytes a token
+        and layer of a GPT-2's saved activations in a BF16 carrier; a chunk of logits, at most, for a run that needs one to
+        itself. Compiled, that is the logits and their gradient; an eager step, or probe, makes up to nine tensors of them, and
+        its carriers are a CPU's.
         """
         shape, tokens, D = self.shape, self.sequences * self.shape.context, self.shape.width
         wide = {"bf16": 1, "fp16": 1, "tf32": 2, "fp32": 2, "fp64": 4}[self.structure.body.carrier]
