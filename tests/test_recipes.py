@@ -1,0 +1,242 @@
+"""What a recipe's words mean: named recipes and their sources, tables and bases, places, axes, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from formats import FloatFormat
+from train.named_recipes import NAMED, PREFIXES
+from train.operands import Delayed, OperandRule
+from train.recipe import LinearPrecision, Recipe
+from train.recipe_table import ProductTable, RecipeTable
+from train.resolve import resolve_recipe
+from train.study import StudyError
+from train.study_file import read_study
+
+NAMES = [*NAMED, *(prefix + "e4m3" for prefix in PREFIXES)]
+SIX = ("forward.activation", "forward.weight", "dgrad.gradient", "dgrad.weight", "wgrad.activation", "wgrad.gradient")
+
+
+def six(linear: LinearPrecision) -> list[str]:
+    """The formats of the six operands, in the order of `SIX`."""
+    rules = linear.structure.rules
+    assert rules is not None
+    return [rule.format or getattr(linear, role).name for _, role, rule in rules.items()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_named_recipe_says_what_it_follows_and_means_something(name: str) -> None:
+    recipe = resolve_recipe(name)
+    assert recipe.name == name
+    assert recipe.body.label in recipe.description
+    if name in NAMED:
+        assert len(NAMED[name].follows) > 40, "a sentence with its source"
+
+
+def test_every_source_is_named_by_number_or_by_library() -> None:
+    known = ("23", "24", "25", "26", "torch", "Transformer", "MS-AMP", "autocast", "as ", "fp8-hybrid", "without")
+    assert all(any(word in named.follows for word in known) for named in NAMED.values())
+
+
+def test_hybrid_fp8_takes_e5m2_for_gradients_alone_and_keeps_the_head() -> None:
+    recipe = resolve_recipe("fp8-hybrid")
+    e4m3, e5m2 = "e4m3fn@tensor", "e5m2@tensor"
+    assert six(recipe.body) == [e4m3, e4m3, e5m2, e4m3, e4m3, e5m2]
+    assert recipe.lm_head.structure.native == "bf16"
+
+
+def test_delayed_scales_are_of_every_operand_that_is_scaled_by_the_tensor() -> None:
+    rules = resolve_recipe("fp8-hybrid-delayed").body.structure.rules
+    assert rules is not None
+    assert {rule.delayed for _, _, rule in rules.items()} == {Delayed(1024)}
+
+
+def test_nvfp4_rounds_gradients_alone_by_chance_and_rotates_for_wgrad_alone() -> None:
+    recipe = resolve_recipe("nvfp4")
+    rules = recipe.body.structure.rules
+    assert rules is not None
+    marks = {f"{product}.{role}": (rule.rounding.value, rule.hadamard) for product, role, rule in rules.items()}
+    assert marks == {
+        "forward.activation": ("nearest_even", 0), "forward.weight": ("nearest_even", 0),
+        "dgrad.gradient": ("stochastic", 0), "dgrad.weight": ("nearest_even", 0),
+        "wgrad.activation": ("nearest_even", 16), "wgrad.gradient": ("stochastic", 16),
+    }  # fmt: skip
+    kept = [recipe.block(i, 4).mlp.structure.native for i in range(4)]
+    assert kept == [None, None, None, "bf16"]
+
+
+def test_mxfp4_takes_bf16_forward_and_rotated_mxfp4_by_chance_backward() -> None:
+    linear = resolve_recipe("mxfp4").body
+    mx = "e2m1fn@block32:e8m0fnu:rceil"
+    assert six(linear) == ["bf16", "bf16", mx, mx, mx, mx]
+    rules = linear.structure.rules
+    assert rules is not None
+    assert [rule.rounding.value for rule in rules.dgrad] == ["stochastic"] * 2
+    assert [rule.signs for rule in rules.wgrad] == ["step"] * 2
+
+
+def test_masked_formats_share_a_program_whatever_their_bits() -> None:
+    names = ["masked-e8m7", "masked-e8m1", "masked-e3m7", "masked-e5m2"]
+    assert len({resolve_recipe(name).structure for name in names}) == 1
+    assert len({resolve_recipe(f"stochastic-{f}").structure for f in ("e8m3", "e5m2", "e8m1")}) == 1
+    assert resolve_recipe("masked-e8m3").body.structure.rounding == "toward_zero"
+
+
+def test_a_table_starts_from_its_base_and_changes_what_it_says() -> None:
+    tables = {
+        "mine": RecipeTable(base="nvfp4", hadamard_size=32, last_blocks=0),
+        "more": RecipeTable(base="mine", wgrad=ProductTable(activation="bf16", gradient="bf16"), hadamard=()),
+    }
+    mine, more = (resolve_recipe(name, tables) for name in ("mine", "more"))
+    assert mine.body.structure.rules is not None
+    assert {rule.hadamard for rule in mine.body.structure.rules.wgrad} == {32}
+    assert mine.kept is None
+    assert six(more.body)[4:] == ["bf16", "bf16"]
+    assert six(more.body)[:4] == six(mine.body)[:4]
+
+
+def test_places_have_recipes_of_their_own() -> None:
+    tables = {
+        "mine": RecipeTable(
+            "e4m3", "e4m3", "e4m3", attention="e5m4", mlp="mxfp8", lm_head="body", first_blocks=1, kept="e8m7"
+        )
+    }
+    recipe = resolve_recipe("mine", tables)
+    first, second = (recipe.block(i, 2) for i in range(2))
+    assert (first.attention.label, first.mlp.label) == ("e8m7", "e8m7")
+    assert (second.attention.label, second.mlp.label) == ("e5m4", "mxfp8_e4m3fn:rceil")
+    assert recipe.lm_head.label == "e4m3"
+
+
+def test_formats_that_runs_have_of_their_own_are_no_part_of_the_program() -> None:
+    one, other = (
+        resolve_recipe("mine", {"mine": RecipeTable(f, "int8@row", f, rounding="stochastic")}) for f in ("e5m2", "e4m3")
+    )
+    assert one.structure == other.structure
+    assert one.body.activation is not None
+    assert one.body.weight is None
+    assert one.arithmetic != other.arithmetic
+
+
+def test_all_products_takes_activations_rules_for_both_operands_of_attention() -> None:
+    recipe = resolve_recipe("mine", {"mine": RecipeTable(base="fp8-hybrid", products="all")})
+    assert recipe.products is not None
+    assert six(recipe.products) == ["e4m3fn@tensor"] * 2 + [
+        "e5m2@tensor",
+        "e4m3fn@tensor",
+        "e4m3fn@tensor",
+        "e5m2@tensor",
+    ]
+    assert recipe.attention_form == "math"
+    plain = resolve_recipe("mine", {"mine": RecipeTable("e4m3", "e5m3", "e5m2", products="all")})
+    assert plain.products is not None
+    assert isinstance(plain.products.weight, FloatFormat)
+    assert plain.products.weight.name == "e4m3"
+    rules = plain.products.structure.rules
+    assert rules is not None
+    assert {rule for _, _, rule in rules.items()} == {OperandRule(None)}
+
+
+# As axes of a study.
+
+AXES = """
+[axes]
+recipe = ["fp8-hybrid", "native-bf16", "mine"]
+learning_rate = [1e-3]
+{axes}
+[training]
+steps = 30
+warmup = 5
+[recipes.mine]
+base = "mxfp8"
+gains = "mxfp8_e4m3fn"
+wgrad = {{ activation = "bf16", gradient = "bf16" }}
+"""
+
+
+def read(tmp_path: Path, axes: str) -> list[Recipe]:
+    path = tmp_path / "study.toml"
+    path.write_text(AXES.format(axes=axes))
+    study = read_study(path)
+    again = tmp_path / "again.toml"
+    again.write_text(study.to_toml())
+    assert [run.identity for run in read_study(again).runs()] == [run.identity for run in study.runs()]
+    assert len({run.identity for run in study.runs()}) == len(list(study.runs()))
+    return [run.recipe for run in study.runs()]
+
+
+def test_words_of_recipes_are_axes_of_a_study(tmp_path: Path) -> None:
+    recipes = read(
+        tmp_path, 'lm_head = ["body", "native-bf16"]\nfirst_blocks = [0, 1]\nloss_scale = [1, 1024, "dynamic"]'
+    )
+    assert len(recipes) == 3 * 2 * 2 * 3
+    mine = [r for r in recipes if r.name == "mine"]
+    assert {r.lm_head.label for r in mine} == {mine[0].body.label, "native-bf16"}
+    assert {(r.first_blocks, r.kept is None) for r in mine} == {(0, True), (1, False)}
+    assert {r.loss_scale for r in mine} == {1.0, 1024.0, None}
+
+
+def test_a_schedule_of_precision_goes_both_ways(tmp_path: Path) -> None:
+    recipes = read(tmp_path, 'before = ["native-bf16"]\nuntil = [10, 20]')
+    assert {(r.name, r.until, r.before.name if r.before else "") for r in recipes if r.name == "mine"} == {
+        ("mine", 10, "native-bf16"), ("mine", 20, "native-bf16"),
+    }  # fmt: skip
+    back = resolve_recipe("mine", {"mine": RecipeTable(base="native-bf16", before="fp8-hybrid", until=5)})
+    assert back.before is not None
+    assert back.before.body.label.startswith("e4m3fn@tensor")
+    assert "the first 5 steps in e4m3fn@tensor" in back.description
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (RecipeTable("e4m3", "e4m3"), "says no format for gradient"),
+        (RecipeTable(base="mine"), "rests on itself, by way of mine -> mine"),
+        (
+            RecipeTable("e4m3", "e4m3", "e4m3", forward=ProductTable(gradient="e5m2")),
+            "forward takes activation and weight, not",
+        ),
+        (RecipeTable("e8m0fnu", "e4m3", "e4m3"), "e8m0fnu has no sign"),
+        (RecipeTable("e4m3", "e4m3fn@tile128x64", "e4m3"), "tiles serve two products, and must be square"),
+        (RecipeTable(base="mxfp8", accumulate="hopper-fp8"), "MX and NVFP4 sum in FP32 here"),
+        (RecipeTable(base="mxfp8", multiply="fp8"), "multiply = 'fp8' takes e4m3fn and e5m2"),
+        (RecipeTable("e5m2", "e5m2", "e5m2", multiply="fp8"), "no product of e5m2 with e5m2"),
+        (RecipeTable(base="fp8-hybrid-delayed", products="all"), "products must be 'linears'"),
+        (RecipeTable(base="deepseek-hopper", products="all"), "products must be 'linears' beside accumulate"),
+        (RecipeTable("e4m3", "e4m3", "e4m3", before="e8m7"), "has before and no until"),
+        (RecipeTable("e4m3", "e4m3", "e4m3", until=5), "has until and no before"),
+        (RecipeTable(base="native-fp64", before="e8m7", until=5), "FP64 is for a whole run"),
+        (RecipeTable(base="native-bf16", output="fp16"), "native-bf16 leaves its products in BF16"),
+        (RecipeTable("e4m3", "e4m3", "e4m3", kahan=True), "name a format for master"),
+        (RecipeTable(base="native-tf32", mlp="e8m12"), "switch is one for both"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(table: RecipeTable, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        resolve_recipe("mine", {"mine": table})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('gains = "mxfp8_e4m3fn"', 'gains = "mxfp9"', "recipes.mine.gains: .*mxfp9"),
+        ('gains = "mxfp8_e4m3fn"', 'gain = "bf16"', r"recipes.mine.gain: unknown key; did you mean 'gains'\?"),
+        ('activation = "bf16", ', 'activations = "bf16", ', r"wgrad.activations: unknown key; did you mean 'activation'\?"),
+        ('base = "mxfp8"', 'base = "mxfp"', "recipes.mine: .*mxfp"),
+        ('base = "mxfp8"', 'base = "mxfp8"\nrounding = "up"', "recipes.mine.rounding: .*nearest_even.*got 'up'"),
+        ('base = "mxfp8"', 'base = "mxfp8"\ndelayed = -1', "recipes.mine.delayed: .*greater than or equal to 0, got -1"),
+        ('base = "mxfp8"', 'base = "mxfp8"\nhadamard = ["forwards"]', "recipes.mine.hadamard.*forward"),
+        ("{axes}", 'first_block = [1]', r"axes.first_block is no axis; did you mean 'first_blocks'\?"),
+        ("{axes}", 'products = ["some"]', "products"),
+    ],
+)  # fmt: skip
+def test_a_bad_table_is_refused_with_its_place_and_the_mend(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "study.toml"
+    assert old in AXES
+    path.write_text(AXES.replace(old, new).replace("{axes}", "").replace("{{", "{").replace("}}", "}"))
+    with pytest.raises(StudyError, match=message) as refusal:
+        read_study(path)
+    assert "\n" not in str(refusal.value)
