@@ -109,6 +109,6 @@ def test_a_reader_is_told_where_the_command_is_before_it_is_used(page: Path) -> 
     assert "`. .venv/bin/activate`" in text[: first.start()]
 
 
-@pytest.mark.parametrize("page", ["tutorial", "formats", "performance", "conformance", "tensor-cores"])
+@pytest.mark.parametrize("page", ["tutorial", "formats", "models", "performance", "conformance", "tensor-cores"])
 def test_the_readme_leads_to_every_page(page: str) -> None:
     assert f"(docs/{page}.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,6 +16,8 @@ from train.settings import ModelSettings
 from train.study import Study, StudyError
 from train.study_file import read_study
 
+MODELS_PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+
 
 def gpt2(L: int, D: int, T: int, V: int) -> int:
     """Embeddings of tokens and positions; qkv, proj and 4 D features there and back a block; gains."""
@@ -53,8 +55,20 @@ def test_a_preset_has_the_parameters_that_its_name_says(name: str) -> None:
         assert size / 1e6 == pytest.approx(said, rel=0.12)
 
 
+def test_the_page_on_models_lists_every_preset_as_it_is() -> None:
+    rows = [
+        line.strip("| ").split(" | ") for line in MODELS_PAGE.read_text("utf-8").splitlines() if line.startswith("| `")
+    ]
+    listed = {row[0].strip("`"): row[1:] for row in rows if row[0].strip("`") in PRESETS}
+    assert list(listed) == list(PRESETS)
+    for name, (sizes, context, tokenizer, count) in listed.items():
+        model = ModelSettings(preset=name)
+        assert sizes.split(",")[0] == f"{model.layers} × {model.heads} × {model.width}"
+        assert (context, tokenizer.split(",")[0], count) == (f"{model.context:,}", model.tokenizer, f"{COUNTS[name]:,}")
+
+
 def test_other_peoples_models_have_their_own_numbers() -> None:
-    """nanoGPT prints 123.59M for GPT-2 without positions, 10.65M for its characters (10.6 there is without them as well)."""
+    """nanoGPT prints 123.59M for GPT-2 and 10.65M for its characters, positions left out."""
     assert COUNTS["gpt2-124m"] == 124_373_760
     assert COUNTS["gpt2-124m"] - 1024 * 768 == 123_587_328
     assert COUNTS["shakespeare-char"] - 256 * 384 == 10_646_784

@@ -129,7 +129,7 @@ class _AddNorm(torch.autograd.Function):
         total = x if delta is None else rounded(x + delta.to(x.dtype), residual)
         if norm == "layernorm":
             normal, mean, rstd = torch.native_layer_norm(total, (x.shape[-1],), None, None, NORM_EPS)
-        else:  # the same with a mean of zero, whatever it is
+        else:  # RMSNorm: as if the mean were zero, to the kernel too
             rstd = torch.rsqrt(total.square().mean(-1, keepdim=True) + NORM_EPS)
             normal, mean = total * rstd, torch.zeros_like(rstd)
         ahead = ahead._replace(activation=FormatParameters(*formats[:activations]) if activations else None)
