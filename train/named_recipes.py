@@ -122,7 +122,7 @@ NAMED: dict[str, Named] = {
     ),
     "nvfp4-all": Named(
         RecipeTable(base="nvfp4", last_blocks=0),
-        "as nvfp4, with every block in NVFP4",
+        "as nvfp4, with every block in NVFP4, which did not converge in 2509.25149's ablations (section 4.1)",
     ),
     "nvfp4-nearest": Named(
         RecipeTable("nvfp4", "nvfp4", "nvfp4", lm_head=BF16),

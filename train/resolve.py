@@ -58,7 +58,7 @@ def resolve_recipe(
     Raises ValueError, naming the nearest that exist, where `name` means nothing.
     """
     tables = tables or {}
-    if name in _within:
+    if name in _within and (name in tables or named_table(name)):
         raise ValueError(
             f"recipe {name!r} names itself as its LM head, by way of {' -> '.join(_within)}: name a format there"
         )
@@ -74,7 +74,8 @@ def resolve_recipe(
         body = _linear(table)
     except ValueError as error:
         if name in tables or named_table(name) is not None:
-            raise
+            told = str(error)
+            raise ValueError(told if told.startswith("recipe ") else f"recipe {name!r}: {told}") from None
         near = difflib.get_close_matches(
             name, [*tables, *NAMED, *NATIVE_RECIPES, "e8m7", "e4m3fn", "e5m2"], n=3, cutoff=0.4
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tomli_w
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
 from train.corruption import Corruption
 from train.presets import ARCHITECTURES
@@ -38,6 +38,7 @@ from train.text import dataset_label
 
 IDENTITY_VERSION = 1
 RUNS_LIMIT = 100_000
+WORDS = TypeAdapter(RecipeTable)
 
 
 class StudyError(ValueError):
@@ -88,6 +89,11 @@ class Run:
         """The run's seed where both are equal; the data seed otherwise."""
         return self.data_seed
 
+    @property
+    def _recipe_words(self) -> list[str]:
+        """Axes that change words of recipes: two of their values can mean the same, and are two runs all the same."""
+        return [f"{key}={word}" for key, word in self.extra_axes if key in AXES]
+
     @functools.cached_property
     def identity(self) -> str:
         """24 hex digits over everything that decides the run's numbers, the device and the pack's size apart.
@@ -101,7 +107,7 @@ class Run:
             settings.append(self.data)
         content = {
             "version": IDENTITY_VERSION,
-            "recipe": [self.recipe.name, self.recipe.arithmetic],
+            "recipe": [self.recipe.name, self.recipe.arithmetic, *self._recipe_words],
             "learning_rate": self.learning_rate,
             "seeds": [self.init_seed, self.data_seed],
             "dataset": self.dataset,
@@ -113,10 +119,20 @@ class Run:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _tick(key: str, tables: tuple[Table, ...]) -> Any:
-    """A field's value as an axis shows it: as validated, and a list of words as one."""
-    value = next(getattr(table, key) for table in tables if key in type(table).model_fields)
+def _tick(key: str, word: Any, tables: tuple[Table, ...]) -> Any:
+    """An axis' value as it is shown: a field's as validated, a list of words as one, a recipe's word as written."""
+    value = next((getattr(table, key) for table in tables if key in type(table).model_fields), word)
     return ("+".join(value) or "none") if isinstance(value, list) else value
+
+
+def _check_words(changes: Mapping[str, Any]) -> None:
+    """ValueError, in a line, for words of recipes that mean nothing."""
+    try:
+        WORDS.validate_python(dict(changes))
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"axes.{first['loc'][0]}: {message}, got {first['input']!r}") from None
 
 
 class Study(Table):
@@ -137,6 +153,7 @@ class Study(Table):
     @model_validator(mode="after")
     def _hangs_together(self) -> Study:
         for changes in self._recipe_changes():
+            _check_words(changes)
             for name in {*self.axes.recipe, *([self.baseline] if self.baseline else [])}:
                 self.recipe(name, changes)
         if self.baseline is not None and self.baseline not in self.axes.recipe:
@@ -194,7 +211,7 @@ class Study(Table):
                 TrainingSettings.model_validate(self.training.model_dump() | training),
                 DataSettings.model_validate(self.data.model_dump() | data),
             )
-            yield *tables, {key: _tick(key, tables) for key in chosen}
+            yield *tables, {key: _tick(key, word, tables) for key, word in chosen.items()}
 
     def runs(self) -> Iterator[Run]:
         """Every run, the first axis slowest."""

@@ -106,7 +106,8 @@ def _first_error(
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"] if part not in ("function-after", "literal", "int"))
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+    if unknown:
         message = f"unknown key{_nearest_key(location)}"
     elif first["type"] == "missing":
         message = "is missing"
@@ -118,7 +119,7 @@ def _first_error(
         message += f", got {first['input']!r}"
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     keys = tuple(part for part in location if not part.isdigit())
-    if len(keys) == 1 and keys[0] not in Study.model_fields and first["type"] != "extra_forbidden":
+    if len(keys) == 1 and keys[0] not in Study.model_fields and not unknown:
         keys = ("axes", *keys)  # a value of an axis that the table whose field it is refuses
     if not keys and (named := re.match(r"recipe '([^']+)'", message)):
         keys = ("recipes", named[1]) if _line_of(source, ("recipes", named[1])) > 1 else ()
