@@ -12,8 +12,7 @@ from tests.small import SHAPE
 from train.text import Text
 
 
-@pytest.fixture(scope="session")
-def text() -> Text:
+def make_text() -> Text:
     """A text of 32 tokens with something to learn: each token is most often followed by its successor."""
     rng = np.random.default_rng(7)
     steps = rng.choice([1, 1, 1, 5, 11], size=6000)
@@ -22,6 +21,12 @@ def text() -> Text:
     return Text(
         "python", tokens[:5000], tokens[5000:], SHAPE.vocabulary, float(np.log(SHAPE.vocabulary)), digest, "made here"
     )
+
+
+@pytest.fixture(scope="session")
+def text() -> Text:
+    """`make_text`'s, made once."""
+    return make_text()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

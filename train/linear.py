@@ -76,14 +76,17 @@ def operand(x: Tensor, precision: Precision, role: Role) -> Tensor:
     return straight_through(x, on_grid(x, precision, role))
 
 
-def product(x_RSD: Tensor, w_RDF: Tensor | WeightOperand, precision: Precision, site: int = 0) -> Tensor:
+def product(
+    x_RSD: Tensor, w_RDF: Tensor | WeightOperand, precision: Precision, site: int = 0, is_transposed: bool = False
+) -> Tensor:
     """Each run's x W, of operands in the carrier, and in it; the result and both gradients rounded to the recipe's output.
 
-    site: a number by which the layers of one block draw different random bits.
+    site: a number by which the layers of one block draw different random bits. is_transposed: the weight lies as [R, F, D].
     """
     if precision.plan is not None:
-        return product_by_rules(x_RSD, w_RDF, precision, site)
+        return product_by_rules(x_RSD, w_RDF, precision, site, is_transposed)
     assert isinstance(w_RDF, Tensor)
+    w_RDF = w_RDF.transpose(1, 2) if is_transposed else w_RDF
     if precision.structure.accumulate is not None:
         bare, counts, tensors = strip(precision)
         result: Tensor = _AccumulatedProduct.apply(x_RSD, w_RDF, bare, counts, *tensors)
@@ -166,12 +169,12 @@ def receive(y: Tensor, precision: Precision) -> Tensor:
     return round_gradient(y.to(torch.float64 if precision.carrier == torch.float64 else torch.float32), precision)
 
 
-def linear(x_RSD: Tensor, w_RDF: Tensor, precision: Precision, site: int = 0) -> Tensor:
+def linear(x_RSD: Tensor, w_RDF: Tensor, precision: Precision, site: int = 0, is_transposed: bool = False) -> Tensor:
     """y_RSF = x W run by run, in FP32 (FP64 for native-fp64), every operand of the three products rounded as
     `precision` says.
 
-    x_RSD and w_RDF are FP32 master values, [R, S, D] and [R, D, F]; the FP32 result holds values of the recipe's output type.
+    x_RSD and w_RDF are FP32 master values, [R, S, D] and [R, D, F], or [R, F, D] if `is_transposed`; the FP32 result holds values of the recipe's output type.
     """
     x = operand(x_RSD, precision, "activation")
     w = w_RDF if precision.plan is not None else operand(w_RDF, precision, "weight")
-    return receive(product(x, w, precision, site), precision)
+    return receive(product(x, w, precision, site, is_transposed), precision)

@@ -33,6 +33,7 @@ from train.elsewhere import rounded
 from train.layers import NORM_EPS, Norm, Readout
 from train.linear import linear, operand, product, receive
 from train.precision import Precision
+from train.products import HEAD_SITE
 from train.recipe import Elsewhere
 
 Attention = Literal["fused", "math"]
@@ -326,7 +327,8 @@ def forward(p: Parameters, tokens_RNT: Tensor, shape: ModelShape, numerics: Nume
         x_RSD = rounded(x_RSD + _attention(a_RSD, p, h, shape, turn, T, numerics, block), elsewhere.residual)
         a_RSD = _norm(x_RSD, p[h + "ln_2"], shape.norm, numerics)
         x_RSD = rounded(x_RSD + _mlp(a_RSD, p, h, shape, numerics, block.mlp), elsewhere.residual)
-    z_RSV = linear(_norm(x_RSD, p["ln_f"], shape.norm, numerics), p[shape.head].transpose(1, 2), numerics.lm_head)
+    normal_RSD = _norm(x_RSD, p["ln_f"], shape.norm, numerics)
+    z_RSV = linear(normal_RSD, p[shape.head], numerics.lm_head, HEAD_SITE, is_transposed=True)
     return shape.readout.logits(z_RSV)
 
 

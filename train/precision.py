@@ -6,13 +6,14 @@ the run axis first, [R, ...]: each run's formats, its random seeds, signs and sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from formats import FloatFormat, FormatParameters, format_parameters, quantize
+from formats.factored import Factored
 from formats.scaled import Granularity
 from train.compiling import Quantizer
 from train.operands import OPERANDS, PRODUCTS, ROLES, TILE_AXES, OperandRule, Product, Role, Rules
@@ -112,13 +113,27 @@ class Precision(NamedTuple):
 class WeightOperand(NamedTuple):
     """A weight as its products take it: values [R, D, F] in the carrier, and FP32 factors of the results, None for 1.
 
-    forward serves x W, and gradients are asked of it; backward serves dy Wᵀ, and is the same tensor where both take one.
+    forward serves x W, and gradients are asked of it; backward serves dy Wᵀ, None where that takes forward, factor and all.
     """
 
     forward: Tensor
-    backward: Tensor
     forward_factor: Tensor | None = None
+    backward: Tensor | None = None
     backward_factor: Tensor | None = None
+
+    @property
+    def first(self) -> Factored:
+        """What x W takes."""
+        return Factored(self.forward, self.forward_factor)
+
+    @property
+    def second(self) -> Factored:
+        """What dy Wᵀ takes, lying as the forward one does."""
+        return self.first if self.backward is None else Factored(self.backward, self.backward_factor)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> WeightOperand:
+        """The operand with every tensor changed."""
+        return WeightOperand(*(None if t is None else change(t) for t in self))  # type: ignore[arg-type]
 
 
 def strip(precision: Precision) -> tuple[Precision, tuple[int, ...], list[Tensor]]:

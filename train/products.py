@@ -212,10 +212,8 @@ def take_weight(w: Tensor, precision: Precision, site: int = 0, is_transposed: b
     axes = (-1, -2) if is_transposed else (-2, -1)
     first = take(w, plan.forward.second, axes[0], plan.forward.chunk, precision, site)
     if _serves_both(plan, 1):
-        return WeightOperand(first.values, first.values, first.factor, first.factor)
-    second = take(w, plan.dgrad.second, axes[1], plan.dgrad.chunk, precision, site)
-    values = first.values if plan.shared[1] else second.values  # tiles: the same, but their factors lie differently
-    return WeightOperand(first.values, values, first.factor, second.factor)
+        return WeightOperand(*first)
+    return WeightOperand(*first, *take(w, plan.dgrad.second, axes[1], plan.dgrad.chunk, precision, site))
 
 
 def _plan(precision: Precision) -> Plan:
@@ -249,16 +247,14 @@ def take_gradient(dy: Tensor, precision: Precision, site: int) -> tuple[Factored
     return first, take(dy, plan.wgrad.second, -2, plan.wgrad.chunk, precision, site)
 
 
-def forward_product(x: Factored, w: WeightOperand, precision: Precision) -> Tensor:
+def forward_product(x: Factored, w: Factored, precision: Precision) -> Tensor:
     """Y = x W of operands, in the carrier."""
-    y = contract(x, Factored(w.forward, w.forward_factor), _plan(precision).forward, precision)
-    return precision.to_output(y)
+    return precision.to_output(contract(x, w, _plan(precision).forward, precision))
 
 
-def dgrad_product(dy: Factored, w: WeightOperand, precision: Precision) -> Tensor:
+def dgrad_product(dy: Factored, w: Factored, precision: Precision) -> Tensor:
     """Dx = dy Wᵀ of operands, in the carrier."""
-    y = contract(dy, transposed(Factored(w.backward, w.backward_factor)), _plan(precision).dgrad, precision)
-    return precision.to_output(y)
+    return precision.to_output(contract(dy, transposed(w), _plan(precision).dgrad, precision))
 
 
 def wgrad_product(x: Factored, dy: Factored, precision: Precision, rounded: bool = True) -> Tensor:
@@ -267,74 +263,62 @@ def wgrad_product(x: Factored, dy: Factored, precision: Precision, rounded: bool
     return precision.to_output(dw) if rounded else dw
 
 
-def turned(w: WeightOperand) -> WeightOperand:
-    """A weight's operand with its axes exchanged."""
-    first, second = (None if f is None else f.mT for f in (w.forward_factor, w.backward_factor))
-    return WeightOperand(w.forward.mT, w.backward.mT, first, second)
-
-
 class _Products(torch.autograd.Function):
-    """x W, with gradients by rules. Tensors come one by one, which is how the compiler sees them: `strip`'s and the weight's.
-
-    Either w is the master weight and `operands` is empty, or w is a WeightOperand's forward tensor and `operands` the rest of it.
+    """x W, with gradients by rules. Tensors come one by one, and each once, which is how the compiler sees them: `strip`'s, then
+    what else there is of a WeightOperand, whose forward tensor w is; `prepared` says what there is, None for a master weight.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, w: Tensor, scales: Tensor | None, bare: Precision, counts: tuple[int, ...], site: int,
-        prepared: tuple[bool, bool] | None, *tensors: Tensor,
+        is_transposed: bool, prepared: tuple[bool, ...] | None, *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
         n = sum(counts)
         precision = dress(bare, counts, tensors[:n])._replace(scales=scales)
         x_out = precision.to_output(x.detach())
-        w_op = _weight(w, prepared, tensors[n:], precision, site)
+        if prepared is None:
+            w_op = take_weight(w, precision, site, is_transposed)
+        else:
+            rest = iter(tensors[n:])
+            w_op = WeightOperand(w, *(next(rest) if there else None for there in prepared))
+        w_op = w_op.map(_turn) if is_transposed else w_op
         first, second = take_activation(x_out, precision, site, ctx.needs_input_grad[1])
-        saved = [second.values, second.factor] if second is not None else [None, None]
         amax = tensor_amax(x_out, 1) if scales is not None else None
-        ctx.save_for_backward(x, w, scales, w_op.backward, w_op.backward_factor, *saved, amax, *tensors[:n])
-        ctx.bare, ctx.counts, ctx.site = bare, counts, site
-        ctx.inputs = 7 + len(tensors)
-        return forward_product(first, w_op, precision)
+        ctx.save_for_backward(x, w, scales, amax, *w_op.second, *(second or (None, None)), *tensors[:n])
+        ctx.bare, ctx.counts, ctx.site, ctx.is_transposed = bare, counts, site, is_transposed
+        ctx.inputs = 8 + len(tensors)
+        return forward_product(first, w_op.first, precision)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, w, scales, w_values, w_factor, x_values, x_factor, amax, *tensors = ctx.saved_tensors
+        x, w, scales, amax, w_values, w_factor, x_values, x_factor, *tensors = ctx.saved_tensors
         precision = dress(ctx.bare, ctx.counts, tensors)._replace(scales=scales)
         g = precision.to_output(dy.detach())
         for_dgrad, for_wgrad = take_gradient(g, precision, ctx.site)
-        w_op, x_op = WeightOperand(w_values, w_values, w_factor, w_factor), Factored(x_values, x_factor)
+        w_op, x_op = Factored(w_values, w_factor), Factored(x_values, x_factor)
         dx = dw = d_scales = None
         if ctx.needs_input_grad[0]:
             dx = dgrad_product(for_dgrad, w_op, precision).to(x.dtype)
         if ctx.needs_input_grad[1]:
             dw = wgrad_product(x_op, for_wgrad, precision).to(w.dtype)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            plan = _plan(precision)
+            plan, w = _plan(precision), _turn(w) if ctx.is_transposed else w
             if dx is not None:
-                a, b = (
-                    _surrogate(dy, for_dgrad, plan.dgrad, 0),
-                    _surrogate(w, Factored(w_values, w_factor), plan.dgrad, 1),
-                )
+                a, b = _surrogate(dy, for_dgrad, plan.dgrad, 0), _surrogate(w, w_op, plan.dgrad, 1)
                 dx = straight_through(torch.matmul(a, b.to(a.dtype).mT).to(x.dtype), dx)
             if dw is not None:
                 a, b = _surrogate(x, x_op, plan.wgrad, 0), _surrogate(dy, for_wgrad, plan.wgrad, 1)
                 dw = straight_through(torch.matmul(a.mT, b.to(a.dtype)).to(w.dtype), dw)
+        if dw is not None and ctx.is_transposed:
+            dw = _turn(dw)
         if scales is not None and ctx.needs_input_grad[2]:
             of_g = tensor_amax(g, 1)
             d_scales = torch.stack([amax, torch.zeros_like(of_g), of_g], 1)
         return dx, dw, d_scales, *(None for _ in range(ctx.inputs - 3))
 
 
-def _weight(
-    w: Tensor, prepared: tuple[bool, bool] | None, tensors: Sequence[Tensor], precision: Precision, site: int
-) -> WeightOperand:
-    if prepared is None:
-        return take_weight(w, precision, site)
-    rest = list(tensors)
-    backward = rest.pop(0)
-    first = rest.pop(0) if prepared[0] else None
-    second = rest.pop(0) if prepared[1] else None
-    return WeightOperand(w, backward, first, second)
+def _turn(t: Tensor) -> Tensor:
+    return t.mT
 
 
 def _surrogate(x: Tensor, operand: Factored, plan: ProductPlan, place: int) -> Tensor:
@@ -357,17 +341,20 @@ def whole(f: Factored, chunk: int, axis: int) -> Tensor:
     return values * factor
 
 
-def product_by_rules(x: Tensor, w: Tensor | WeightOperand, precision: Precision, site: int = 0) -> Tensor:
+def product_by_rules(
+    x: Tensor, w: Tensor | WeightOperand, precision: Precision, site: int = 0, is_transposed: bool = False
+) -> Tensor:
     """Each run's x W, [R, S, F] in the carrier, of x [R, S, D] and a weight, master [R, D, F] or as it was taken; or a product
     of two activations, [R, .., M, K] and [R, .., K, N].
 
-    The gradient of precision.scales, [R, 3] where scales are delayed, is no derivative: it is the amaxes of activation and
-    gradient, which the next scales come from (columns 0 and 2).
+    is_transposed: the weight lies as [R, F, D], and is rounded as it lies. The gradient of precision.scales, [R, 3] where scales
+    are delayed, is no derivative: it is the amaxes of activation and gradient, which the next scales come from (columns 0 and 2).
     """
     bare, counts, tensors = strip(precision._replace(scales=None))
     leaf, prepared = w, None
     if isinstance(w, WeightOperand):
-        leaf, prepared = w.forward, (w.forward_factor is not None, w.backward_factor is not None)
-        tensors += [w.backward, *(f for f in (w.forward_factor, w.backward_factor) if f is not None)]
-    result: Tensor = _Products.apply(x, leaf, precision.scales, bare, counts, site, prepared, *tensors)
+        leaf, *others = w
+        prepared = tuple(t is not None for t in others)
+        tensors += [t for t in others if t is not None]
+    result: Tensor = _Products.apply(x, leaf, precision.scales, bare, counts, site, is_transposed, prepared, *tensors)
     return result

@@ -68,7 +68,7 @@ from train.products import (
     take_activation,
     take_gradient,
     take_weight,
-    turned,
+    transposed,
     wgrad_product,
 )
 from train.recipe import Elsewhere
@@ -106,12 +106,7 @@ def head_operand(head_RVD: Tensor, precision: Precision) -> Tensor | WeightOpera
 
 def detached(operand: Tensor | WeightOperand) -> Tensor | WeightOperand:
     """The operand without what autograd knows of it."""
-    if isinstance(operand, Tensor):
-        return operand.detach()
-    forward = operand.forward.detach()
-    return operand._replace(
-        forward=forward, backward=forward if operand.backward is operand.forward else operand.backward
-    )
+    return operand.detach() if isinstance(operand, Tensor) else operand.map(Tensor.detach)
 
 
 def site_of(name: str) -> int:
@@ -121,20 +116,12 @@ def site_of(name: str) -> int:
 
 def parts_of(operand: Tensor | WeightOperand) -> list[Tensor]:
     """The tensors of an operand, the one first of which gradients are asked."""
-    if isinstance(operand, Tensor):
-        return [operand]
-    distinct = [operand.forward] if operand.backward is operand.forward else [operand.forward, operand.backward]
-    return distinct + [f for f in (operand.forward_factor, operand.backward_factor) if f is not None]
+    return [operand] if isinstance(operand, Tensor) else [t for t in operand if t is not None]
 
 
 def own(operand: Tensor | WeightOperand) -> Tensor | WeightOperand:
     """The operand in memory of its own, so that it can be written to."""
-    if isinstance(operand, Tensor):
-        return operand.clone()
-    forward = operand.forward.clone()
-    backward = forward if operand.backward is operand.forward else operand.backward.clone()
-    factors = (None if f is None else f.clone() for f in (operand.forward_factor, operand.backward_factor))
-    return WeightOperand(forward, backward, *factors)
+    return operand.clone() if isinstance(operand, Tensor) else operand.map(Tensor.clone)
 
 
 def batch(text: Tensor, offsets_RN: Tensor, T: int) -> tuple[Tensor, Tensor]:
@@ -316,14 +303,14 @@ def of_runs(precision: Precision, r: slice) -> Precision:
 
 def weight_of_runs(w: Tensor | WeightOperand, r: slice) -> Tensor | WeightOperand:
     """The LM head's operand for some runs."""
-    return w[r] if isinstance(w, Tensor) else WeightOperand(*(None if t is None else t[r] for t in w))  # type: ignore[arg-type]
+    return w[r] if isinstance(w, Tensor) else w.map(lambda t: t[r])
 
 
 def _logits(x: Tensor, w: Tensor | WeightOperand, precision: Precision) -> Tensor:
     """The LM head's product, [r, s, V'], in the carrier; the readout makes of it what softmax sees."""
     if isinstance(w, WeightOperand):
         first, _ = take_activation(x, precision, HEAD_SITE, training=False)
-        return forward_product(first, turned(w), precision)
+        return forward_product(first, transposed(w.first), precision)
     return multiply(x, w.transpose(1, 2), precision, ("activation", "weight"))
 
 
@@ -353,10 +340,10 @@ def head(
     if isinstance(w, WeightOperand):
         first, second = take_activation(x, precision, HEAD_SITE, training=True)
         assert second is not None
-        z = forward_product(first, turned(w), precision)
+        z = forward_product(first, transposed(w.first), precision)
         losses, dz = cross_entropy_gradient(z, targets, precision, vocabulary, tokens, kernels, readout, scale)
         for_dgrad, for_wgrad = take_gradient(dz, precision, HEAD_SITE)
-        dx = dgrad_product(for_dgrad, turned(w), precision)
+        dx = dgrad_product(for_dgrad, transposed(w.second), precision)
         dw = wgrad_product(second, for_wgrad, precision, rounded=whole).transpose(1, 2)
         amaxes = None if precision.scales is None else torch.stack([tensor_amax(x, 1), tensor_amax(dz, 1)], 1)
         return losses, dx, dw, amaxes
@@ -365,10 +352,10 @@ def head(
     # What pads the vocabulary is zero, but another chunk to the accumulator of a recipe that says how sums are formed.
     terms = dz.shape[2] if precision.structure.accumulate is None else vocabulary
     dx = multiply(dz[..., :terms], w[:, :terms], precision, ("gradient", "weight"))
-    transposed = dz.transpose(1, 2)
+    dz_T = dz.transpose(1, 2)
     if not whole:
-        return losses, dx, wide_product(transposed, x, precision, ("gradient", "activation"), start), None
-    return losses, dx, multiply(transposed, x, precision, ("gradient", "activation")), None
+        return losses, dx, wide_product(dz_T, x, precision, ("gradient", "activation"), start), None
+    return losses, dx, multiply(dz_T, x, precision, ("gradient", "activation")), None
 
 
 def head_loss(
