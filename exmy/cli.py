@@ -183,6 +183,51 @@ def report(directory: Path, out: Path | None) -> None:
 
 
 @main.group()
+def recipes() -> None:
+    """Look training recipes up: what is rounded, where, and after whom."""
+
+
+@recipes.command("list")
+def list_recipes() -> None:
+    """The named recipes, each with the sentence that it follows.
+
+    \b
+    Example: exmy recipes list
+    """  # noqa: D301
+    from exmy.console import output
+    from exmy.recipes import recipe_list
+
+    output().print(recipe_list())
+
+
+@recipes.command("show")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "--study", metavar="STUDY.toml", type=click.Path(path_type=Path), help="A study whose [recipes] count too."
+)
+def show_recipes(names: tuple[str, ...], study: Path | None) -> None:
+    """All that a recipe does: each operand of each product in each place, what is rounded elsewhere, what the optimiser keeps.
+
+    \b
+    Example: exmy recipes show nvfp4 masked-e8m3
+    Example: exmy recipes show careful-fp8 --study my.toml
+    """  # noqa: D301
+    from exmy.console import output
+    from exmy.recipes import recipe_sheet, tables_of
+    from train import StudyError
+
+    try:
+        tables = tables_of(study)
+        sheets = [list(recipe_sheet(name, tables)) for name in names]
+    except (StudyError, ValueError) as error:
+        raise Refused(str(error)) from None
+    console = output()
+    for sheet in sheets:
+        for part in sheet:
+            console.print(part)
+
+
+@main.group()
 def formats() -> None:
     """Look number formats up."""
 

@@ -32,6 +32,7 @@ OWN = {
         first_moment="e4m3fn@tensor", second_moment="bf16", master="bf16", state_rounding="stochastic", kahan=True,
     ),
     "delayed head": RecipeTable(base="fp8-hybrid-delayed", lm_head="body", delayed=3, delayed_margin=1),
+    "delayed powers": RecipeTable(base="ms-amp-o1", delayed=2, delayed_roles=("activation", "gradient")),
     "later": RecipeTable(base="mxfp8", before="native-bf16", until=3),
     "products plain": RecipeTable("e5m3", "e5m3", "e5m2", products="all"),
     "wide output": RecipeTable(base="nvfp4-nearest", output="fp32", lm_head="body"),
@@ -42,7 +43,7 @@ NAMES = [*NAMED, *OWN, "masked-e8m3", "stochastic-e5m2"]
 # With state or chance: what a run's bits could get from a neighbour.
 STATEFUL = [
     "fp8-hybrid-delayed", "nvfp4", "mxfp4", "stochastic-e5m2", "ms-amp-o2", "native-fp16-scaled", "deepseek", "everything",
-    "delayed head", "later", "steps' signs", "by product",
+    "delayed head", "delayed powers", "later", "steps' signs", "by product",
 ]  # fmt: skip
 
 
@@ -92,8 +93,8 @@ def test_the_fused_step_is_the_model(name: str, text: Text) -> None:
     """Losses and gradients of the pieces against autograd through `model.forward`, on the same numbers.
 
     Operands are rounded at the same places from the same values, so only FP32 sums differ, which can move a value over a decision
-    point; and then its neighbours of one rounding are apart. So the bound is on the whole gradient, at half a percent, where leaving
-    a rounding out or putting one in moves it by several.
+    point; and then its neighbours of one rounding are apart. So the bound is on the whole gradient, at half a percent, where
+    leaving a rounding out or putting one in moves it by several.
     """
     pack = made(name, text, [0, 1])
     for _ in range(2):
@@ -273,7 +274,7 @@ def keep_losses() -> None:
     """Write the file anew: python -c "from tests.test_recipe_packs import keep_losses; keep_losses()"."""
     text = make_text()
     losses = {name: [round(x, 4) for x in losses_of(name, text)] for name in (*NAMES, "native-bf16", "native-fp32")}
-    about = f"mean training loss of the last {LAST} of {STEPS} steps, nats/token, of {SEEDS} seeds; a CPU, torch {torch.__version__}"
+    about = f"mean training loss of the last {LAST} of {STEPS} steps, nats/token, of {SEEDS} seeds; CPU, torch {torch.__version__}"
     LOSSES.write_text(json.dumps({"about": about, "losses": losses}, indent=1) + "\n")
 
 

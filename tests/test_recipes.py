@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from formats import FloatFormat
 from train.named_recipes import NAMED, PREFIXES
+from train.numerics import power_of_two_above
 from train.operands import Delayed, OperandRule
 from train.recipe import LinearPrecision, Recipe
 from train.recipe_table import ProductTable, RecipeTable
@@ -51,6 +53,20 @@ def test_delayed_scales_are_of_every_operand_that_is_scaled_by_the_tensor() -> N
     rules = resolve_recipe("fp8-hybrid-delayed").body.structure.rules
     assert rules is not None
     assert {rule.delayed for _, _, rule in rules.items()} == {Delayed(1024)}
+
+
+def test_delayed_powers_of_two_are_of_the_roles_that_are_named() -> None:
+    table = RecipeTable(base="ms-amp-o1", delayed=16, delayed_roles=("activation", "gradient"))
+    rules = resolve_recipe("mine", {"mine": table}).body.structure.rules
+    assert rules is not None
+    marks = {role: (rule.format, rule.delayed) for _, role, rule in rules.items()}
+    assert marks == {
+        "activation": ("e4m3fn@tensor", Delayed(16, power_of_two=True)),
+        "weight": ("e4m3fn@tensor:e8m0fnu:rceil", None),
+        "gradient": ("e5m2@tensor", Delayed(16, power_of_two=True)),
+    }
+    scales = torch.tensor([1.0, 1.0000001, 0.75, 2.0**-20, 1.5 * 2.0**-20])
+    assert power_of_two_above(scales).tolist() == [1.0, 2.0, 1.0, 2.0**-20, 2.0**-19]
 
 
 def test_nvfp4_rounds_gradients_alone_by_chance_and_rotates_for_wgrad_alone() -> None:
@@ -204,6 +220,8 @@ def test_a_schedule_of_precision_goes_both_ways(tmp_path: Path) -> None:
         (RecipeTable(base="mxfp8", multiply="fp8"), "multiply = 'fp8' takes e4m3fn and e5m2"),
         (RecipeTable("e5m2", "e5m2", "e5m2", multiply="fp8"), "no product of e5m2 with e5m2"),
         (RecipeTable(base="fp8-hybrid-delayed", products="all"), "products must be 'linears'"),
+        (RecipeTable(base="mxfp8", delayed=16), "delayed = 16 and no operand has a tensor's scale"),
+        (RecipeTable("e4m3fn@tensor:e8m0fnu", "e4m3", "e4m3", delayed=16), "so the rule must be rceil, got floor"),
         (RecipeTable(base="deepseek-hopper", products="all"), "products must be 'linears' beside accumulate"),
         (RecipeTable("e4m3", "e4m3", "e4m3", before="e8m7"), "has before and no until"),
         (RecipeTable("e4m3", "e4m3", "e4m3", until=5), "has until and no before"),

@@ -119,7 +119,8 @@ class Histories:
             return torch.ones(self._runs, dtype=torch.float32, device=self._device)
         delayed: Delayed | None = rule.delayed
         assert delayed is not None
-        return AmaxHistory(self._amaxes[name][role]).scale(rule.format, delayed.rule, delayed.margin)
+        scale = AmaxHistory(self._amaxes[name][role]).scale(rule.format, delayed.rule, delayed.margin)
+        return power_of_two_above(scale) if delayed.power_of_two else scale
 
     def record(self, amaxes: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """A step's amaxes [R, 3] by matrix, in place; the weights' own are taken here, of the master weights."""
@@ -127,6 +128,12 @@ class Histories:
             columns = [of_step[:, 0], tensor_amax(weights[name], 1), of_step[:, 2]]
             for kept, amax in zip(self._amaxes[name], columns, strict=True):
                 kept.copy_(AmaxHistory(kept).record(amax).amaxes)
+
+
+def power_of_two_above(scale: Tensor) -> Tensor:
+    """The smallest power of two that is no smaller; of positive normal FP32 numbers: the mantissa's carry goes to the exponent."""
+    mantissa = (1 << 23) - 1
+    return ((scale.view(torch.int32) + mantissa) & ~mantissa).view(torch.float32)
 
 
 def place_of(name: str, numerics: Numerics) -> Precision:

@@ -39,11 +39,12 @@ BF16_BITS = 8  # of its significand, the leading one included
 
 @dataclass(frozen=True)
 class Delayed:
-    """A tensor's scale from the amaxes of the last `length` steps (`formats.delayed`)."""
+    """A tensor's scale from the amaxes of the last `length` steps (`formats.delayed`), rounded up to a power of two or not."""
 
     length: int
     margin: int = 0
     rule: str = "max"
+    power_of_two: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.length <= LONGEST_HISTORY:
@@ -85,7 +86,8 @@ class OperandRule:
         """The rule as text, for identities and datasets; the run's own format is not in it."""
         words = [self.format or "*", self.rounding.value]
         if self.delayed:
-            words.append(f"delayed{self.delayed.length}{self.delayed.rule}{self.delayed.margin:+d}")
+            power = ":power" if self.delayed.power_of_two else ""
+            words.append(f"delayed{self.delayed.length}{self.delayed.rule}{self.delayed.margin:+d}{power}")
         if self.hadamard:
             words.append(f"hadamard{self.hadamard}{self.signs}")
         return ":".join(words)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from formats import Rounding, get_format
 from train.accumulate import parse_accumulation
-from train.operands import HADAMARD_SIZES, LONGEST_HISTORY, Product
+from train.operands import HADAMARD_SIZES, LONGEST_HISTORY, Product, Role
 
 NONE, BODY = "none", "body"  # no format; the recipe's own body, for its LM head
 
@@ -62,7 +62,7 @@ class RecipeTable:
     rounding: of all operands (nearest_even); activation_rounding, ...: of one. forward, dgrad, wgrad: what a product does
     otherwise. output: what products leave (bf16). accumulate: how sums are formed (fp32). multiply: "carrier", or "fp8" for the
     hardware's own FP8 products. delayed: steps of history for tensors' scales (0: the tensor's own amax), delayed_margin (0),
-    delayed_rule (max). hadamard: products whose operands are rotated first; hadamard_size (16); hadamard_signs: "fixed" for a
+    delayed_rule (max), delayed_roles (all three). hadamard: products whose operands are rotated first; hadamard_size (16); hadamard_signs: "fixed" for a
     run, or new ones each "step".
 
     lm_head, attention, mlp: recipes for the LM head ("body": the recipe itself), the attention's linears, the MLP's.
@@ -98,6 +98,7 @@ class RecipeTable:
     delayed: Annotated[int, Field(ge=0, le=LONGEST_HISTORY)] | None = None
     delayed_margin: Annotated[int, Field(ge=-64, le=64)] | None = None
     delayed_rule: Literal["max", "most_recent"] | None = None
+    delayed_roles: tuple[Role, ...] | None = None
     hadamard: tuple[Product, ...] | None = None
     hadamard_size: Literal[2, 4, 8, 16, 32, 64, 128, 256] | None = None
     hadamard_signs: Literal["fixed", "step"] | None = None

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
 from formats import FloatFormat, Rounding, ScaledFormat
-from formats.scaled import Granularity
+from formats.scaled import Granularity, ScaleRule
 from formats.spec import ElementFormat
 from train.accumulate import Accumulation, parse_accumulation
 from train.named_recipes import NAMED, named_table
@@ -164,6 +164,10 @@ def _linear(table: RecipeTable) -> LinearPrecision:
         raise ValueError(
             f"accumulate {accumulation.name} takes elements with FP32 scales or none: MX and NVFP4 sum in FP32 here"
         )
+    if table.delayed and not rules.is_delayed:
+        raise ValueError(
+            f"delayed = {table.delayed} and no operand has a tensor's scale: name a format such as e4m3fn@tensor"
+        )
     hardware = table.multiply == "fp8"
     if hardware:
         _check_hardware(taken, accumulation)
@@ -200,8 +204,8 @@ def _rule(table: RecipeTable, product: Product, role: Role, given: ProductTable,
     if isinstance(f, ElementFormat) and not f.signed:
         raise ValueError(f"{name} has no sign, and operands have: take a signed format")
     delayed = None
-    if table.delayed and isinstance(f, ScaledFormat) and f.takes_tensor_scale:
-        delayed = Delayed(table.delayed, table.delayed_margin or 0, table.delayed_rule or "max")
+    if table.delayed and role in (table.delayed_roles or ROLES) and isinstance(f, ScaledFormat):
+        name, delayed = _delayed(table, name, f)
     if (
         role == "weight"
         and isinstance(f, ScaledFormat)
@@ -213,6 +217,17 @@ def _rule(table: RecipeTable, product: Product, role: Role, given: ProductTable,
     signs: Literal["fixed", "step"] = table.hadamard_signs or "fixed"
     of_run = name == own and can_vary(f) and table.multiply != "fp8"
     return OperandRule(None if of_run else name, rounding, delayed, hadamard, signs if hadamard else "fixed")
+
+
+def _delayed(table: RecipeTable, name: str, f: ScaledFormat) -> tuple[str, Delayed | None]:
+    """The format to which a given scale applies, and where that scale comes from; None where a format has no scale to delay."""
+    of_power = f.granularity is Granularity.TENSOR and f.scale == "e8m0fnu"
+    if not (f.takes_tensor_scale or of_power):
+        return name, None
+    if of_power and f.rule is not ScaleRule.RCEIL:
+        raise ValueError(f"{name}: a delayed power of two is rounded up, so the rule must be rceil, got {f.rule}")
+    delayed = Delayed(table.delayed or 0, table.delayed_margin or 0, table.delayed_rule or "max", of_power)
+    return (f"{f.element.name}@tensor" if of_power else name), delayed
 
 
 def _is_plain(rules: Rules) -> bool:
