@@ -274,7 +274,7 @@ def keep_losses() -> None:
     """Write the file anew: python -c "from tests.test_recipe_packs import keep_losses; keep_losses()"."""
     text = make_text()
     losses = {name: [round(x, 4) for x in losses_of(name, text)] for name in (*NAMES, "native-bf16", "native-fp32")}
-    about = f"mean training loss of the last {LAST} of {STEPS} steps, nats/token, of {SEEDS} seeds; CPU, torch {torch.__version__}"
+    about = f"mean training loss of the last {LAST} of {STEPS} steps, nats/token, {SEEDS} seeds; CPU, torch {torch.__version__}"
     LOSSES.write_text(json.dumps({"about": about, "losses": losses}, indent=1) + "\n")
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from exmy.cli import main
 from formats import FloatFormat
 from train.named_recipes import NAMED, PREFIXES
 from train.numerics import power_of_two_above
 from train.operands import Delayed, OperandRule
 from train.recipe import LinearPrecision, Recipe
+from train.recipe_table import AXES as RECIPE_AXES
 from train.recipe_table import ProductTable, RecipeTable
 from train.resolve import resolve_recipe
 from train.study import StudyError
@@ -258,3 +263,76 @@ def test_a_bad_table_is_refused_with_its_place_and_the_mend(tmp_path: Path, old:
     with pytest.raises(StudyError, match=message) as refusal:
         read_study(path)
     assert "\n" not in str(refusal.value)
+
+
+# The page and the command.
+
+PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
+
+
+def test_the_page_lists_every_named_recipe_as_it_is() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for name, named in NAMED.items():
+        assert f"| `{name}` | {named.follows} | {named.departs} |" in page
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \| .* \| .* \|$", page.split("## What is computed")[0], re.MULTILINE)
+    assert listed == list(NAMED)
+
+
+def test_the_pages_words_are_the_tables(tmp_path: Path) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    words = page.split("## The words of a table")[1].split("Axes may be")[0]
+    named = {
+        word
+        for line in words.splitlines()
+        for word in re.findall(r"`(\w+)`", line.split("|")[1] if "|" in line else "")
+    }
+    assert named == {f.name for f in dataclasses.fields(RecipeTable)}
+    axes = named - {
+        "base",
+        "activation",
+        "weight",
+        "gradient",
+        "forward",
+        "dgrad",
+        "wgrad",
+        "attention",
+        "mlp",
+        "multiply",
+    }
+    assert set(RECIPE_AXES) == axes - {
+        "hadamard",
+        "hadamard_signs",
+        "activation_rounding",
+        "weight_rounding",
+        "delayed_roles",
+    }
+    (study,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "mine.toml"
+    path.write_text(study)
+    assert len(list(read_study(path).runs())) == 4 * 2 * 8 * 2 * 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_shows_each_operand(name: str) -> None:
+    shown = CliRunner().invoke(main, ["recipes", "show", name])
+    assert shown.exit_code == 0, shown.output
+    recipe = resolve_recipe(name)
+    rules = recipe.body.structure.rules
+    rows = shown.output.count("│ blocks' linears")
+    assert rows == (6 if rules else 1 if recipe.body.structure.native else 3)
+    for _, role, rule in rules.items() if rules else ():
+        assert (rule.format or getattr(recipe.body, role).name) in shown.output
+
+
+def test_the_command_lists_them_and_refuses_others(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(main, ["recipes", "list"])
+    assert listed.exit_code == 0
+    assert all(name in listed.output for name in NAMED)
+    refused = CliRunner().invoke(main, ["recipes", "show", "nvfp5"])
+    assert refused.exit_code == 2
+    assert "near it: nvfp4" in refused.output
+    path = tmp_path / "study.toml"
+    path.write_text(AXES.format(axes=""))
+    own = CliRunner().invoke(main, ["recipes", "show", "mine", "--study", str(path)])
+    assert own.exit_code == 0
+    assert "Gains rounded to mxfp8_e4m3fn" in own.output

@@ -139,6 +139,6 @@ assert HADAMARD_SIZES == (2, 4, 8, 16, 32, 64, 128, 256)
 AXES = (
     "rounding", "output", "lm_head", "accumulate", "first_blocks", "last_blocks", "kept", "products", "attention_form", "gains",
     "residual", "softmax", "gelu", "embedding", "loss_scale", "master", "first_moment", "second_moment", "weight_gradient",
-    "state_rounding", "kahan", "before", "until", "hadamard_size", "delayed", "delayed_margin", "delayed_rule",
+    "state_rounding", "kahan", "state_of", "before", "until", "hadamard_size", "delayed", "delayed_margin", "delayed_rule",
     "gradient_rounding",
 )  # fmt: skip
