@@ -15,6 +15,7 @@ from torch import Tensor
 from formats import AmaxHistory, get_format, quantize, quantize_scaled, tensor_amax
 from tests.conftest import make_text
 from tests.recipe_packs import WIDE, program_for, slot
+from train.loss_scale import DynamicLossScale
 from train.model import forward, objective
 from train.named_recipes import NAMED
 from train.pack import Pack, train_pack
@@ -37,6 +38,7 @@ OWN = {
     "products plain": RecipeTable("e5m3", "e5m3", "e5m2", products="all"),
     "wide output": RecipeTable(base="nvfp4-nearest", output="fp32", lm_head="body"),
     "steps' signs": RecipeTable(base="mxfp4", lm_head="stochastic-e4m3"),
+    "fp16 simulated": RecipeTable("fp16", "fp16", "fp16", overflow="nonsaturating", loss_scale="dynamic"),
     "by product": RecipeTable("e4m3fn", "e4m3fnuz", "e5m2", wgrad=ProductTable(activation="bf16", rounding="stochastic")),
 }  # fmt: skip
 NAMES = [*NAMED, *OWN, "masked-e8m3", "stochastic-e5m2"]
@@ -264,6 +266,24 @@ def test_static_loss_scales_of_a_power_of_two_change_nothing_without_rounding(te
     np.testing.assert_array_equal(results[0], results[1])
 
 
+@pytest.mark.parametrize("name", ["native-fp16-scaled", "fp16 simulated"])
+def test_a_dynamic_loss_scale_falls_until_gradients_fit(name: str, text: Text) -> None:
+    """From 2^40, where FP16's gradients are infinite: those steps are not made; from the first that is, the run learns."""
+    recipe = resolve_recipe(name, OWN)
+    program = program_for(recipe, steps=60, warmup=5, dynamic_loss_scale=DynamicLossScale(initial=2.0**40))
+    pack = Pack(program, [slot(recipe, seed, 1e-2) for seed in range(2)], text, CPU)
+    before = pack.parameters["wte"].detach().clone()
+    pack.step()
+    assert torch.equal(pack.parameters["wte"], before)
+    for _ in range(59):
+        pack.step()
+    skipped = pack.skipped.sum(0)
+    assert ((skipped > 5) & (skipped < 40)).all()
+    assert torch.equal(pack.loss_scale[-1], 2.0 ** (40 - skipped.float()))
+    assert pack.train_loss[:5].isfinite().all()
+    assert (pack.train_loss[-1] < 3.3).all()
+
+
 # Loss of a run of 200 steps, for every recipe.
 
 LOSSES = Path(__file__).with_name("recipe_losses.json")
@@ -274,7 +294,9 @@ def keep_losses() -> None:
     """Write the file anew: python -c "from tests.test_recipe_packs import keep_losses; keep_losses()"."""
     text = make_text()
     losses = {name: [round(x, 4) for x in losses_of(name, text)] for name in (*NAMES, "native-bf16", "native-fp32")}
-    about = f"mean training loss of the last {LAST} of {STEPS} steps, nats/token, {SEEDS} seeds; CPU, torch {torch.__version__}"
+    about = (
+        f"mean training loss of the last {LAST} of {STEPS} steps, nats/token, {SEEDS} seeds, torch {torch.__version__}"
+    )
     LOSSES.write_text(json.dumps({"about": about, "losses": losses}, indent=1) + "\n")
 
 
@@ -286,15 +308,16 @@ def losses_of(name: str, text: Text) -> list[float]:
     return [float(x) for x in result.train_loss[-LAST:].mean(0)]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "deepseek-hopper"] + ["native-bf16", "native-fp32"])
+@pytest.mark.parametrize("name", [*NAMES, "native-bf16", "native-fp32"])
 def test_a_run_of_200_steps_ends_where_it_did(name: str, text: Text) -> None:
-    """Within what a changed order of sums makes of four seeds' mean, three standard errors of the seeds and a little; and the text
-    is learnt: far below its unigram entropy, 3.47, and within 0.5 of where FP32 ends.
+    """Seed by seed: FP32 sums in another order move an end by a few thousandths, where seeds differ by twenty.
+
+    And the text is learnt, far below its unigram entropy of 3.47 nats, and within 0.05 of where FP32 ends.
     """
-    kept = json.loads(LOSSES.read_text())
-    found, before = np.array(losses_of(name, text)), np.array(kept["losses"][name])
-    assert abs(found.mean() - before.mean()) < 0.01 + 3 * before.std(ddof=1) / SEEDS**0.5
-    assert found.mean() < np.mean(kept["losses"]["native-fp32"]) + 0.5 < 3.0
+    kept = json.loads(LOSSES.read_text())["losses"]
+    found = np.array(losses_of(name, text))
+    np.testing.assert_allclose(found, kept[name], rtol=0, atol=0.01)
+    assert found.mean() < np.mean(kept["native-fp32"]) + 0.05 < 3.0
 
 
 def test_losses_are_kept_for_every_recipe() -> None:

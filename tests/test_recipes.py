@@ -227,6 +227,7 @@ def test_a_schedule_of_precision_goes_both_ways(tmp_path: Path) -> None:
         (RecipeTable(base="fp8-hybrid-delayed", products="all"), "products must be 'linears'"),
         (RecipeTable(base="mxfp8", delayed=16), "delayed = 16 and no operand has a tensor's scale"),
         (RecipeTable("e4m3fn@tensor:e8m0fnu", "e4m3", "e4m3", delayed=16), "so the rule must be rceil, got floor"),
+        (RecipeTable("nf4", "nf4", "nf4", overflow="nonsaturating"), "nf4"),
         (RecipeTable(base="deepseek-hopper", products="all"), "products must be 'linears' beside accumulate"),
         (RecipeTable("e4m3", "e4m3", "e4m3", before="e8m7"), "has before and no until"),
         (RecipeTable("e4m3", "e4m3", "e4m3", until=5), "has until and no before"),

@@ -60,7 +60,8 @@ class OperandRule:
     """How one operand is rounded. `format` is None where each run of a pack has its own, and a program serves them all.
 
     hadamard: blocks of so many elements along the contracted axis are first rotated by a Hadamard matrix with random signs; 0
-    for none. signs: "fixed" for a run's whole length, or "step" for new ones each step.
+    for none. signs: "fixed" for a run's whole length, or "step" for new ones each step. overflow: what is too large is the
+    largest value, or infinity (NaN without one).
     """
 
     format: str | None
@@ -68,6 +69,7 @@ class OperandRule:
     delayed: Delayed | None = None
     hadamard: int = 0
     signs: Literal["fixed", "step"] = "fixed"
+    overflow: Literal["saturate", "nonsaturating"] = "saturate"
 
     @property
     def scaled(self) -> ScaledFormat | None:
@@ -88,6 +90,7 @@ class OperandRule:
         if self.delayed:
             power = ":power" if self.delayed.power_of_two else ""
             words.append(f"delayed{self.delayed.length}{self.delayed.rule}{self.delayed.margin:+d}{power}")
+        words += [self.overflow] if self.overflow != "saturate" else []
         if self.hadamard:
             words.append(f"hadamard{self.hadamard}{self.signs}")
         return ":".join(words)

@@ -36,6 +36,7 @@ class OperandPlan(NamedTuple):
     kind: str
     name: str
     rounding: str
+    overflow: str
     stochastic: bool
     hadamard: int
     delayed: bool
@@ -219,6 +220,7 @@ def _operand_plan(rule: OperandRule, product: Product, place: int, number: int) 
     if rule.format == "bf16" and rule.rounding == "nearest_even":
         kind = "cast"
     return OperandPlan(
-        kind, rule.format or "", rule.rounding.value, rule.rounding.is_stochastic, rule.hadamard, rule.delayed is not None,
+        kind, rule.format or "", rule.rounding.value, rule.overflow, rule.rounding.is_stochastic, rule.hadamard,
+        rule.delayed is not None,
         tile, group, across, ROLES.index(OPERANDS[product][place]), number,
     )  # fmt: skip

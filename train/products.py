@@ -53,13 +53,20 @@ def take(x: Tensor, plan: OperandPlan, axis: int, chunk: int, precision: Precisi
     if plan.kind == "scaled":
         given = precision.scales[:, plan.role].detach() if plan.delayed and precision.scales is not None else None
         values, factor = quantize_factored(
-            x, plan.name, -1 if plan.tile else axis, plan.rounding, tensor_scale=given, seed=seed, batch_dims=1
+            x,
+            plan.name,
+            -1 if plan.tile else axis,
+            plan.rounding,
+            plan.overflow,
+            tensor_scale=given,
+            seed=seed,
+            batch_dims=1,
         )
         if factor is not None:
             factor = _spread(factor, plan, axis, chunk, x.shape)
         return Factored(values.to(precision.carrier), factor)
     if plan.kind == "element":
-        return Factored(quantize(x, plan.name, plan.rounding, seed=seed).to(precision.carrier), None)
+        return Factored(quantize(x, plan.name, plan.rounding, plan.overflow, seed=seed).to(precision.carrier), None)
     parameters = (precision.activation, precision.weight, precision.gradient)[plan.role]
     assert parameters is not None
     parameters = FormatParameters(*(p.reshape(p.shape[0], *(1,) * (x.ndim - 1)) for p in parameters))

@@ -60,7 +60,7 @@ class RecipeTable:
 
     base: a recipe to start from. activation, weight, gradient: formats of the operands, scaled ones too, or native-* for all.
     rounding: of all operands (nearest_even); activation_rounding, ...: of one. forward, dgrad, wgrad: what a product does
-    otherwise. output: what products leave (bf16). accumulate: how sums are formed (fp32). multiply: "carrier", or "fp8" for the
+    otherwise. overflow: what is too large becomes the largest value, or infinity. output: what products leave (bf16). accumulate: how sums are formed (fp32). multiply: "carrier", or "fp8" for the
     hardware's own FP8 products. delayed: steps of history for tensors' scales (0: the tensor's own amax), delayed_margin (0),
     delayed_rule (max), delayed_roles (all three). hadamard: products whose operands are rotated first; hadamard_size (16); hadamard_signs: "fixed" for a
     run, or new ones each "step".
@@ -94,6 +94,7 @@ class RecipeTable:
     forward: ProductTable | None = None
     dgrad: ProductTable | None = None
     wgrad: ProductTable | None = None
+    overflow: Literal["saturate", "nonsaturating"] | None = None
     multiply: Literal["carrier", "fp8"] | None = None
     delayed: Annotated[int, Field(ge=0, le=LONGEST_HISTORY)] | None = None
     delayed_margin: Annotated[int, Field(ge=-64, le=64)] | None = None
@@ -140,5 +141,5 @@ AXES = (
     "rounding", "output", "lm_head", "accumulate", "first_blocks", "last_blocks", "kept", "products", "attention_form", "gains",
     "residual", "softmax", "gelu", "embedding", "loss_scale", "master", "first_moment", "second_moment", "weight_gradient",
     "state_rounding", "kahan", "state_of", "before", "until", "hadamard_size", "delayed", "delayed_margin", "delayed_rule",
-    "gradient_rounding",
+    "gradient_rounding", "overflow",
 )  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
 from formats import FloatFormat, Rounding, ScaledFormat
+from formats.rounding import Overflow, check_overflow
 from formats.scaled import Granularity, ScaleRule
 from formats.spec import ElementFormat
 from train.accumulate import Accumulation, parse_accumulation
@@ -215,8 +216,12 @@ def _rule(table: RecipeTable, product: Product, role: Role, given: ProductTable,
         raise ValueError(f"{name}: a weight's tiles serve two products, and must be square")
     hadamard = (table.hadamard_size or 16) if product in (table.hadamard or ()) else 0
     signs: Literal["fixed", "step"] = table.hadamard_signs or "fixed"
-    of_run = name == own and can_vary(f) and table.multiply != "fp8"
-    return OperandRule(None if of_run else name, rounding, delayed, hadamard, signs if hadamard else "fixed")
+    overflow = table.overflow or "saturate"
+    if overflow == "nonsaturating":
+        element = f.element if isinstance(f, ScaledFormat) else f
+        check_overflow(element.name, element.has_inf, element.has_nan, Overflow.NONSATURATING)
+    of_run = name == own and can_vary(f) and table.multiply != "fp8" and overflow == "saturate"
+    return OperandRule(None if of_run else name, rounding, delayed, hadamard, signs if hadamard else "fixed", overflow)
 
 
 def _delayed(table: RecipeTable, name: str, f: ScaledFormat) -> tuple[str, Delayed | None]:
