@@ -6,25 +6,27 @@ It takes a resolved recipe's words (its formats and rules) and shares no arithme
 `formats.scaled_reference`, elements from the formats' own `encode` and `decode`, sums from FP64 or rationals.
 
 What is exact. An element is the rounded quotient x / s. In FP64 the quotient lies on the same side of every point where a
-rounding decides, and on it only if the exact one does: such a point m has 25 bits at most, s has 28 (an FP32 tensor scale times
-an E4M3 one, for elements of 7 bits) or 24, so that x and m s are multiples of a common 2^-50 x and, where they differ, lie further
-apart than FP64's 2^-53.
+rounding decides, and on it only if the exact one does: such a point m has 26 bits at most and s 24, or 8 and 28 (an FP32 tensor
+scale times an E4M3 one), so that x and m s are multiples of one number, 2^-51 of theirs at least; where they differ they are
+further apart than FP64's 2^-53.
 
 What is not. The order of an FP32 sum is the hardware's, so that a sum of K products a_k b_k is known to lie within
 
     E = K u / (1 - K u) * sum |a_k b_k| + K 2^-126,    u = 2^-24
 
 of the exact one: K u / (1 - K u) bounds any order of K - 1 additions and as many roundings of products (Higham, Accuracy and
-Stability, section 3.1), and an operation beneath the normal numbers, which some units flush, adds 2^-126 at most. E is 0 where every
-partial sum, in whatever order, is a multiple of one quantum and below 2^24 of it. Everything after the sum (the factor, the
-addition of chunks, the output's rounding) is a correctly rounded and so a monotone operation, hence applied to both ends of
-the interval: `Bounds`. With E = 0 both ends are one number, and nothing is left to a tolerance.
+Stability, section 3.1), and an operation beneath the normal numbers, which some units flush, adds 2^-126 at most. E is 0 where
+every partial sum, in whatever order, is a multiple of one quantum and at most 2^24 of it. Everything after the sum (the factor,
+the addition of chunks, the output's rounding) is a correctly rounded and so a monotone operation, hence applied to both ends
+of the interval: `Bounds`. With E = 0 both ends are one number, and nothing is left to a tolerance. Values are to stay within
+FP32's normal numbers.
 
 A stochastic operand has two values, its neighbours below and above, and widens the interval of the sum likewise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from math import gcd, sqrt
@@ -93,6 +95,7 @@ def reference_products(
     signs: Matrix | None = None,
     scales: Matrix | None = None,
     stand_ins: tuple[str, str] | None = None,
+    products: Sequence[Product] = PRODUCTS,
 ) -> dict[Product, Bounds]:
     """y, dx and dW of one run from FP32 values: x [S, D], W [D, F], dy [S, F], or [B, ..] each for B products of one tensor.
 
@@ -102,7 +105,7 @@ def reference_products(
     together = [np.asarray(z, np.float32).reshape(-1, *z.shape[-2:]) for z in (x, w, dy)]
     values = dict(zip(ROLES, together, strict=True))
     result: dict[Product, Bounds] = {}
-    for product in PRODUCTS:
+    for product in products:
         pair = [
             operand(p, product, i, values[role], signs, scales, stand_ins) for i, role in enumerate(OPERANDS[product])
         ]
@@ -178,7 +181,7 @@ def smallest_exponent(p: LinearPrecision, product: Product, i: int) -> int:
 
 
 def rotated(z: Singles, axis: int, n: int, signs: Matrix) -> Singles:
-    """Each n along the axis times diag(signs) H / sqrt(n), zeros to a multiple of n appended: FP32, one butterfly after another."""
+    """Each n along an axis times diag(signs) H / sqrt(n), zeros appended to whole blocks: FP32, one butterfly after another."""
     last = np.moveaxis(z, axis + 1, -1)
     last = np.pad(last, [(0, 0), (0, 0), (0, -last.shape[-1] % n)])
     result = np.zeros_like(last)
@@ -209,7 +212,7 @@ def rotated_back(z: Reals, axis: int, n: int, signs: Matrix, length: int) -> Rea
 
 
 def quantised(z: Singles, f: ElementFormat | ScaledFormat, mode: str, axis: int, given: float | None = None) -> Operand:
-    """z [B, M, N] in the format, with groups along axis 0 or 1 of each matrix; `given` takes the place of a tensor's own scale."""
+    """z [B, M, N] in the format, with groups along axis 0 or 1 of each matrix; `given` replaces a tensor's own scale."""
     x = z.astype(np.float64)
     if not isinstance(f, ScaledFormat):
         low, high = elements(x, f, mode)
@@ -235,15 +238,17 @@ def owners(shape: tuple[int, ...], f: ScaledFormat, axis: int) -> NDArray[np.int
     b, i, j = np.indices(shape)
     along, across = (i, j) if axis == 0 else (j, i)
     longest = max(shape)
+    owner: NDArray[np.int64]
     match f.granularity:
         case Granularity.TENSOR:
-            return np.zeros(shape, np.int64)
+            owner = np.zeros(shape, np.int64)
         case Granularity.ROW:
-            return b * longest + across
+            owner = b * longest + across
         case Granularity.BLOCK:
-            return (b * longest + across) * longest + along // f.group[0]
+            owner = (b * longest + across) * longest + along // f.group[0]
         case Granularity.TILE:
-            return (b * longest + i // f.group[0]) * longest + j // f.group[1]
+            owner = (b * longest + i // f.group[0]) * longest + j // f.group[1]
+    return owner
 
 
 @cache
@@ -269,10 +274,11 @@ def elements(x: Reals, f: ElementFormat, mode: str) -> tuple[Reals, Reals]:
 
 def contracted_last(o: Operand, axis: int) -> Operand:
     """[B, M, N] with the contracted axis as the last."""
-    return o if axis else Operand(*(z.transpose(0, 2, 1) for z in (o.low, o.high, o.factor)), o.groups)
+    turn = (0, 1, 2) if axis else (0, 2, 1)
+    return Operand(o.low.transpose(turn), o.high.transpose(turn), o.factor.transpose(turn), o.groups)
 
 
-def multiplied(a: Operand, b: Operand, p: LinearPrecision, emin: tuple[int, ...]) -> Bounds:
+def multiplied(a: Operand, b: Operand, p: LinearPrecision, emin: tuple[int, int]) -> Bounds:
     """a [M, K] and b [N, K]: [M, N], chunk by chunk of what shares its factors, and rounded to the output."""
     length = a.low.shape[1]
     chunk = gcd(a.groups, b.groups) or max(length, 1)
@@ -282,8 +288,8 @@ def multiplied(a: Operand, b: Operand, p: LinearPrecision, emin: tuple[int, ...]
         part = slice(k, k + chunk)
         assert all(np.all(o.factor[:, part] == o.factor[:, k : k + 1]) for o in (a, b)), "a chunk has one factor"
         factor = a.factor[:, k, None] * b.factor[None, :, k]
-        pieces = [Operand(o.low[:, part], o.high[:, part], o.factor[:, part], 0) for o in (a, b)]
-        low, high, squares = summed(*pieces, p, emin)
+        ends = (a.low[:, part], a.high[:, part]), (b.low[:, part], b.high[:, part])
+        low, high, squares = summed(*ends, p, emin)
         scaled = (low * factor, high * factor)
         spread += squares * factor.astype(np.float64) ** 2
         total = scaled if total is None else (total[0] + scaled[0], total[1] + scaled[1])
@@ -291,22 +297,24 @@ def multiplied(a: Operand, b: Operand, p: LinearPrecision, emin: tuple[int, ...]
     return Bounds(to_output(total[0], p), to_output(total[1], p), spread)
 
 
-def summed(a: Operand, b: Operand, p: LinearPrecision, emin: tuple[int, ...]) -> tuple[Singles, Singles, Reals]:
-    """The sums over the last axes in FP32, or as the recipe says: the lowest that they can be, the highest, and their spread."""
+def summed(
+    a: tuple[Reals, Reals], b: tuple[Reals, Reals], p: LinearPrecision, emin: tuple[int, int]
+) -> tuple[Singles, Singles, Reals]:
+    """From both operands' low and high values the sums over their last axes in FP32, or as the recipe says: the lowest that they
+    can be, the highest, and their spread.
+    """
     accumulation = p.structure.accumulate
     if accumulation is not None:
         assert parse_accumulation(accumulation.name) == accumulation
-        assert np.array_equal(a.low, a.high)
-        assert np.array_equal(b.low, b.high)
-        rows, columns = a.low.tolist(), b.low.tolist()
-        word, (first, second) = accumulation.name, emin
-        exact = np.array([[float(reference(r, c, word, (first, second))) for c in columns] for r in rows], np.float32)
+        assert all(np.array_equal(*ends) for ends in (a, b))
+        rows, columns, word = a[0].tolist(), b[0].tolist(), accumulation.name
+        exact = np.array([[float(reference(r, c, word, emin)) for c in columns] for r in rows], np.float32)
         return exact, exact, np.zeros(exact.shape)
-    corners = np.stack([u[:, None] * v[None] for u in (a.low, a.high) for v in (b.low, b.high)])
+    corners = np.stack([u[:, None] * v[None] for u in a for v in b])
     lowest, highest = corners.min(0), corners.max(0)
     most = np.abs(corners).max(0).sum(-1)
-    error = sum_error(most, a.low.shape[1])
-    error[most < 2**24 * common_quantum(a, b)] = 0.0
+    error = sum_error(most, corners.shape[-1])
+    error[most <= 2**24 * common_quantum(a, b)] = 0.0
     low, high = (lowest.sum(-1) - error).astype(np.float32), (highest.sum(-1) + error).astype(np.float32)
     return low, high, ((highest - lowest) ** 2).sum(-1)
 
@@ -317,9 +325,9 @@ def sum_error(magnitudes: Reals, length: int) -> Reals:
     return np.where(magnitudes > 0, u / (1 - u) * magnitudes * (1 + 2**-20) + length * SMALLEST_NORMAL, 0.0)
 
 
-def common_quantum(a: Operand, b: Operand) -> Reals:
+def common_quantum(a: tuple[Reals, Reals], b: tuple[Reals, Reals]) -> Reals:
     """For each sum a number of which all its products are multiples; 0 where one may lie beneath FP32's normal numbers."""
-    first, second = (np.minimum(lowest_bits(o.low), lowest_bits(o.high)).min(-1) for o in (a, b))
+    first, second = (np.minimum(*(lowest_bits(end) for end in ends)).min(-1) for ends in (a, b))
     quantum: Reals = first[:, None] * second[None]
     quantum[quantum < SMALLEST_NORMAL] = 0.0
     return quantum
