@@ -342,17 +342,10 @@ def test_chunks_of_128_have_factors_of_their_own(name: str, product_: Product, d
         np.testing.assert_array_equal(got[product_][run], bounds.low)
 
 
-ONLY_SUBNORMAL = (
-    "aligns a scaled element beneath the normal numbers by its own exponent, not by the smallest normal number's"
-)
-
-
 @pytest.mark.parametrize(
     "name",
-    ["e4m3fn", *(pytest.param(f"e4m3fn@{group}", marks=pytest.mark.xfail(strict=True, reason=ONLY_SUBNORMAL)) for group in (
-        "tensor", "row", "block32",
-    ))],
-)  # fmt: skip
+    ["e4m3fn", *(f"e4m3fn@{group}" for group in ("tensor", "row", "block32"))],
+)
 def test_aligned_sums_take_subnormals_of_scaled_elements_as_those_of_plain_ones(name: str) -> None:
     """2^-9 * 1.125 with 5 fraction bits under 2^T: T = -6 + 0 by the smallest normal number, and so 2^-9 is left."""
     p = resolve_recipe("mine", {"mine": table(name, accumulate="k4p6a5:toward_zero", output="fp32")}).body
@@ -443,7 +436,7 @@ def test_where_nothing_clips_the_mean_is_the_exact_product(name: str) -> None:
 
 ATTENTION = (
     "e4m3fn", "stochastic-e4m3fn", "masked-e3m2f", "fp8-hybrid", "fp8-row", "int8", "mxfp8", "nvfp4", "nvfp4-nearest",
-    pytest.param("mxfp4", marks=pytest.mark.xfail(strict=True, raises=RuntimeError, reason="dgrad rotates dy and not k")),
+    "mxfp4",
 )  # fmt: skip
 
 
@@ -483,7 +476,7 @@ def test_attentions_products_are_the_references_matrix_by_matrix(name: str, outp
     [
         "fp8 in fp32", "fp8-hybrid in fp32", "fp8-row in fp32", "mxfp8 in fp32", "nvfp4-nearest in fp32", "deepseek in fp32",
         "int8-switchback in fp32", "per product in fp32", "int8 delayed",
-        pytest.param("all rotated in fp32", marks=pytest.mark.xfail(strict=True, reason="takes rotated operands unrounded")),
+        "all rotated in fp32",
     ],
 )  # fmt: skip
 def test_second_derivatives_are_an_ordinary_products_of_the_rounded_operands(name: str) -> None:

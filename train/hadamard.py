@@ -37,10 +37,26 @@ def rotate(x: Tensor, axis: int, signs: Tensor) -> Tensor:
     # The block's own axis in the middle, what lies inside it behind: [.., n, inner].
     inner = 1 if axis == -1 else shape[-1]
     blocks = x.reshape(R, -1, n, inner) * signs[:, None, :, None]
+    blocks = _transform(blocks, inner)
+    return blocks.reshape(shape)
+
+
+def rotate_back(x: Tensor, axis: int, signs: Tensor, length: int) -> Tensor:
+    """What was rotated, of `length` along the axis: H is its own inverse, and so is a sign."""
+    R, n = signs.shape
+    shape = x.shape
+    inner = 1 if axis == -1 else shape[-1]
+    blocks = _transform(x.to(torch.float32).reshape(R, -1, n, inner), inner) * signs[:, None, :, None]
+    return blocks.reshape(shape).narrow(axis, 0, length)
+
+
+def _transform(blocks: Tensor, inner: int) -> Tensor:
+    """H / sqrt(n) along the third axis of [R, blocks, n, inner]."""
+    R, _, n, _ = blocks.shape
     step = 1
     while step < n:
         pairs = blocks.reshape(R, -1, n // (2 * step), 2, step * inner)
         low, high = pairs.unbind(3)
         blocks = torch.stack([low + high, low - high], 3)
         step *= 2
-    return (blocks * (1.0 / math.sqrt(n))).reshape(shape)
+    return blocks.reshape(R, -1, n, inner) * (1.0 / math.sqrt(n))

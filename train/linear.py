@@ -173,7 +173,8 @@ def linear(x_RSD: Tensor, w_RDF: Tensor, precision: Precision, site: int = 0, is
     """y_RSF = x W run by run, in FP32 (FP64 for native-fp64), every operand of the three products rounded as
     `precision` says.
 
-    x_RSD and w_RDF are FP32 master values, [R, S, D] and [R, D, F], or [R, F, D] if `is_transposed`; the FP32 result holds values of the recipe's output type.
+    x_RSD and w_RDF are FP32 master values, [R, S, D] and [R, D, F], or [R, F, D] if `is_transposed`; the FP32 result holds values
+    of the recipe's output type.
     """
     x = operand(x_RSD, precision, "activation")
     w = w_RDF if precision.plan is not None else operand(w_RDF, precision, "weight")

@@ -61,7 +61,8 @@ NAMED: dict[str, Named] = {
         MS_AMP,
         "every linear, the LM head too, takes E4M3 activations and weights and E5M2 gradients by power-of-two tensor scales; "
         "weight gradients are kept in E4M3 and weights in FP16 with a scale (2310.18313, section 2; MS-AMP, level O1)",
-        "scales are the tensor's own amax, where MS-AMP takes 16 steps' for activations and gradients: set delayed = 16 and delayed_roles for that",
+        "scales are the tensor's own amax, where MS-AMP takes 16 steps' for activations and gradients: set delayed = 16 and "
+        "delayed_roles for that",
     ),
     "ms-amp-o2": Named(
         RecipeTable(base="ms-amp-o1", first_moment=f"e4m3fn@tensor:{POWER}", second_moment=f"e5m10@tensor:{POWER}"),

@@ -131,7 +131,7 @@ class Histories:
 
 
 def power_of_two_above(scale: Tensor) -> Tensor:
-    """The smallest power of two that is no smaller; of positive normal FP32 numbers: the mantissa's carry goes to the exponent."""
+    """The smallest power of two that is no smaller; of positive normal FP32 numbers, whose carry goes to the exponent."""
     mantissa = (1 << 23) - 1
     return ((scale.view(torch.int32) + mantissa) & ~mantissa).view(torch.float32)
 

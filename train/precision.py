@@ -16,7 +16,7 @@ from formats import FloatFormat, FormatParameters, format_parameters, quantize
 from formats.factored import Factored
 from formats.scaled import Granularity
 from train.compiling import Quantizer
-from train.operands import OPERANDS, PRODUCTS, ROLES, TILE_AXES, OperandRule, Product, Role, Rules
+from train.operands import OPERANDS, PRODUCTS, ROLES, TILE_AXES, OperandRule, Product, Role, Rules, described
 from train.recipe import LinearPrecision, Structure
 
 CARRIER_DTYPES = {
@@ -30,7 +30,8 @@ class OperandPlan(NamedTuple):
     "scaled" a named format.
 
     group: how many elements along the contracted axis share a factor, 0 for all; across: how many on the other axis, 0 for all.
-    number: 0..5, by which the operands of a layer draw different random bits.
+    number: 0..5, by which the operands of a layer draw different random bits. smallest: the elements' smallest normal number, 0
+    where it is a run's own or the elements have none.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class OperandPlan(NamedTuple):
     across: int
     role: int
     number: int
+    smallest: float
 
 
 class ProductPlan(NamedTuple):
@@ -217,10 +219,12 @@ def _operand_plan(rule: OperandRule, product: Product, place: int, number: int) 
     elif f.granularity in (Granularity.ROW, Granularity.BLOCK):
         group, across = (f.group[0] if f.group else 0), 1
     kind = "run" if rule.format is None else "scaled" if f is not None else "element"
+    element = None if rule.format is None else described(rule.format) if f is None else f.element
+    smallest = max(element.smallest_normal, 2.0**-126) if isinstance(element, FloatFormat) else 0.0
     if rule.format == "bf16" and rule.rounding == "nearest_even":
         kind = "cast"
     return OperandPlan(
         kind, rule.format or "", rule.rounding.value, rule.overflow, rule.rounding.is_stochastic, rule.hadamard,
         rule.delayed is not None,
-        tile, group, across, ROLES.index(OPERANDS[product][place]), number,
+        tile, group, across, ROLES.index(OPERANDS[product][place]), number, smallest,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from torch import Tensor
 from formats import FormatParameters, ScaledFormat, quantize, tensor_amax
 from formats.factored import Factored, quantize_factored
 from train.accumulate import accumulated_product, parse_accumulation, smallest_normals
-from train.hadamard import rotate
+from train.hadamard import rotate, rotate_back
 from train.operands import described
 from train.precision import OperandPlan, Plan, Precision, ProductPlan, WeightOperand, dress, strip
 from train.straight_through import straight_through
@@ -105,7 +105,8 @@ def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision, 
         y: Tensor = _fp8_product(a.values, b.values, a.factor, b.factor, *names, plan.fast, precision.output)
         return y
     accumulate = precision.structure.accumulate
-    smallest = [_smallest(operand, precision) for operand in (plan.first, plan.second)]
+    operands = (plan.first, plan.second)
+    smallest = [None if accumulate is None else _smallest(operand, precision, a.values) for operand in operands]
     if plan.chunk and a.values.shape[-1] > plan.chunk:
         by_chunks: Tensor = _chunked_product(
             a.values, b.values, a.factor, b.factor, plan.chunk, accumulate.name if accumulate else None, *smallest
@@ -130,10 +131,12 @@ def _wide_product(a: Tensor, b: Tensor) -> Tensor:
     return y.view(*a.shape[:-1], b.shape[-1])
 
 
-def _smallest(plan: OperandPlan, precision: Precision) -> Tensor | None:
-    """The smallest normal number of an operand's format where each run has its own: exponents align by it."""
+def _smallest(plan: OperandPlan, precision: Precision, like: Tensor) -> Tensor | None:
+    """The smallest normal number of an operand's elements: exponents align by it."""
     parameters = (precision.activation, precision.weight, precision.gradient)[plan.role]
-    return smallest_normals(parameters) if plan.kind == "run" and parameters is not None else None
+    if plan.kind == "run" and parameters is not None:
+        return smallest_normals(parameters)
+    return like.new_full((1, 1, 1), plan.smallest, dtype=torch.float32) if plan.smallest else None
 
 
 # One operation to the compiler: a sum over tokens has hundreds of chunks.
@@ -311,10 +314,10 @@ class _Products(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             plan, w = _plan(precision), _turn(w) if ctx.is_transposed else w
             if dx is not None:
-                a, b = _surrogate(dy, for_dgrad, plan.dgrad, 0), _surrogate(w, w_op, plan.dgrad, 1)
+                a, b = (_surrogate(t, o, plan.dgrad, i, precision) for i, t, o in ((0, dy, for_dgrad), (1, w, w_op)))
                 dx = straight_through(torch.matmul(a, b.to(a.dtype).mT).to(x.dtype), dx)
             if dw is not None:
-                a, b = _surrogate(x, x_op, plan.wgrad, 0), _surrogate(dy, for_wgrad, plan.wgrad, 1)
+                a, b = (_surrogate(t, o, plan.wgrad, i, precision) for i, t, o in ((0, x, x_op), (1, dy, for_wgrad)))
                 dw = straight_through(torch.matmul(a.mT, b.to(a.dtype)).to(w.dtype), dw)
         if dw is not None and ctx.is_transposed:
             dw = _turn(dw)
@@ -328,13 +331,15 @@ def _turn(t: Tensor) -> Tensor:
     return t.mT
 
 
-def _surrogate(x: Tensor, operand: Factored, plan: ProductPlan, place: int) -> Tensor:
-    """What second derivatives see of an operand: its rounded value as if it were x; of one that was rotated, x itself."""
+def _surrogate(x: Tensor, operand: Factored, plan: ProductPlan, place: int, precision: Precision) -> Tensor:
+    """What second derivatives see of an operand: its rounded value, rotated back, as if it were x."""
     rule = (plan.first, plan.second)[place]
-    if rule.hadamard:
-        return x
     axis = -2 if rule.number >= FIRST_OF_WGRAD else -1
-    return straight_through(x, whole(operand, plan.chunk, axis).to(x.dtype))
+    value = whole(operand, plan.chunk, axis)
+    if rule.hadamard:
+        assert precision.signs is not None
+        value = rotate_back(value, axis, precision.signs, x.shape[axis])
+    return straight_through(x, value.to(x.dtype))
 
 
 def whole(f: Factored, chunk: int, axis: int) -> Tensor:

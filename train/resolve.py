@@ -291,8 +291,12 @@ def _attention_products(name: str, table: RecipeTable, linear: LinearPrecision) 
         raise ValueError(
             f"recipe {name!r}: QKᵀ and PV sum in FP32, so products must be 'linears' beside accumulate or multiply"
         )
-    x, dy = rules.forward.first, rules.dgrad.first
-    rules = Rules(ProductRules(x, x), ProductRules(dy, x), ProductRules(rules.wgrad.first, rules.wgrad.second))
+    x, dy, w = rules.forward.first, rules.dgrad.first, rules.dgrad.second
+    # A product that takes weights otherwise than the forward one does takes keys and values so too; but for tiles, which are for
+    # weights alone. What is rotated is, on both sides.
+    k = x if w == rules.forward.second or (w.scaled is not None and w.scaled.granularity is Granularity.TILE) else w
+    k = replace(k, hadamard=dy.hadamard, signs=dy.signs)
+    rules = Rules(ProductRules(x, x), ProductRules(dy, k), rules.wgrad)
     return replace(linear, structure=replace(structure, rules=rules), weight=linear.activation)
 
 
