@@ -59,7 +59,7 @@ def everything_of(pack: Pack, run: int) -> list[Tensor]:
     """All that a run has: weights, moments, operands, scales' histories, losses."""
     tensors = [*pack.parameters.values(), *(t for o in pack.operands.values() for t in parts_of(o))]
     tensors += [t for kept in pack.kept.values() for t in kept[:3] if t is not None]
-    tensors += [t for amaxes in pack.histories._amaxes.values() for t in amaxes]
+    tensors += [t for name in pack.histories.names for t in pack.histories.amaxes_of(name)]
     return [t.detach()[run] for t in tensors] + [pack.train_loss[:, run], pack.grad_norm[:, run]]
 
 
@@ -150,7 +150,7 @@ def test_delayed_scales_are_of_the_steps_before(text: Text) -> None:
             values, factor = parts_of(operand)
             assert torch.equal(values * factor, expected), step
         pack.step()
-    recorded = pack.histories._amaxes[name][1]
+    recorded = pack.histories.amaxes_of(name)[1]
     assert torch.equal(recorded[:, 0], tensor_amax(pack.parameters[name], 1))
 
 

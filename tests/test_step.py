@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from formats import float_format
 from landscape import logit_sharpness
+from tests.recipe_packs import program_for, slot
 from tests.small import OPTIONS, SHAPE, SHAPES, make_program, make_slots
 from train import step
 from train.model import ModelShape, Numerics, cross_entropy, forward
@@ -327,6 +328,9 @@ def most_memory(work: Callable[[], object]) -> int:
             {"state": StateFormats("e4m3fn@block32", "bf16", "bf16", None, "stochastic", True)},
         ),
         ("native-fp32", 6, 128, 64, "none", {"state": StateFormats("bf16", kahan=True)}),
+        *((name, layers, 32, 1000, "none", {}) for name in (
+            "fp8-hybrid-delayed", "nvfp4-all", "deepseek-hopper", "mxfp4", "native-bf16-math", "stochastic-e5m2", "scores",
+        ) for layers in (1, 6)),
     ],
 )  # fmt: skip
 def test_the_memory_of_a_run_is_estimated_from_above_and_not_far(
@@ -334,13 +338,14 @@ def test_the_memory_of_a_run_is_estimated_from_above_and_not_far(
 ) -> None:
     """Against an allocator's account of two steps, an evaluation and a probe, on a CPU, where nothing is compiled."""
     shape = dataclasses.replace(ModelShape(layers, 2, width, 32, vocabulary), **OPTIONS.get(option, {}))
-    program = make_program(recipe, shape=shape, sequences=16, evaluation_sequences=16, **changes)
+    meant = resolve_recipe(recipe, {"scores": RecipeTable(base="nvfp4-all", products="all")})
+    program = program_for(meant, shape, sequences=16, evaluation_sequences=16, **changes)
     text = wide_text()
     text = dataclasses.replace(text, train=text.train % vocabulary, validation=text.validation % vocabulary)
     made: list[Pack] = []
 
     def work() -> None:
-        made.append(Pack(program, make_slots([recipe] * 2), text, CPU))
+        made.append(Pack(program, [slot(meant, seed) for seed in range(2)], text, CPU))
         made[0].step()
         made[0].step()
         made[0].validation_loss()

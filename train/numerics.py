@@ -11,6 +11,7 @@ both operands of a product are rotated alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from formats import AmaxHistory, tensor_amax
 from train.compiling import Quantizer
 from train.hadamard import random_signs
 from train.model import BlockPrecision, ModelShape, Numerics, is_matrix
-from train.operands import ROLES, Delayed, OperandRule
+from train.operands import ROLES, OperandRule
 from train.precision import Precision, pack_precision
 from train.recipe import LinearPrecision, Recipe
 from train.rounding_seeds import rounding_seeds
@@ -87,47 +88,94 @@ class Draws:
         return precision
 
 
+@dataclass(frozen=True)
+class _Alike:
+    """Matrices of equal rules: their names, each role's delayed rule, and its amaxes [M, R, H], None where nothing is delayed."""
+
+    names: list[str]
+    rules: tuple[OperandRule | None, ...]
+    amaxes: tuple[Tensor | None, ...]
+
+    def scales(self, runs: int, device: torch.device) -> Tensor:
+        """[M, R, 3], 1 where nothing is delayed."""
+        ones = torch.ones(len(self.names), runs, dtype=torch.float32, device=device)
+        return torch.stack(
+            [self._scale(role) if self.amaxes[role] is not None else ones for role in range(len(ROLES))], 2
+        )
+
+    def _scale(self, role: int) -> Tensor:
+        rule, amaxes = self.rules[role], self.amaxes[role]
+        assert rule is not None
+        assert rule.format is not None
+        assert rule.delayed is not None
+        assert amaxes is not None
+        scale = AmaxHistory(amaxes.flatten(0, 1)).scale(rule.format, rule.delayed.rule, rule.delayed.margin)
+        return (power_of_two_above(scale) if rule.delayed.power_of_two else scale).view(amaxes.shape[:2])
+
+    def record(self, of_step: Tensor) -> None:
+        """A step's amaxes [M, R, 3], in place."""
+        for role, kept in enumerate(self.amaxes):
+            if kept is not None:
+                history = AmaxHistory(kept.flatten(0, 1)).record(of_step[..., role].flatten())
+                kept.copy_(history.amaxes.view_as(kept))
+
+
 class Histories:
-    """The amaxes of each matrix's activation, weight and gradient where scales are delayed: one `AmaxHistory` a role, [R, H]."""
+    """The amaxes of each matrix's activation, weight and gradient where scales are delayed."""
 
     def __init__(self, numerics: Numerics, shape: ModelShape, runs: int, device: torch.device) -> None:
-        self._rules: dict[str, list[OperandRule | None]] = {}
-        self._amaxes: dict[str, list[Tensor]] = {}
         self._runs, self._device = runs, device
+        groups: dict[tuple[OperandRule | None, ...], list[str]] = {}
         for name in (*filter(is_matrix, shape.parameters()), shape.head):
             rules = place_of(name, numerics).structure.rules
-            if rules is None or not rules.is_delayed:
-                continue
-            by_role = rules.by_role()
-            delayed = [next((rule for rule in by_role[role] if rule.delayed), None) for role in ROLES]
-            self._rules[name] = delayed
-            lengths = [1 if rule is None or rule.delayed is None else rule.delayed.length for rule in delayed]
-            self._amaxes[name] = [AmaxHistory.empty(length, runs, device).amaxes for length in lengths]
+            if rules is not None and rules.is_delayed:
+                by_role = rules.by_role()
+                delayed = (next((rule for rule in by_role[role] if rule.delayed), None) for role in ROLES)
+                groups.setdefault(tuple(delayed), []).append(name)
+        self._groups = [_Alike(names, rules, self._empty(rules, len(names))) for rules, names in groups.items()]
+
+    def _empty(self, rules: tuple[OperandRule | None, ...], matrices: int) -> tuple[Tensor | None, ...]:
+        def of(rule: OperandRule | None) -> Tensor | None:
+            if rule is None or rule.delayed is None:
+                return None
+            length = rule.delayed.length
+            return AmaxHistory.empty(length, matrices * self._runs, self._device).amaxes.view(
+                matrices, self._runs, length
+            )
+
+        return tuple(of(rule) for rule in rules)
 
     @property
     def names(self) -> list[str]:
         """The matrices that have any."""
-        return list(self._rules)
+        return [name for group in self._groups for name in group.names]
+
+    def amaxes_of(self, name: str) -> list[Tensor]:
+        """A matrix's amaxes [R, H], of the roles whose scales are delayed, the newest first."""
+        return [
+            kept[group.names.index(name)]
+            for group in self._groups
+            if name in group.names
+            for kept in group.amaxes
+            if kept is not None
+        ]
 
     def scales(self) -> dict[str, Tensor]:
         """The scales of the next step by matrix, FP32 [R, 3] of activation, weight and gradient, 1 where none is delayed."""
-        return {name: torch.stack([self._scale(name, role) for role in range(len(ROLES))], 1) for name in self._rules}
-
-    def _scale(self, name: str, role: int) -> Tensor:
-        rule = self._rules[name][role]
-        if rule is None or rule.format is None:
-            return torch.ones(self._runs, dtype=torch.float32, device=self._device)
-        delayed: Delayed | None = rule.delayed
-        assert delayed is not None
-        scale = AmaxHistory(self._amaxes[name][role]).scale(rule.format, delayed.rule, delayed.margin)
-        return power_of_two_above(scale) if delayed.power_of_two else scale
+        return {
+            name: scale
+            for group in self._groups
+            for name, scale in zip(group.names, group.scales(self._runs, self._device), strict=True)
+        }
 
     def record(self, amaxes: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """A step's amaxes [R, 3] by matrix, in place; the weights' own are taken here, of the master weights."""
-        for name, of_step in amaxes.items():
-            columns = [of_step[:, 0], tensor_amax(weights[name], 1), of_step[:, 2]]
-            for kept, amax in zip(self._amaxes[name], columns, strict=True):
-                kept.copy_(AmaxHistory(kept).record(amax).amaxes)
+        for group in self._groups:
+            of_step = torch.stack([amaxes[name] for name in group.names])
+            if group.amaxes[1] is not None:
+                own = torch.stack([tensor_amax(weights[name], 1) for name in group.names])
+                of_step = torch.stack([of_step[..., 0], own, of_step[..., 2]], 2)
+            group.record(of_step)
 
 
 def power_of_two_above(scale: Tensor) -> Tensor:

@@ -104,11 +104,38 @@ class Program:
         a_logit = 8 * wide if compiled else 44
         # Of sums that the recipe forms: FP64 operands, exponents, accumulators.
         if any(place is not None and place.accumulate for place in self.structure.places):
-            a_logit += 64
+            head = self.structure.places[1]
+            a_logit += 64 if head is not None and head.accumulate else 0
             activations += 256 * tokens * D
         logits = a_logit * min(tokens * self.shape.vocabulary, CHUNK_OF_ONE_RUN)
+        activations += self._bytes_of_rules(wide, compiled) + self._bytes_of_written_attention(compiled)
         state = (20 + 4 * self.state.kahan) * self.shape.size * wide
         return state + activations + logits
+
+    def _bytes_of_rules(self, wide: int, compiled: bool) -> int:
+        """What rounding by rules adds: each linear's input again, as wgrad takes it, weights twice, and what it makes
+        on the way of the largest operand: eager code a dozen tensors of it, in FP64 where it is stochastic or rotated.
+        """
+        places = [place for place in self.structure.places if place is not None and place.rules is not None]
+        if not places:
+            return 0
+        shape, tokens = self.shape, self.sequences * self.shape.context
+        inputs = 2 * (3 * shape.width + shape.features) * shape.layers * wide * (1 if compiled else 2)
+        head = self.structure.places[1]
+        by_rules = head is not None and head.rules is not None
+        logits = min(tokens * shape.vocabulary, CHUNK_OF_ONE_RUN) if by_rules else 0
+        gated = 2 if shape.mlp == "swiglu" else 1
+        widest = max(tokens * max(sum(shape.attention_features), gated * shape.features), logits)
+        drawn = any(place.rules is not None and (place.rules.is_stochastic or place.rules.hadamard) for place in places)
+        return tokens * inputs + 2 * wide * shape.size + widest * (24 if compiled else 70 if drawn else 35)
+
+    def _bytes_of_written_attention(self, compiled: bool) -> int:
+        """Scores of attention that is written out: three tensors of them a layer, five and roundings where they are rounded."""
+        if self.structure.attention_form == "fused":
+            return 0
+        scores = self.sequences * self.shape.heads * self.shape.context**2
+        rounded = self.structure.places[4] is not None
+        return 4 * scores * self.shape.layers * (5 if rounded else 3) + (0 if compiled else 60 * scores * rounded)
 
 
 def _at_intervals(steps: int, every: int) -> list[int]:

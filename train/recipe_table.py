@@ -60,10 +60,11 @@ class RecipeTable:
 
     base: a recipe to start from. activation, weight, gradient: formats of the operands, scaled ones too, or native-* for all.
     rounding: of all operands (nearest_even); activation_rounding, ...: of one. forward, dgrad, wgrad: what a product does
-    otherwise. overflow: what is too large becomes the largest value, or infinity. output: what products leave (bf16). accumulate: how sums are formed (fp32). multiply: "carrier", or "fp8" for the
-    hardware's own FP8 products. delayed: steps of history for tensors' scales (0: the tensor's own amax), delayed_margin (0),
-    delayed_rule (max), delayed_roles (all three). hadamard: products whose operands are rotated first; hadamard_size (16); hadamard_signs: "fixed" for a
-    run, or new ones each "step".
+    otherwise. overflow: what is too large becomes the largest value, or infinity. output: what products leave (bf16).
+    accumulate: how sums are formed (fp32). multiply: "carrier", or "fp8" for the hardware's own FP8 products. delayed: steps of
+    history for tensors' scales (0: the tensor's own amax), delayed_margin (0), delayed_rule (max), delayed_roles (all three).
+    hadamard: products whose operands are rotated first; hadamard_size (16); hadamard_signs: "fixed" for a run, or new ones each
+    "step".
 
     lm_head, attention, mlp: recipes for the LM head ("body": the recipe itself), the attention's linears, the MLP's.
     first_blocks, last_blocks: how many blocks are done as `kept` says (native-bf16). products: "linears", or "all" for QKᵀ and
