@@ -151,8 +151,6 @@ def rotation(p: LinearPrecision) -> int:
     return p.structure.rules.hadamard if p.structure.rules else 0
 
 
-# Sums of their own with scales, wrong for subnormal elements (`test_aligned_sums_take_subnormals_of_scaled_elements_...`).
-NEVER_SUBNORMAL = [name for name, (p, _) in CASES.items() if p.structure.accumulate and p.structure.rules]
 STOCHASTIC = [name for name, (p, _) in CASES.items() if any(stochastic(p, of) for of in PRODUCTS)]
 DETERMINISTIC = [name for name in CASES if name not in STOCHASTIC]
 
@@ -287,7 +285,7 @@ def test_all_three_products_are_the_references(name: str) -> None:
     runs = CASES[name]
 
     @SMALL
-    @given(layers(runs[0], name in NEVER_SUBNORMAL))
+    @given(layers(runs[0]))
     def check(layer: Layer) -> None:
         got, precision = computed(list(runs), layer)
         for run, p in enumerate(runs):
