@@ -5,9 +5,9 @@
 
 nanoGPT's model.py, its initialisation and its configure_optimizers (AdamW, decay on matrices, fused on a GPU), under BF16
 autocast on a GPU; its loop written out: linear warm-up, cosine to a tenth, gradients clipped to 1. Ours: the same as a study's
-pack, native BF16 (FP32 on a CPU). Both read the same batches, a seed each, and both are held against the same held-out sequences. They start from
-weights of their own, so they differ by as much as seeds do: the page of results says by how much, with Welch's interval for
-the difference of means, and whether it contains zero.
+pack, native BF16 (FP32 on a CPU). Both read the same batches, a seed each, and both are held against the same held-out
+sequences. They start from weights of their own, so they differ by as much as seeds do: the page of results says by how much,
+with Welch's interval for the difference of means, and whether it contains zero.
 """
 
 from __future__ import annotations
