@@ -133,7 +133,7 @@ def nanogpt_losses(folder: Path, program: Program, text: Text, rate: float, seed
 
 
 def imported(folder: Path) -> Any:
-    """nanoGPT's model.py, by its path."""
+    """The model.py of nanoGPT, by its path."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec is not None
     assert spec.loader is not None
