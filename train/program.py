@@ -50,6 +50,7 @@ class Program:
     scales_loss: bool = False
     before: RecipeStructure | None = None
     until: int = 0
+    signals_every: int = 0
 
     def __post_init__(self) -> None:
         self.state.check_dtype(self.dtype)
@@ -68,6 +69,11 @@ class Program:
     def probe_steps(self) -> list[int]:
         """After how many updates the sharpness is taken."""
         return _at_intervals(self.steps, self.probe.every) if self.probe.every and self.probe.measures else []
+
+    @property
+    def signal_steps(self) -> list[int]:
+        """The steps that are looked at for alarm signals, each before its update."""
+        return list(range(0, self.steps, self.signals_every)) if self.signals_every else []
 
     def rounded_elements_per_step(self) -> int:
         """Elements that one run's quantisers round in a step: every operand of every linear, each once."""
@@ -133,7 +139,8 @@ class Slot:
 class PackResult:
     """Histories of a pack's runs, the run axis last, in nats per token; sharpness in percent, [probes, R, epsilons].
 
-    loss_scale and skipped are there only where the program's loss scale is dynamic.
+    loss_scale and skipped are there only where the program's loss scale is dynamic. grad_norm_block: [steps, R, 1 + L], what is
+    outside the blocks first; signals, by the names of `signals`: [signal steps, R, ...].
     """
 
     train_loss: NDArray[np.float32]
@@ -145,6 +152,8 @@ class PackResult:
     compiled: bool
     loss_scale: NDArray[np.float32] | None = None
     skipped: NDArray[np.bool_] | None = None
+    grad_norm_block: NDArray[np.float32] | None = None
+    signals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
