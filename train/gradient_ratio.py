@@ -2,9 +2,9 @@
 
     gnmr_t = |g_t| / mean(|g_0|, ..., |g_(t-1)|)
 
-Kong et al. 2026 (2606.00539) compare "each recoverable unit's current gradient norm with its historical mean" (their abstract; the
-paper could not be read). Here the history is the whole run so far, each step alike, without norms that are not finite: no constant
-is needed. The first step has no ratio, NaN; a norm that is not finite has one that is not finite.
+Kong et al. 2026 (2606.00539) compare "each recoverable unit's current gradient norm with its historical mean" (their abstract;
+the paper could not be read). Here the history is the whole run so far, each step alike, without norms that are not finite: no
+constant is needed. The first step has no ratio, NaN; a norm that is not finite has one that is not finite.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from train.seen import LM_HEAD, Layers, Seen
 from train.signals import OF_OPERANDS, OF_PASS, SIGNALS, Look, Rounded, statistics
 from train.step import site_of
 
-Statistics = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Statistics = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
 
 def tensor_names(shape: ModelShape) -> list[str]:
@@ -82,7 +82,7 @@ def rounded(x: Tensor, precision: Precision, role: Role, site: int) -> Rounded |
     """An activation or a gradient [R, S, D] before and after rounding; None where nothing rounds it."""
     if precision.plan is None:
         limit = _limit_alone(precision, role, x)
-        return None if limit is None else Rounded(x.float(), on_grid(x, precision, role).float(), limit, None)
+        return None if limit is None else _symmetric(x.float(), on_grid(x, precision, role).float(), limit)
     rule, axis, chunk, _ = chosen(precision, role)
     x = precision.to_output(x.detach())
     q = whole(take(x, rule, axis, chunk, precision, site), chunk, axis)
@@ -96,7 +96,7 @@ def rounded_weight(w: Tensor, operand: Tensor | WeightOperand, precision: Precis
     rows = w.shape[1]
     if isinstance(operand, Tensor):
         limit = _limit_alone(precision, "weight", w)
-        return None if limit is None else Rounded(w.float(), operand[:, :rows].float(), limit, None)
+        return None if limit is None else _symmetric(w.float(), operand[:, :rows].float(), limit)
     rule, axis, chunk, forward_ = chosen(precision, "weight")
     axis = -3 - axis if head else axis
     values, factor = (
@@ -110,7 +110,11 @@ def rounded_weight(w: Tensor, operand: Tensor | WeightOperand, precision: Precis
     if rule.hadamard:
         return r
     scale = None if r.scale is None else _rows(r.scale, rows)
-    return Rounded(r.x[:, :rows], r.q[:, :rows], _rows(r.limit, rows), scale)
+    return Rounded(r.x[:, :rows], r.q[:, :rows], _rows(r.limit, rows), scale, _rows(r.edge, rows))
+
+
+def _symmetric(x: Tensor, q: Tensor, limit: Tensor) -> Rounded:
+    return Rounded(x, q, limit, None, limit)
 
 
 def _rows(t: Tensor, rows: int) -> Tensor:
@@ -127,19 +131,20 @@ def _rounded_by(
     if rule.kind == "run":
         parameters = (precision.activation, precision.weight, precision.gradient)[rule.role]
         assert parameters is not None
-        return Rounded(x, q, parameters.max_bits.view(torch.float32), None)
+        return _symmetric(x, q, parameters.max_bits.view(torch.float32))
     f = described(rule.name)  # of a cast, too: BF16
     element = f.element if isinstance(f, ScaledFormat) else f
     largest, lowest = float(element.largest), float(-element.lowest)
-    limit = x.new_full((1, 1, 1), largest) if largest == lowest else torch.where(x < 0, lowest, largest)
+    limit = x.new_full((1, 1, 1), largest)
+    edge = limit if largest == lowest else torch.where(x < 0, lowest, limit)
     if not isinstance(f, ScaledFormat):
-        return Rounded(x, q, limit, None)
+        return Rounded(x, q, limit, None, edge)
     group, tensor = scales_of(x, f, -1 if rule.tile else axis, tensor_scale=given, batch_dims=1)
     scale = _to_elements(group, f, axis, x.shape)
-    limit = limit * scale
+    limit, edge = limit * scale, edge * scale
     if tensor is not None:
-        scale, limit = (t * tensor[:, None, None] for t in (scale, limit))
-    return Rounded(x, q, limit, scale)
+        scale, limit, edge = (t * tensor[:, None, None] for t in (scale, limit, edge))
+    return Rounded(x, q, limit, scale, edge)
 
 
 def _to_elements(group: Tensor, f: ScaledFormat, axis: int, shape: Sequence[int]) -> Tensor:

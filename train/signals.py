@@ -44,14 +44,15 @@ class Look(NamedTuple):
 class Rounded(NamedTuple):
     """An operand [R, M, K], FP32: x, which is rounded, and q, which it becomes. What follows broadcasts against them.
 
-    limit: the largest magnitude that the element's format and scale have, on the element's side of zero. scale: of each element,
-    None where the format has none.
+    limit: the largest number that the element's format and scale have. scale: of each element, None where the format has none.
+    edge: where elements begin to be clipped, a magnitude: the limit, or below zero in two's complement one step more.
     """
 
     x: Tensor
     q: Tensor
     limit: Tensor
     scale: Tensor | None
+    edge: Tensor
 
 
 class Signal(NamedTuple):
@@ -119,8 +120,8 @@ def _count(which: Tensor) -> Tensor:
 
 def clipped(r: Rounded) -> Tensor:
     """[R]."""
-    limit = r.limit if r.scale is None else r.limit * SCALE_MARGIN
-    return _count(r.x.abs() > limit) / math.prod(r.x.shape[1:])
+    edge = r.edge if r.scale is None else r.edge * SCALE_MARGIN
+    return _count(r.x.abs() > edge) / math.prod(r.x.shape[1:])
 
 
 def flushed(r: Rounded) -> Tensor:
@@ -131,7 +132,8 @@ def flushed(r: Rounded) -> Tensor:
 
 def at_maximum(r: Rounded) -> Tensor:
     """[R]."""
-    return _count(r.q.abs() == r.limit) / math.prod(r.x.shape[1:])
+    # Of nothing but zeros even the scale, and so the limit, can be zero.
+    return _count((r.q.abs() >= r.limit) & (r.q != 0)) / math.prod(r.x.shape[1:])
 
 
 def quantization_error(r: Rounded) -> Tensor:
@@ -178,7 +180,8 @@ OF_PASS = {
 OF_OPERANDS = {
     "clipped": Signal(
         ("tensor", "role"), "1", "share of the operand's elements that are clipped",
-        "elements with |x| > the largest element * scale, of all; by more than the rounding of an FP32 scale, 2^-20",
+        "elements with |x| > the largest element * scale (the lowest, below zero), of all; by more than the rounding of an FP32 "
+        "scale, 2^-20",
         clipped,
     ),
     "flushed": Signal(
@@ -187,7 +190,7 @@ OF_OPERANDS = {
     ),
     "at_maximum": Signal(
         ("tensor", "role"), "1", "share of the operand's elements at the largest magnitude",
-        "elements with |q| = the largest element * scale, of all", at_maximum,
+        "elements with |q| >= the largest element * scale, of all, those of zero apart", at_maximum,
     ),
     "quantization_error": Signal(
         ("tensor", "role"), "1", "relative error of the rounded operand",
@@ -214,9 +217,9 @@ OF_UPDATE = {
 SIGNALS: dict[str, Signal] = OF_PASS | OF_OPERANDS | OF_UPDATE
 
 
-def statistics(x: Tensor, q: Tensor, limit: Tensor, scale_of: Tensor | None) -> Tensor:
+def statistics(x: Tensor, q: Tensor, limit: Tensor, scale_of: Tensor | None, edge: Tensor) -> Tensor:
     """All signals of an operand (see `Rounded`), [signals, R], in the order of `OF_OPERANDS`."""
-    operand = Rounded(x, q, limit, scale_of)
+    operand = Rounded(x, q, limit, scale_of, edge)
     return torch.stack([signal.of(operand) for signal in OF_OPERANDS.values()])
 
 
