@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from formats import quantize, quantize_scaled
+from formats.factored import Factored
 from tests.small import SHAPE, make_program, make_slots, resolve
 from tests.test_pack import CPU, PlainGPT
-from train import signal_pass, signals
+from train import products, signal_pass, signals
 from train.gradient_ratio import norm_to_mean
 from train.model import is_matrix
 from train.numerics import make_numerics, place_of
@@ -174,6 +175,49 @@ def test_no_operand_of_a_step_is_beyond_its_limit(name: str, text: Text) -> None
         assert (r.q.abs() <= r.edge).all()
         within = r.x.abs() <= r.edge
         assert ((r.q - r.x).abs() <= 0.5 * r.limit)[within].all()
+
+
+@pytest.mark.parametrize("name", ["stochastic-e4m3", "fp8-hybrid-delayed", "nvfp4-all", "mxfp8"])
+def test_what_is_looked_at_is_what_training_multiplies_by(
+    name: str, text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of one sequence, so that scales are of the same tensors: x, W and dy of every block as a step's products take them,
+    with its scales and random bits. Sums have another order, so that a few elements round otherwise.
+    """
+    pack = Pack(
+        make_program(name, sequences=1, signals_every=2, state=resolve(name).state), make_slots([name]), text, CPU
+    )
+    for _ in range(2):
+        pack.step()
+    looked, weights = spy_on(pack), {}
+    for matrix in filter(is_matrix, pack.operands):
+        plan, operand = place_of(matrix, pack.numerics).plan, detached(pack.operands[matrix])
+        assert plan is not None
+        assert not isinstance(operand, Tensor)
+        factored = Factored(operand.forward, operand.forward_factor)
+        weights[matrix] = products.whole(factored, plan.forward.chunk, -2).clone()  # updated in place
+    taken: dict[int, list[Tensor]] = {}
+    real, gradients = products.take, pack.gradients
+
+    def take(x: Tensor, plan: Any, axis: int, chunk: int, *rest: Any) -> Any:
+        factored = real(x, plan, axis, chunk, *rest)
+        taken.setdefault(plan.number, []).append(products.whole(factored, chunk, axis))
+        return factored
+
+    def from_here(*arguments: Any) -> Any:
+        taken.clear()
+        return gradients(*arguments)
+
+    monkeypatch.setattr(products, "take", take)
+    monkeypatch.setattr(pack, "gradients", from_here)
+    pack.step()
+    monkeypatch.undo()
+    layers = 4 * SHAPE.layers
+    forward, backward = taken[0][:layers], taken[2][-layers:][::-1]
+    for i, matrix in enumerate(signal_pass.tensor_names(SHAPE)[:layers]):
+        for role, expected in enumerate((forward[i], weights[matrix], backward[i])):
+            same = torch.isclose(looked[3 * i + role].q, expected, rtol=1e-6, atol=0).float().mean()
+            assert same > (0.9 if role != 1 else 0.9999), (matrix, role)
 
 
 @pytest.mark.parametrize("name", ["fp8-hybrid", "mxfp8", "nvfp4-nearest", "int8"])
