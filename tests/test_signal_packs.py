@@ -159,7 +159,13 @@ def test_signals_are_traced_whole_by_the_compiler(text: Text, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("recipe", "context", "sequences", "vocabulary"),
-    [("native-fp32", 256, 1, 64), ("native-fp32", 32, 1, 1000), ("e4m3", 32, 16, 200), ("fp8-hybrid", 64, 1, 64)],
+    [
+        ("native-fp32", 512, 1, 64),
+        ("native-fp32", 256, 1, 64),
+        ("native-fp32", 32, 1, 1000),
+        ("e4m3", 32, 16, 200),
+        ("fp8-hybrid", 64, 1, 64),
+    ],
 )
 def test_the_memory_of_a_look_is_in_the_estimate(recipe: str, context: int, sequences: int, vocabulary: int) -> None:
     shape = ModelShape(2, 2, 32, context, vocabulary)

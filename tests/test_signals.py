@@ -16,9 +16,9 @@ from tests.small import SHAPE, make_program, make_slots, resolve
 from tests.test_pack import CPU, PlainGPT
 from train import products, signal_pass, signals
 from train.gradient_ratio import norm_to_mean
-from train.model import is_matrix
+from train.model import forward, is_matrix
 from train.numerics import make_numerics, place_of
-from train.operands import Role
+from train.operands import OPERANDS, ROLES, Role
 from train.optim import Muon
 from train.pack import Pack
 from train.precision import Precision
@@ -27,9 +27,9 @@ from train.recipe_table import RecipeTable
 from train.resolve import resolve_recipe
 from train.seeds import initial_weights
 from train.seen import LM_HEAD, Seen
-from train.signal_pass import rounded, rounded_weight
+from train.signal_pass import chosen, rounded, rounded_weight
 from train.signals import OF_OPERANDS, Look, Rounded, statistics
-from train.step import batch, detached
+from train.step import batch, detached, head_operand
 from train.text import Text
 
 
@@ -235,15 +235,56 @@ def test_a_weight_is_looked_at_as_its_products_take_it(name: str, text: Text) ->
 
 
 def test_the_head_is_looked_at_without_its_padding(text: Text) -> None:
+    """Fifty rows of 64, in its signals and in the logits: padding would add 14 logits of zero."""
     shape = dataclasses.replace(SHAPE, vocabulary=50)
     for name in ("e4m3", "ms-amp-o1"):
         program = make_program(name, shape=shape, signals_every=1, state=resolve(name).state)
         pack = Pack(program, make_slots([name]), text, CPU)
         precision = pack.numerics.lm_head
-        r = rounded_weight(pack.parameters["wte"].detach(), pack.operands["wte"], precision, head=True)
+        r = rounded_weight(pack.parameters["wte"].detach(), detached(pack.operands["wte"]), precision, head=True)
         assert r is not None
         assert r.x.shape == r.q.shape == (1, 50, SHAPE.width)
+        tokens = batch(pack.text, pack.offsets[0], SHAPE.context)[0][:, None, : SHAPE.context]
+        expected = forward(pack.parameters, tokens, shape, pack.numerics).detach().logsumexp(-1).mean()
         pack.step()
+        assert float(pack.signals.values["logsumexp_mean"][0, 0]) == pytest.approx(float(expected), abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["e4m3fn@row", "e4m3fn@block4", "e4m3fn@tile4x4", "e4m3fn@block8:e8m0fnu"])
+def test_the_heads_scales_lie_along_the_width(name: str, text: Text) -> None:
+    """Its matrix lies [V, D], and D is what the logits' product contracts; with rows that pad the vocabulary, and are cut off."""
+    recipe = resolve_recipe("mine", {"mine": RecipeTable(name, name, name)})
+    shape = dataclasses.replace(SHAPE, vocabulary=50)
+    program = dataclasses.replace(make_program(shape=shape), structure=recipe.structure)
+    pack = Pack(program, [Slot(recipe, 1e-3, 1, 1)], text, CPU)
+    w = pack.parameters["wte"].detach() * torch.logspace(-3, 3, 50)[:, None]
+    operand = head_operand(w, pack.numerics.lm_head)
+    r = rounded_weight(w, operand, pack.numerics.lm_head, head=True)
+    assert r is not None
+    expected = quantize_scaled(w, name, -1, batch_dims=1)
+    torch.testing.assert_close(r.q, expected, rtol=1e-6, atol=0)
+    assert ((r.q - r.x).abs() <= r.limit / 7).all(), "half a step, or what MX clips, 1/8"
+    at_limit = (r.q.abs() == r.limit).float()
+    assert 0 < float(at_limit.mean()) < 1
+    assert r.scale is not None
+    of_rows = r.scale.expand_as(r.x)
+    assert len(of_rows.unique()) > 6, "the rows differ by powers of ten"
+
+
+@pytest.mark.parametrize(
+    ("name", "product"),
+    [("mxfp4", ("wgrad", "dgrad", "dgrad")), ("int8-switchback", ("forward", "forward", "dgrad")),
+     ("nvfp4-all", ("forward", "forward", "dgrad")), ("stochastic-e4m3", ("forward", "forward", "dgrad"))],
+)  # fmt: skip
+def test_of_two_products_the_first_with_scales_is_looked_at(name: str, product: tuple[str, str, str]) -> None:
+    precision = make_numerics([resolve(name)], SHAPE, CPU, quantize, False).body
+    for role, expected in zip(ROLES, product, strict=True):
+        choice = chosen(precision, role)
+        plan = getattr(precision.plan, expected)
+        assert choice.rule == plan[OPERANDS[expected].index(role)]  # type: ignore[index]
+        assert choice.axis == {"forward": (-1, -2), "dgrad": (-1, -1), "wgrad": (-2, -2)}[expected][
+            OPERANDS[expected].index(role)  # type: ignore[index]
+        ]  # fmt: skip
 
 
 def test_kurtosis_of_two_valued_tokens() -> None:

@@ -27,9 +27,8 @@ from train.seen import Seen
 
 OUTSIDE = -1
 """Of the parameters outside the blocks, along `block`: embeddings, the last norm and the LM head."""
-SCALE_MARGIN = (
-    1 + 2.0**-20
-)  # an FP32 scale is rounded: the amax that it was made for may lie 2^-24 beyond it, and is not clipped
+# An FP32 scale is rounded: the amax that it was made for may lie 2^-24 beyond its limit, and is not clipped.
+SCALE_MARGIN = 1 + 2.0**-20
 SCORES_AT_ONCE = 2**25  # attention logits in memory at a time
 
 
