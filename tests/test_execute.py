@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_run_is_there_with_its_coordinates(finished: Path) -> None:
     tree = open_study(finished)
-    assert set(tree.children) == {"history", "evaluation", "sharpness", "summary"}
+    assert set(tree.children) == {"history", "evaluation", "sharpness", "signals", "summary"}
     assert tree["history"]["train_loss"].shape == (8, 12)
     assert tree["evaluation"].to_dataset()["eval_step"].values.tolist() == [0, 5, 10, 12]
     assert tree["sharpness"].to_dataset()["probe_step"].values.tolist() == [0, 6, 12]
@@ -293,7 +293,7 @@ def test_runs_share_a_program_where_carrier_structure_and_shapes_are_the_same() 
 @pytest.mark.parametrize("probe", [{"every": 0}, {"measures": []}])
 def test_a_study_without_probes_has_no_sharpness(tmp_path: Path, probe: dict[str, Any]) -> None:
     run_study(tiny(probe=probe), tmp_path, "cpu", Recorder())
-    assert set(open_study(tmp_path).children) == {"history", "evaluation", "summary"}
+    assert set(open_study(tmp_path).children) == {"history", "evaluation", "signals", "summary"}
 
 
 def test_progress_is_reported_to_the_end(tmp_path: Path) -> None:

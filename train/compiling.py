@@ -52,8 +52,10 @@ def compiles_steps(device_type: str) -> bool:
     return True
 
 
-def compiler() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """torch.compile for the pieces of a training step: static shapes, whole functions, and a cache that outlives the process.
+
+    dynamic: for what is asked for tensors of many shapes, and compiled once for them all.
 
     The compiler's own cache is in the temporary folder, which machines empty; $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept.
     """
@@ -66,7 +68,7 @@ def compiler() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 os.environ[CACHE_VARIABLE] = str(folder)
     if hasattr(functorch_config, CACHE_CUSTOM):  # ours are pure functions of their arguments
         setattr(functorch_config, CACHE_CUSTOM, True)
-    return functools.partial(torch.compile, dynamic=False, fullgraph=True)
+    return functools.partial(torch.compile, dynamic=dynamic, fullgraph=True)
 
 
 def quantizer_for(device_type: str, elements: float) -> Quantizer:
@@ -74,7 +76,7 @@ def quantizer_for(device_type: str, elements: float) -> Quantizer:
     saved = elements * (1 / EAGER_RATE - 1 / COMPILED_RATE)
     if device_type != "cpu" or saved < COMPILE_SECONDS or not _has_cpp_compiler():
         return quantize
-    return _compiled_quantizer
+    return compiled_quantizer
 
 
 @functools.cache
@@ -87,7 +89,8 @@ def _has_cpp_compiler() -> bool:
     return False
 
 
-def _compiled_quantizer(x: Tensor, parameters: Any, rounding: str) -> Tensor:
+def compiled_quantizer(x: Tensor, parameters: Any, rounding: str) -> Tensor:
+    """`quantize` to formats' parameters, compiled once for all shapes."""
     return _program(str(rounding))(x, parameters)
 
 

@@ -162,10 +162,8 @@ def _same_text(directory: Path, finished: dict[str, str], wanted: dict[str, str]
 
 
 def _enough_disk(directory: Path, packs: list[PlannedPack]) -> None:
-    """Two float32 histories a run, four with dynamic loss scales, with a margin for the rest and for the file written aside."""
-    need = sum(
-        (32 if pack.program.dynamic_loss_scale else 16) * len(pack.runs) * pack.program.steps + 2**20 for pack in packs
-    )
+    """Each run's histories and signals, twice over for the rest and for the file written aside."""
+    need = sum(2 * pack.program.history_bytes * len(pack.runs) + 2**20 for pack in packs)
     free = shutil.disk_usage(directory).free
     if packs and free < need:
         raise StudyError(

@@ -176,6 +176,12 @@ def linear(x_RSD: Tensor, w_RDF: Tensor, precision: Precision, site: int = 0, is
     x_RSD and w_RDF are FP32 master values, [R, S, D] and [R, D, F], or [R, F, D] if `is_transposed`; the FP32 result holds values
     of the recipe's output type.
     """
-    x = operand(x_RSD, precision, "activation")
     w = w_RDF if precision.plan is not None else operand(w_RDF, precision, "weight")
-    return receive(product(x, w, precision, site, is_transposed), precision)
+    return multiply_operand(x_RSD, w, precision, site, is_transposed)
+
+
+def multiply_operand(
+    x_RSD: Tensor, w: Tensor | WeightOperand, precision: Precision, site: int = 0, is_transposed: bool = False
+) -> Tensor:
+    """`linear` by a weight as its products take it already."""
+    return receive(product(operand(x_RSD, precision, "activation"), w, precision, site, is_transposed), precision)

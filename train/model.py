@@ -31,10 +31,11 @@ from torch import Tensor
 
 from train.elsewhere import rounded
 from train.layers import NORM_EPS, Norm, Readout
-from train.linear import linear, operand, product, receive
+from train.linear import operand, product, receive
 from train.precision import Precision
 from train.products import HEAD_SITE
 from train.recipe import Elsewhere
+from train.seen import LM_HEAD, Layers
 
 Attention = Literal["fused", "math"]
 Parameters = Mapping[str, Tensor]
@@ -277,12 +278,15 @@ def written_attention(
 
 def _attention(
     x_RSD: Tensor, p: Parameters, h: str, shape: ModelShape, turn: Tensor | None, T: int, numerics: Numerics,
-    block: BlockPrecision,
+    block: BlockPrecision, layers: Layers,
 ) -> Tensor:  # fmt: skip
     here = block.attention
-    qkv = linear(x_RSD, p[h + "attn.qkv"], here, QKV)
+    qkv = layers(x_RSD, h + "attn.qkv", here, QKV)
     heads = split_heads(qkv, p.get(h + "attn.ln_q"), p.get(h + "attn.ln_k"), turn, shape, T)
     q, k, v = (x.to(here.carrier).transpose(2, 3) for x in heads)
+    if layers.seen is not None:
+        layers.seen.queries.append(q)
+        layers.seen.keys.append(k)
     if numerics.attention == "fused":
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=shape.attention_scale).unflatten(
@@ -293,7 +297,7 @@ def _attention(
         y = written_attention(q, k, v, shape.attention_scale, block.products, numerics.elsewhere.softmax)
         y = y.unflatten(1, (-1, shape.heads))
     y_RSD = y.transpose(2, 3).reshape(x_RSD.shape).to(x_RSD.dtype)
-    return linear(y_RSD, p[h + "attn.proj"], here, PROJECTION)
+    return layers(y_RSD, h + "attn.proj", here, PROJECTION)
 
 
 def activate(y_RSF: Tensor, shape: ModelShape) -> Tensor:
@@ -304,13 +308,19 @@ def activate(y_RSF: Tensor, shape: ModelShape) -> Tensor:
     return F.silu(gate) * up
 
 
-def _mlp(x_RSD: Tensor, p: Parameters, h: str, shape: ModelShape, numerics: Numerics, here: Precision) -> Tensor:
-    features = activate(linear(x_RSD, p[h + "mlp.fc"], here, FC), shape)
-    return linear(rounded(features, numerics.elsewhere.gelu), p[h + "mlp.proj"], here, MLP_PROJECTION)
+def _mlp(x_RSD: Tensor, h: str, shape: ModelShape, numerics: Numerics, here: Precision, layers: Layers) -> Tensor:
+    features = activate(layers(x_RSD, h + "mlp.fc", here, FC), shape)
+    return layers(rounded(features, numerics.elsewhere.gelu), h + "mlp.proj", here, MLP_PROJECTION)
 
 
-def forward(p: Parameters, tokens_RNT: Tensor, shape: ModelShape, numerics: Numerics) -> Tensor:
-    """Logits [R, S, V] of the next token at every position; tokens are integers in [0, V), [R, N, T] with T <= context."""
+def forward(
+    p: Parameters, tokens_RNT: Tensor, shape: ModelShape, numerics: Numerics, layers: Layers | None = None
+) -> Tensor:
+    """Logits [R, S, V] of the next token at every position; tokens are integers in [0, V), [R, N, T] with T <= context.
+
+    layers: the linear ones, where they are not those of the master weights `p`, or somebody looks on (see `seen`).
+    """
+    layers = Layers(p, shape.head) if layers is None else layers
     R, N, T = tokens_RNT.shape
     D, V = shape.width, shape.vocabulary
     # All runs' embeddings are one table: run r's token t is its row r V + t.
@@ -324,11 +334,12 @@ def forward(p: Parameters, tokens_RNT: Tensor, shape: ModelShape, numerics: Nume
     for i in range(shape.layers):
         h, block = f"h.{i}.", numerics.block(i)
         a_RSD = _norm(x_RSD, p[h + "ln_1"], shape.norm, numerics)
-        x_RSD = rounded(x_RSD + _attention(a_RSD, p, h, shape, turn, T, numerics, block), elsewhere.residual)
+        x_RSD = rounded(x_RSD + _attention(a_RSD, p, h, shape, turn, T, numerics, block, layers), elsewhere.residual)
         a_RSD = _norm(x_RSD, p[h + "ln_2"], shape.norm, numerics)
-        x_RSD = rounded(x_RSD + _mlp(a_RSD, p, h, shape, numerics, block.mlp), elsewhere.residual)
-    normal_RSD = _norm(x_RSD, p["ln_f"], shape.norm, numerics)
-    z_RSV = linear(normal_RSD, p[shape.head], numerics.lm_head, HEAD_SITE, is_transposed=True)
+        x_RSD = rounded(x_RSD + _mlp(a_RSD, h, shape, numerics, block.mlp, layers), elsewhere.residual)
+        if layers.seen is not None:
+            layers.seen.streams.append(x_RSD)
+    z_RSV = layers(_norm(x_RSD, p["ln_f"], shape.norm, numerics), LM_HEAD, numerics.lm_head, HEAD_SITE)
     return shape.readout.logits(z_RSV)
 
 

@@ -60,6 +60,16 @@ def make_numerics(
     return Numerics(body, head, form, kernels, tuple(blocks), structure.elsewhere)
 
 
+def with_quantizer(numerics: Numerics, quantizer: Quantizer) -> Numerics:
+    """The same with that quantiser in every place."""
+    blocks = tuple(
+        BlockPrecision(*(None if place is None else place._replace(quantizer=quantizer) for place in block))  # type: ignore[arg-type]
+        for block in numerics.blocks
+    )
+    body, head = (place._replace(quantizer=quantizer) for place in (numerics.body, numerics.lm_head))
+    return numerics._replace(body=body, lm_head=head, blocks=blocks)
+
+
 class Draws:
     """The random numbers of rules, for keys of the runs, int64 [R]."""
 

@@ -188,6 +188,27 @@ def update(
             _write(old.lost, lost, f.made)
 
 
+def update_rms(
+    grads: Sequence[Parts], kept: Sequence[Kept], f: Factors, config: AdamW, rules: Sequence[Rule],
+    formats: StateFormats = FP32,
+) -> Tensor:  # fmt: skip
+    """Each run's sqrt(mean(g^2 / max(v, eps^2))) over the elements of some parameters, after their `update`, [R].
+
+    g is clipped, as the update has it, and v the second moment that it left, bias corrected (StableAdamW, 2304.13013). Of what
+    AdamW updates; NaN where that is nothing.
+    """
+    sums, count = [], 0
+    for parts, state, rule in zip(grads, kept, rules, strict=True):
+        if state.second is None:
+            continue
+        gradient = _gradient(parts, formats.gradient if rule.narrow else None, f.unscale).to(state.second.dtype)
+        root = state.second.sqrt() / _along(f.correction, gradient)
+        ratio = gradient * _along(f.clip, gradient) / root.clamp(min=config.eps)
+        sums.append(ratio.square().flatten(1).sum(1))
+        count += ratio[0].numel()
+    return (torch.stack(sums).sum(0) / count).sqrt() if sums else torch.full_like(f.clip, torch.nan)
+
+
 def _write(old: Tensor, new: Tensor, made_R: Tensor | None) -> None:
     old.copy_(new if made_R is None else torch.where(_along(made_R, old), new, old))
 

@@ -22,19 +22,21 @@ from torch import Tensor
 
 from formats import quantize
 from train.capture import Recorded
-from train.compiling import compiler, compiles_steps, quantizer_for
+from train.compiling import compiled_quantizer, compiler, compiles_steps, quantizer_for
 from train.determinism import deterministic
 from train.layers import embedding_gradient
 from train.loss_scale import inverse
 from train.model import Numerics, forward, is_matrix
-from train.numerics import Draws, Histories, make_numerics, place_of
-from train.optim import Parts, parameter_rules
+from train.numerics import Draws, Histories, make_numerics, place_of, with_quantizer
+from train.optim import Factors, Parts, parameter_rules
 from train.precision import Precision
 from train.program import PackResult, Program, Progress, Slot
 from train.recipe import Recipe
 from train.rounding_seeds import run_keys
 from train.schedules import learning_rates
 from train.seeds import batch_offsets, held_out_offsets, initial_weights
+from train.signal_pass import SignalHistories, signal_pass
+from train.signals import statistics
 from train.state import Chance, Kept, parameter_words, stored
 from train.step import (
     OF_HEAD,
@@ -89,6 +91,8 @@ class Pack:
         self.rates = torch.tensor(rates, dtype=program.dtype, device=device)
         self.train_loss = torch.full_like(self.rates, torch.nan, dtype=torch.float32)
         self.grad_norm = torch.full_like(self.train_loss, torch.nan)
+        self.grad_norm_block = torch.full((*self.grad_norm.shape, 1 + program.shape.layers), torch.nan, device=device)
+        self.signals = SignalHistories(program.shape, len(program.signal_steps), len(slots), device)
         self._make_loss_scale()
         self._evaluated = torch.empty(len(slots), dtype=program.dtype, device=device)
         self._sharpness = torch.empty(2, len(slots), len(program.probe.epsilons), dtype=program.dtype, device=device)
@@ -96,6 +100,7 @@ class Pack:
         if self.compiled:
             _one_program_at_a_time((program, len(slots), device))
         self._pieces = Pieces(compiler() if self.compiled else None)
+        self._statistics = compiler(dynamic=True)(statistics) if self.compiled else statistics
         keys = run_keys([(slot.init_seed, slot.data_seed) for slot in self.slots])
         self._draws = Draws(keys.to(device))
         self._made = 0
@@ -127,7 +132,8 @@ class Pack:
         )
         recorded = self.compiled and self.device.type == "cuda"
         self._step = Recorded(recorded)
-        self._evaluation, self._probe, self._probe_of_any = (Recorded(recorded, self._step) for _ in range(3))
+        beside = (Recorded(recorded, self._step) for _ in range(4))
+        self._watched_step, self._evaluation, self._probe, self._probe_of_any = beside
 
     def _make_parameters(self) -> None:
         shape = self.program.shape
@@ -194,16 +200,35 @@ class Pack:
         """One training step of every run: batch, forward, backward, clipping, update, histories."""
         if self._made and self._made == self.program.until:
             self._begin([slot.recipe for slot in self.slots])
+        every = self.program.signals_every
+        watched = bool(every) and self._made % every == 0
         self._made += 1
         with deterministic(self.tf32):
-            self._step(self._train)
+            if watched:
+                self._watched_step(lambda: self._train(watched=True))
+            else:
+                self._step(self._train)
 
-    def _train(self) -> None:
+    def _train(self, watched: bool = False) -> None:
         offsets = self.offsets.index_select(0, self.counter)[0]
         tokens, targets = self._pieces.batch(self.text, offsets, self.program.shape.context)
+        found = self._look(tokens, targets) if watched else None
         losses_R, grads = self.gradients(tokens, targets)
-        self._update(losses_R, grads)
+        self._update(losses_R, grads, found)
         self.histories.record(self._amaxes, self.parameters)
+
+    def _look(self, tokens: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The signals of the batch's first sequences, before the update."""
+        shape = self.program.shape
+        numerics = self._draws.at(self.numerics, self.counter)
+        if self.compiled:  # outside the pieces, quantisers have to be compiled by themselves
+            numerics = with_quantizer(numerics, compiled_quantizer)
+        first = slice(0, shape.context)
+        operands = {name: detached(operand) for name, operand in self.operands.items()}
+        return signal_pass(
+            self.parameters, operands, tokens[:, first], targets[:, first], shape, numerics, self.histories.scales(),
+            self.program.sequences, self.scale, self._statistics,
+        )  # fmt: skip
 
     def gradients(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Parts]]:
         """Each run's mean loss on tokens [R, S] and targets [R, S], [R], and the gradient of each parameter, in parts.
@@ -264,7 +289,8 @@ class Pack:
             return self._hidden(tokens, numerics, scales)[1].detach(), head
 
     @torch.no_grad()
-    def _update(self, losses_R: Tensor, grads: dict[str, Parts]) -> None:
+    def _update(self, losses_R: Tensor, grads: dict[str, Parts], found: dict[str, Tensor] | None = None) -> None:
+        """The update, and the histories' rows; with `found`, the signals so far of a step that is looked at."""
         pieces, config, formats = self._pieces, self.program.optimizer, self.program.state
         dynamic = self.program.dynamic_loss_scale
         unscale_R = None if self.scale is None else inverse(self.scale)
@@ -293,7 +319,26 @@ class Pack:
             pieces.advance_scale(
                 self.scale, self.good_steps, self.updates, f.made, self.loss_scale, self.skipped, self.counter, dynamic
             )
-        pieces.record(losses_R, norm_R, self.train_loss, self.grad_norm, self.counter)
+        if found is not None:
+            self.signals.record(found | self._of_update(grads, f))
+        pieces.record(losses_R, norm_R, sums, self.train_loss, self.grad_norm, self.grad_norm_block, self.counter)
+
+    def _of_update(self, grads: dict[str, Parts], f: Factors) -> dict[str, Tensor]:
+        """The signals of the update that was just made, [R, block]."""
+        groups = [self._groups[-1], *self._groups[:-1]]
+        return {
+            name: torch.stack(
+                [
+                    signal(
+                        [grads[name] for name in group], [self.kept[name] for name in group], f, self.program.optimizer,
+                        [self.rules[name] for name in group], self.program.state,
+                    )
+                    for group in groups
+                ],
+                1,
+            )
+            for name, signal in self._pieces.update_signals.items()
+        }  # fmt: skip
 
     @torch.no_grad()
     def logits(self, part: int = 0) -> Tensor:
@@ -407,4 +452,6 @@ def train_pack(
         pack.compiled,
         pack.loss_scale.cpu().numpy() if program.dynamic_loss_scale else None,
         pack.skipped.cpu().numpy() if program.dynamic_loss_scale else None,
+        pack.grad_norm_block.cpu().numpy(),
+        {name: values.cpu().numpy() for name, values in pack.signals.values.items()} if program.signal_steps else {},
     )

@@ -80,6 +80,7 @@ def program_of(run: Run) -> Program:
         evaluation_sequences=training.evaluation_batches * training.sequences,
         probe=Probe(probe.every, tuple(probe.measures), tuple(probe.epsilons), probe.positions),
         decay_fraction=training.decay_fraction,
+        signals_every=run.signals.every,
     )
 
 

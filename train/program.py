@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 
 from train.loss_scale import DynamicLossScale, check_scale
 from train.model import ModelShape
+from train.operands import ROLES
 from train.optim import AdamW
 from train.recipe import Recipe, RecipeStructure
 from train.schedules import DECAY_FRACTION
+from train.signals import SIGNALS
 from train.state import StateFormats
 from train.step import CHUNK_OF_ONE_RUN
 
@@ -50,6 +53,7 @@ class Program:
     scales_loss: bool = False
     before: RecipeStructure | None = None
     until: int = 0
+    signals_every: int = 0
 
     def __post_init__(self) -> None:
         self.state.check_dtype(self.dtype)
@@ -68,6 +72,11 @@ class Program:
     def probe_steps(self) -> list[int]:
         """After how many updates the sharpness is taken."""
         return _at_intervals(self.steps, self.probe.every) if self.probe.every and self.probe.measures else []
+
+    @property
+    def signal_steps(self) -> list[int]:
+        """The steps that are looked at for alarm signals, each before its update."""
+        return list(range(0, self.steps, self.signals_every)) if self.signals_every else []
 
     def rounded_elements_per_step(self) -> int:
         """Elements that one run's quantisers round in a step: every operand of every linear, each once."""
@@ -88,7 +97,7 @@ class Program:
         Master weights, two moments and Kahan's buffer, if any, in FP32, operands and gradients in the carrier; 38 D bytes a token
         and layer of a GPT-2's saved activations in a BF16 carrier; a chunk of logits, at most, for a run that needs one to
         itself. Compiled, that is the logits and their gradient; an eager step, or probe, makes up to nine tensors of them, and
-        its carriers are a CPU's.
+        its carriers are a CPU's. A look at the signals comes before the step, in the same memory; histories are beside it.
         """
         shape, tokens, D = self.shape, self.sequences * self.shape.context, self.shape.width
         wide = {"bf16": 1, "fp16": 1, "tf32": 2, "fp32": 2, "fp64": 4}[self.structure.body.carrier]
@@ -110,7 +119,27 @@ class Program:
         logits = a_logit * min(tokens * self.shape.vocabulary, CHUNK_OF_ONE_RUN)
         activations += self._bytes_of_rules(wide, compiled) + self._bytes_of_written_attention(compiled)
         state = (20 + 4 * self.state.kahan) * self.shape.size * wide
-        return state + activations + logits
+        look = self._bytes_of_a_look(compiled) if self.signals_every else 0
+        return state + max(activations + logits, look) + self.history_bytes
+
+    def _bytes_of_a_look(self, compiled: bool) -> int:
+        """What the signals of one sequence take at most: an eager pass with all that it leaves, one block's attention scores, and
+        the statistics of the largest matrix.
+        """
+        shape, T, D = self.shape, self.shape.context, self.shape.width
+        a_token = shape.layers * (16 * D + 3 * (self._produced + shape.features)) + 12 * D + 10 * shape.vocabulary
+        largest = max(math.prod(sizes) for sizes in shape.parameters().values())
+        numbers = T * a_token + 3 * shape.heads * T * T + (3 if compiled else 12) * largest
+        return numbers * self.dtype.itemsize
+
+    @property
+    def history_bytes(self) -> int:
+        """Of one run's histories and signals, on the device, and in its file before it is compressed."""
+        blocks, tensors = 1 + self.shape.layers, 1 + 4 * self.shape.layers
+        sizes = {"block": blocks, "tensor": tensors, "role": len(ROLES)}
+        a_look = sum(math.prod(sizes[d] for d in signal.dims) for signal in SIGNALS.values())
+        a_step = (4 if self.dynamic_loss_scale else 2) + blocks
+        return 4 * (self.steps * a_step + len(self.signal_steps) * a_look)
 
     def _bytes_of_rules(self, wide: int, compiled: bool) -> int:
         """What rounding by rules adds: each linear's input again, as wgrad takes it, weights twice, and what it makes
@@ -160,7 +189,8 @@ class Slot:
 class PackResult:
     """Histories of a pack's runs, the run axis last, in nats per token; sharpness in percent, [probes, R, epsilons].
 
-    loss_scale and skipped are there only where the program's loss scale is dynamic.
+    loss_scale and skipped are there only where the program's loss scale is dynamic. grad_norm_block: [steps, R, 1 + L], what is
+    outside the blocks first; signals, by the names of `signals`: [signal steps, R, ...].
     """
 
     train_loss: NDArray[np.float32]
@@ -172,6 +202,8 @@ class PackResult:
     compiled: bool
     loss_scale: NDArray[np.float32] | None = None
     skipped: NDArray[np.bool_] | None = None
+    grad_norm_block: NDArray[np.float32] | None = None
+    signals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ variables are `landscape`'s and described there; `summary`'s are described where
 from __future__ import annotations
 
 from landscape import SHARPNESS, Variable
+from train.operands import ROLES
+from train.signals import SIGNALS
 from train.stability import VARIABLES
 
 RUN_COORDINATES = {
@@ -28,6 +30,18 @@ HISTORY = {
     ),
     "grad_norm": Variable(
         ("run", "step"), "1", "gradient norm of all parameters, before clipping", "Euclidean norm, one per run"
+    ),
+    "grad_norm_block": Variable(
+        ("run", "step", "block"), "1", "gradient norm of a block's parameters, before clipping",
+        "Euclidean norm, one per run and block; without the loss scale, as grad_norm",
+    ),
+    "gnmr": Variable(
+        ("run", "step"), "1", "gradient norm over the mean of the run's norms before it",
+        "Kong et al. 2026 (2606.00539); the mean is over all steps before whose norm is finite, and the first step has none",
+    ),
+    "gnmr_block": Variable(
+        ("run", "step", "block"), "1", "gradient norm of a block's parameters over the mean of the block's norms before it",
+        "as gnmr, from grad_norm_block",
     ),
     "loss_scale": Variable(
         ("run", "step"), "1", "loss scale of the step's gradients, where it is dynamic",
@@ -70,6 +84,12 @@ GROUPS = {
     "history": HISTORY,
     "evaluation": EVALUATION,
     "sharpness": {name: row for name, row in SHARPNESS.items() if name not in row.dims},
+    "signals": {
+        "measured": Variable(
+            ("run",), "1", "whether signals were recorded for the run", "where False, the run's values are padding"
+        ),
+        **{name: signal.variable for name, signal in SIGNALS.items()},
+    },
     "summary": SUMMARY,
 }
 OPTIONAL = frozenset({"loss_scale", "skipped"})
@@ -81,4 +101,12 @@ COORDINATES = {
     ),
     "probe_step": SHARPNESS["probe_step"],
     "epsilon": SHARPNESS["epsilon"],
+    "signal_step": Variable(
+        ("signal_step",), "step", "training step that was looked at, its weights before the update", "counted from 0"
+    ),
+    "block": Variable(("block",), "1", "block of the model", "counted from 0; -1: the parameters outside the blocks"),
+    "tensor": Variable(
+        ("tensor",), "1", "linear layer", "the name of its matrix, or lm_head for the LM head, tied or not"
+    ),
+    "role": Variable(("role",), "1", "operand of the layer", f"{', '.join(ROLES)}: x, W and dy of y = x W"),
 }

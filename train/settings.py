@@ -227,6 +227,12 @@ class ProbeSettings(Table):
         return epsilons
 
 
+class SignalsTable(Table):
+    """[signals]: alarm signals are recorded every `every` steps, 0 for never; a run's identity does not depend on it."""
+
+    every: Annotated[int, Field(ge=0)] = 10
+
+
 class DivergenceTable(Table):
     """[divergence]: which definition the study reports, and the margins of all of them (nats, steps, standard deviations)."""
 

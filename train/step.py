@@ -72,6 +72,7 @@ from train.products import (
     wgrad_product,
 )
 from train.recipe import Elsewhere
+from train.signals import OF_UPDATE
 from train.state import Chance, Kept, StateFormats
 
 # The most logits in memory at a time, in elements: of several runs, and of one, where each chunk costs another pass over dW.
@@ -217,10 +218,17 @@ def update_group(
                 old.copy_(value)
 
 
-def record(losses_R: Tensor, norm_R: Tensor, train_loss: Tensor, grad_norm: Tensor, counter: Tensor) -> None:
-    """One step's row of the histories [steps, R]; the counter moves on."""
+def record(
+    losses_R: Tensor, norm_R: Tensor, squares_GR: Sequence[Tensor], train_loss: Tensor, grad_norm: Tensor,
+    grad_norm_block: Tensor, counter: Tensor,
+) -> None:  # fmt: skip
+    """One step's row of the histories [steps, R], and [steps, R, groups] of the squares' roots, the last group, what is outside
+    the blocks, first; the counter moves on.
+    """
     train_loss.index_copy_(0, counter, losses_R[None].to(train_loss.dtype))
     grad_norm.index_copy_(0, counter, norm_R[None].to(grad_norm.dtype))
+    norms_RG = torch.stack([squares_GR[-1], *squares_GR[:-1]], 1).sqrt()
+    grad_norm_block.index_copy_(0, counter, norms_RG[None].to(grad_norm_block.dtype))
     counter.add_(1)
 
 
@@ -236,6 +244,7 @@ class Pieces:
         self.position_gradient, self.update_group = wrap(position_gradient), wrap(update_group)
         self.squares, self.factors, self.record = wrap(squares), wrap(factors), wrap(record)
         self.advance_scale = wrap(advance_scale)
+        self.update_signals = {name: wrap(signal.of) for name, signal in OF_UPDATE.items()}
 
     def hidden(
         self, x: Tensor, gains: Mapping[str, Tensor], operands: Mapping[str, Tensor | WeightOperand], shape: ModelShape,

@@ -1,11 +1,11 @@
 """A study directory: one netCDF file a pack, complete or absent, joined on opening into one labelled DataTree.
 
     study.toml            the study as resolved
-    packs/<hash>.nc       /history, /evaluation and /sharpness of one pack's runs
+    packs/<hash>.nc       /history, /evaluation, /sharpness and /signals of one pack's runs
 
 A file is written aside, flushed to the disk and renamed, so that a reader or a restart never sees half of one. Every group
-carries the run coordinates itself, since coordinates that are no index are not inherited. `/summary` is derived on
-opening, from the histories, so that its definitions can be changed without training again.
+carries the run coordinates itself, since coordinates that are no index are not inherited. `/summary` and the gradient ratios
+are derived on opening, from the histories, so that their definitions can be changed without training again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from train.gradient_ratio import norm_to_mean
+from train.operands import ROLES
 from train.plan import PlannedPack
 from train.program import PackResult
 from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
+from train.signal_pass import tensor_names
+from train.signals import OUTSIDE
 from train.stability import DivergenceSettings, divergence
 from train.streams import evaluation_bytes_per_token
 from train.study import Run, Study, StudyError
@@ -47,6 +51,10 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
     history: dict[str, tuple[Any, Mapping[str, Any]]] = {
         name: (values[:, :n].T, {"step": steps}) for name, values in by_step.items()
     }
+    blocks = np.array([OUTSIDE, *range(program.shape.layers)])
+    if result.grad_norm_block is not None:
+        of_blocks = result.grad_norm_block[:, :n].swapaxes(0, 1)
+        history["grad_norm_block"] = (of_blocks, {"step": steps, "block": blocks})
     groups["history"] = _dataset("history", {**history, "last_step": (np.full(n, program.steps - 1), {})}, pack)
     evaluated = {"eval_step": np.array(program.evaluation_steps)}
     groups["evaluation"] = _dataset(
@@ -59,6 +67,13 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
         groups["sharpness"].attrs["positions"] = (
             f"mean over {program.probe.positions} positions of the probe's sequences"
         )
+    if result.signals:
+        ticks = {
+            "signal_step": np.array(program.signal_steps), "block": blocks, "tensor": np.array(tensor_names(program.shape)),
+            "role": np.array(ROLES),
+        }  # fmt: skip
+        signals = {name: (values[:, :n].swapaxes(0, 1), ticks) for name, values in result.signals.items()}
+        groups["signals"] = _dataset("signals", {**signals, "measured": (np.ones(n, bool), {})}, pack)
     tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
     tree.attrs = {
         **provenance,
@@ -182,10 +197,10 @@ def finished_runs(directory: Path) -> dict[str, str]:
 
 
 def open_study(directory: Path | str) -> xr.DataTree:
-    """A study directory as one DataTree: /history, /evaluation, /sharpness and /summary, aligned to all finished runs.
+    """A study directory as one DataTree: /history, /evaluation, /sharpness, /signals and /summary, aligned to all finished runs.
 
-    Runs stand in the study's order; padding is NaN after `last_step`. StudyError where the directory holds no study or no
-    finished run of it.
+    Runs stand in the study's order; padding is NaN after `last_step`, and where a run has no such block, tensor or signal.
+    StudyError where the directory holds no study or no finished run of it.
     """
     directory = Path(directory)
     if not (directory / STUDY_FILE).is_file():
@@ -194,7 +209,7 @@ def open_study(directory: Path | str) -> xr.DataTree:
     packs = list(read_packs(directory))
     groups: dict[str, xr.Dataset] = {}
     planned = [run.identity for run in study.runs()]
-    for group in ("history", "evaluation", "sharpness"):
+    for group in ("history", "evaluation", "sharpness", "signals"):
         parts = [pack[group].to_dataset() for pack in packs if group in pack]
         if not parts:
             continue
@@ -206,6 +221,9 @@ def open_study(directory: Path | str) -> xr.DataTree:
         raise StudyError(
             f"{directory}: none of the study's {len(planned)} runs is finished; run the sweep again to go on"
         )
+    groups["history"] = _with_ratios(groups["history"])
+    if "signals" in groups:
+        groups["signals"] = _for_all_runs(groups["signals"], groups["history"])
     if "evaluation" in groups:
         groups["evaluation"] = _in_bits(groups["evaluation"], packs)
     groups["summary"] = summarise(study, groups["history"], packs)
@@ -232,6 +250,25 @@ def summarise(study: Study, history: xr.Dataset, packs: list[xr.DataTree]) -> xr
     return summary.assign(
         {name: ("run", values.values, GROUPS["summary"][name].attrs()) for name, values in derived.items()}
     )
+
+
+def _with_ratios(history: xr.Dataset) -> xr.Dataset:
+    """/history with the ratios of gradient norms to those before."""
+    for name, of in (("gnmr", "grad_norm"), ("gnmr_block", "grad_norm_block")):
+        if of in history:  # runs of before have no norms of blocks
+            row = GROUPS["history"][name]
+            ratio = norm_to_mean(history[of].transpose(*row.dims).values)
+            history = history.assign({name: (row.dims, ratio, row.attrs())})
+    return history
+
+
+def _for_all_runs(group: xr.Dataset, history: xr.Dataset) -> xr.Dataset:
+    """A group that some runs have, with NaN for the others, and `measured` telling which."""
+    runs = {name: values for name, values in history.coords.items() if values.dims == ("run",)}
+    measured = history.get_index("run").isin(group.get_index("run"))
+    row = group["measured"]
+    whole = group.drop_vars("measured").reindex(run=history["run"]).assign_coords(runs)
+    return whole.assign(measured=("run", measured, row.attrs))
 
 
 def _in_bits(evaluation: xr.Dataset, packs: list[xr.DataTree]) -> xr.Dataset:

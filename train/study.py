@@ -31,6 +31,7 @@ from train.settings import (
     ExecutionTable,
     ModelSettings,
     ProbeSettings,
+    SignalsTable,
     Table,
     TrainingSettings,
 )
@@ -78,6 +79,7 @@ class Run:
     extra_axes: tuple[tuple[str, Any], ...] = ()
     data: DataSettings = field(default_factory=DataSettings)
     path: str | None = None
+    signals: SignalsTable = field(default_factory=SignalsTable)
 
     @property
     def stream(self) -> TokenStream:
@@ -145,6 +147,7 @@ class Study(Table):
     training: TrainingSettings = TrainingSettings()
     data: DataSettings = DataSettings()
     probe: ProbeSettings = ProbeSettings()
+    signals: SignalsTable = SignalsTable()
     divergence: DivergenceTable = DivergenceTable()
     execution: ExecutionTable = ExecutionTable()
     recipes: dict[str, RecipeTable] = Field(default_factory=dict)
@@ -225,7 +228,7 @@ class Study(Table):
                 for rate, (init_seed, data_seed) in itertools.product(axes.learning_rate, seeds):
                     yield Run(
                         recipe, rate, init_seed, data_seed, dataset_label(dataset), model, training, self.probe,
-                        tuple(chosen.items()), data, dataset,
+                        tuple(chosen.items()), data, dataset, self.signals,
                     )  # fmt: skip
 
     def to_toml(self) -> str:

@@ -22,6 +22,7 @@ from train.settings import (
     ExecutionTable,
     ModelSettings,
     ProbeSettings,
+    SignalsTable,
     Table,
     TrainingSettings,
 )
@@ -86,7 +87,12 @@ def _locate(content: dict[str, Any], key: str) -> tuple[str, ...]:
     if key in Axes.model_fields or key in content.get("axes", {}):
         return ("axes", key)
     tables: dict[str, type[Table]] = {"model": ModelSettings, "training": TrainingSettings, "data": DataSettings}
-    tables |= {"probe": ProbeSettings, "divergence": DivergenceTable, "execution": ExecutionTable}
+    tables |= {
+        "probe": ProbeSettings,
+        "signals": SignalsTable,
+        "divergence": DivergenceTable,
+        "execution": ExecutionTable,
+    }
     for name, table in tables.items():
         if key in table.model_fields:
             return (name, key)
@@ -130,7 +136,8 @@ def _first_error(
 def _nearest_key(location: tuple[str, ...]) -> str:
     tables: dict[tuple[str, ...], type[Table]] = {
         (): Study, ("model",): ModelSettings, ("training",): TrainingSettings, ("probe",): ProbeSettings,
-        ("data",): DataSettings, ("divergence",): DivergenceTable, ("execution",): ExecutionTable,
+        ("data",): DataSettings, ("signals",): SignalsTable, ("divergence",): DivergenceTable,
+        ("execution",): ExecutionTable,
     }  # fmt: skip
     if location[:1] == ("recipes",):
         known = [f.name for f in fields(RecipeTable if len(location) <= RECIPE_DEPTH else ProductTable)]
