@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Tests beside each other, a process each; every one of them takes a gigabyte or two.
 JOBS   ?= 2
 
-.PHONY: install sweep test verify verify-gpu conformance bench lint clean
+.PHONY: install sweep test verify verify-gpu conformance recipes bench lint clean
 
 install: $(READY)
 
@@ -36,6 +36,10 @@ RESULTS := benchmarks/results
 conformance: $(READY)
 	$(BIN)/exmy verify --matrix runs/conformance --json $(RESULTS)/conformance-cpu.json.gz
 	$(BIN)/python -m exmy.conformance docs/conformance.md $(RESULTS)/conformance-cpu.json.gz $(RESULTS)/conformance-h100.json.gz
+
+# Where each named recipe ends at 12 M parameters, 8 seeds; needs a GPU.
+recipes: $(READY)
+	$(BIN)/exmy sweep studies/recipes-12m.toml --out studies/results/recipes-12m $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -18,6 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from exmy.cli import main
+from train.settings import TrainingSettings
+from train.study_file import read_study
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -109,6 +111,24 @@ def test_a_reader_is_told_where_the_command_is_before_it_is_used(page: Path) -> 
     assert "`. .venv/bin/activate`" in text[: first.start()]
 
 
-@pytest.mark.parametrize("page", ["tutorial", "formats", "models", "performance", "conformance", "tensor-cores"])
+@pytest.mark.parametrize("page", [path.stem for path in sorted((ROOT / "docs").glob("*.md"))])
 def test_the_readme_leads_to_every_page(page: str) -> None:
     assert f"(docs/{page}.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_training_has_every_setting_with_its_default(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*?) \| .* \| (.*?) \|$", page, re.MULTILINE)[1:]
+    named = {field: defaults for fields, defaults in rows for field in re.findall(r"`(\w+)`", fields)}
+    evaluations = {"evaluate_every", "evaluation_batches", "final_fraction", "decay_fraction", "muon_rate"}
+    assert named.keys() | evaluations == set(TrainingSettings.model_fields) | {"no_decay"}
+    assert all(f"`{field}`" in page for field in ("final_fraction", "decay_fraction", "muon_rate"))
+    for field, defaults in named.items():
+        default = getattr(TrainingSettings(), field)
+        words = (
+            default if isinstance(default, list) else [f"{default:g}" if isinstance(default, float) else str(default)]
+        )
+        assert all(word.replace("1e-08", "1e-8") in defaults for word in words), field
+    (study,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(study)
+    assert len(list(read_study(tmp_path / "mine.toml").runs())) == 2 * 2 * 2 * 2
