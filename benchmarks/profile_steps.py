@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.test_packs import CASES, DEVICE, PACKS, Case, make_pack, median_seconds
 from train.determinism import deterministic
-from train.step import padded_vocabulary
+from train.weights import padded_vocabulary
 
 KINDS = {
     "products": r"nvjet|gemm|cutlass|splitK",

@@ -11,15 +11,17 @@ import torch
 from formats import float_format
 from tests.rational_sums import reference_matrix, round_to, sums
 from tests.small import SHAPE, make_program
-from train import step
+from train import head
+from train.head import head_over_chunks
 from train.linear import linear, product
 from train.model import Numerics, cross_entropy, forward
 from train.pack import Pack
 from train.precision import pack_precision
 from train.program import Slot
 from train.resolve import resolve_recipe
-from train.step import Pieces, head_over_chunks, padded_vocabulary
+from train.step import Pieces
 from train.text import Text
+from train.weights import padded_vocabulary
 
 CPU = torch.device("cpu")
 HOPPER = "k32p14a13:toward_zero"
@@ -112,7 +114,7 @@ def test_a_step_is_the_plain_models(text: Text) -> None:
     (pack, other), (tokens, targets) = packs, packs[0].held_out[0]
     plain = forward(pack.parameters, tokens.view(2, -1, SHAPE.context), SHAPE, pack.numerics)
     _, hidden = pack._hidden(tokens)
-    of_step = step._logits(hidden.detach(), pack.operands["wte"], pack.numerics.lm_head)
+    of_step = head.head_product(hidden.detach(), pack.operands["wte"], pack.numerics.lm_head)
     assert torch.equal(of_step[..., : SHAPE.vocabulary], plain)
     expected = cross_entropy(plain, targets)
     losses, grads = pack.gradients(tokens, targets)
@@ -142,7 +144,7 @@ def test_the_heads_sums_are_the_same_however_it_is_cut(word: str, monkeypatch: p
     padded[:, :vocabulary] = w
     results = []
     for of_one in (10**9, 64 * 5):
-        monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", of_one)
+        monkeypatch.setattr(head, "CHUNK_OF_ONE_RUN", of_one)
         results.append(head_over_chunks(Pieces(), x, padded, targets, Numerics(p, p), vocabulary))
     (_, dx, dw, _), (_, dx_cut, dw_cut, _) = results
     assert torch.equal(dx, dx_cut)

@@ -23,16 +23,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from formats import float_format, quantize
 from landscape import logit_sharpness
 from tests.small import SHAPE, SHAPES, make_program, make_slots
-from train import compiling, layers, step
+from train import compiling, head, layers
 from train.determinism import deterministic
+from train.head import chunks
 from train.layers import Norm, Readout, add_norm, attend, cross_entropy_gradient, embedding_gradient, last_norm
 from train.model import cross_entropy, forward, objective
 from train.pack import Pack
 from train.precision import Precision, pack_precision
 from train.recipe_table import RecipeTable
 from train.resolve import resolve_recipe
-from train.step import chunks, padded_vocabulary, parts_of
 from train.text import Text
+from train.weights import padded_vocabulary, parts_of
 
 CPU = torch.device("cpu")
 R, S, D = 3, 10, 24
@@ -104,7 +105,7 @@ def test_the_gradients_of_a_step_are_autograds_through_the_plain_model(
 
     The losses are cross entropies, whatever is added to what is descended.
     """
-    monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", limit)
+    monkeypatch.setattr(head, "CHUNK_OF_ONE_RUN", limit)
     shape = dataclasses.replace(SHAPES.get(option, SHAPE), vocabulary=vocabulary)
     pack = Pack(make_program("native-fp64", shape=shape), make_slots(["native-fp64"] * 2), text, CPU)
     with torch.no_grad():
@@ -193,8 +194,8 @@ def test_the_embeddings_gradient_sums_rows_by_token() -> None:
 def test_chunks_cover_every_token_once_within_the_limit(
     monkeypatch: pytest.MonkeyPatch, runs: int, tokens: int, vocabulary: int, limits: tuple[int, int], shapes: Any
 ) -> None:
-    monkeypatch.setattr(step, "CHUNK_LOGITS", limits[0])
-    monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", limits[1])
+    monkeypatch.setattr(head, "CHUNK_LOGITS", limits[0])
+    monkeypatch.setattr(head, "CHUNK_OF_ONE_RUN", limits[1])
     seen = torch.zeros(runs, tokens)
     found = []
     for r, s in chunks(runs, tokens, vocabulary):
@@ -209,8 +210,8 @@ def test_chunks_change_no_bit_but_the_order_of_the_heads_sums(
     text: Text, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     def run(of_runs: int, of_one: int) -> tuple[Tensor, Any]:
-        monkeypatch.setattr(step, "CHUNK_LOGITS", of_runs)
-        monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", of_one)
+        monkeypatch.setattr(head, "CHUNK_LOGITS", of_runs)
+        monkeypatch.setattr(head, "CHUNK_OF_ONE_RUN", of_one)
         pack = Pack(make_program(recipe), make_slots([recipe] * 4), text, CPU)
         losses, grads = pack.gradients(*pack.held_out[0])
         return losses, grads
@@ -251,7 +252,7 @@ def test_the_logits_of_all_runs_and_tokens_are_never_in_memory(
 ) -> None:
     shape = dataclasses.replace(SHAPES.get(option, SHAPE), vocabulary=512)
     logits = 4 * 16 * shape.context * shape.vocabulary
-    monkeypatch.setattr(step, "CHUNK_LOGITS", logits // 4)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", logits // 4)
     pack = Pack(make_program(shape=shape, sequences=16, evaluation_sequences=16), make_slots(["e4m3"] * 4), text, CPU)
     with Largest() as largest:
         pack.step()

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from formats import float_format
 from tests.small import make_program, make_slots
-from train import step
+from train import head
 from train.layers import PLAIN, cross_entropy_gradient
 from train.loss_scale import DynamicLossScale, advance_scale, inverse
 from train.optim import AdamW, Muon, Parts, Rule, factors, squares, update
@@ -23,8 +23,9 @@ from train.program import Program, Slot
 from train.recipe_table import RecipeTable
 from train.resolve import resolve_recipe
 from train.state import Kept, StateFormats
-from train.step import Pieces, parts_of
+from train.step import Pieces
 from train.text import Text
+from train.weights import parts_of
 
 CPU = torch.device("cpu")
 # Steps whose gradients are finite, as digits; the others have an infinity or a NaN.
@@ -150,7 +151,7 @@ def test_a_power_of_two_changes_no_bit_where_no_range_is_narrow(
     text: Text, monkeypatch: pytest.MonkeyPatch, recipe: str, dynamic: bool, of_runs: int
 ) -> None:
     """Each run by its own scale, the head in one chunk or in one a run; a dynamic scale that grows on the way as well."""
-    monkeypatch.setattr(step, "CHUNK_LOGITS", of_runs)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", of_runs)
     plain, pack = train(make_program(recipe), scaled_slots(recipe, [1.0] * 3), text)
     assert pack.scale is None
     scales = [1.0] * 3 if dynamic else [2.0**10, 1.0, 2.0**-3]

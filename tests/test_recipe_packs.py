@@ -22,8 +22,9 @@ from train.pack import Pack, train_pack
 from train.recipe_table import ProductTable, RecipeTable
 from train.resolve import resolve_recipe
 from train.rounding_seeds import run_keys
-from train.step import Pieces, parts_of
+from train.step import Pieces
 from train.text import Text
+from train.weights import parts_of
 
 CPU = torch.device("cpu")
 OWN = {

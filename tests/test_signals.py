@@ -29,8 +29,9 @@ from train.seeds import initial_weights
 from train.seen import LM_HEAD, Seen
 from train.signal_pass import chosen, rounded, rounded_weight
 from train.signals import OF_OPERANDS, Look, Rounded, statistics
-from train.step import batch, detached, head_operand
+from train.step import batch
 from train.text import Text
+from train.weights import detached, head_operand
 
 
 def precision_of(name: str, **words: Any) -> Precision:

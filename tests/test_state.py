@@ -21,8 +21,9 @@ from train.pack import Pack
 from train.program import Slot
 from train.rounding_seeds import run_keys
 from train.state import Chance, Kept, StateFormats, Store, compensated, parameter_words, stored
-from train.step import batch, parts_of
+from train.step import batch
 from train.text import Text
+from train.weights import parts_of
 
 CPU = torch.device("cpu")
 FP32 = float_format("fp32")

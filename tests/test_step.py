@@ -23,7 +23,8 @@ from formats import float_format
 from landscape import logit_sharpness
 from tests.recipe_packs import program_for, slot
 from tests.small import OPTIONS, SHAPE, SHAPES, make_program, make_slots
-from train import step
+from train import head
+from train.head import head_over_chunks
 from train.model import ModelShape, Numerics, cross_entropy, forward
 from train.optim import Muon
 from train.pack import Pack, train_pack
@@ -32,8 +33,9 @@ from train.program import Probe, Progress, Slot
 from train.recipe_table import RecipeTable
 from train.resolve import resolve_recipe
 from train.state import StateFormats
-from train.step import Pieces, head_over_chunks, padded_vocabulary, parts_of
+from train.step import Pieces
 from train.text import Text
+from train.weights import padded_vocabulary, parts_of
 
 CPU = torch.device("cpu")
 # Three formats in the blocks and three others in the head, of different precisions: none can pass for another.
@@ -74,8 +76,8 @@ def test_the_heads_gradients_are_those_of_exact_sums_rounded_once_however_it_is_
     monkeypatch: pytest.MonkeyPatch, of_runs: int, of_one: int, calls: int, rounding: str
 ) -> None:
     """Each run's dz on that run's own grid; dW over all tokens is one sum, rounded to BF16 once."""
-    monkeypatch.setattr(step, "CHUNK_LOGITS", of_runs)
-    monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", of_one)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", of_runs)
+    monkeypatch.setattr(head, "CHUNK_OF_ONE_RUN", of_one)
     rng = np.random.default_rng(3)
     x = rng.integers(-16, 17, (3, TOKENS, WIDTH)) / 8
     w = rng.integers(-16, 17, (3, VOCABULARY, WIDTH)) / 16
@@ -132,7 +134,7 @@ def test_runs_in_chunks_of_their_own_keep_their_own_formats(text: Text, monkeypa
     recipes = ["e4m3", "e5m2", "e8m3", "e4m5"]
 
     def run(of_runs: int) -> list[Tensor]:
-        monkeypatch.setattr(step, "CHUNK_LOGITS", of_runs)
+        monkeypatch.setattr(head, "CHUNK_LOGITS", of_runs)
         pack = Pack(make_program(), make_slots(recipes), text, CPU)
         losses, grads = pack.gradients(*pack.held_out[0])
         return [losses, *grads["wte"], pack.validation_loss(), *pack.sharpness().values()]
@@ -170,7 +172,7 @@ def test_the_validation_loss_is_the_mean_over_every_held_out_token(
     text: Text, monkeypatch: pytest.MonkeyPatch, limit: int, option: str
 ) -> None:
     """And it stays what it was when it is taken again; 50 tokens, so that the head is padded."""
-    monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", limit)
+    monkeypatch.setattr(head, "CHUNK_OF_ONE_RUN", limit)
     shape = dataclasses.replace(SHAPES.get(option, SHAPE), vocabulary=50)
     pack = Pack(make_program("native-fp64", shape=shape), make_slots(["native-fp64"] * 3), text, CPU)
 
@@ -225,7 +227,7 @@ def test_probes_measure_the_two_sharpnesses_of_a_padded_vocabulary(
 
     Logits are those that softmax sees, the loss is the cross entropy; and also where boxes are taken for `wild` ones.
     """
-    monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", 64 * SHAPE.context)
+    monkeypatch.setattr(head, "CHUNK_OF_ONE_RUN", 64 * SHAPE.context)
     shape = dataclasses.replace(SHAPE, vocabulary=50, **OPTIONS.get(option, {}))
     program = make_program("native-fp64", shape=shape, probe=Probe(every=10, epsilons=(1e-7, 2e-7)))
     pack = Pack(program, make_slots(["native-fp64"] * 2), text, CPU)
@@ -249,7 +251,7 @@ def test_probes_measure_the_two_sharpnesses_of_a_padded_vocabulary(
 
 
 def step_without_small_boxes(*chunk: Any) -> tuple[Tensor, Tensor]:
-    sums, small = step.head_sharpness(*chunk)
+    sums, small = head.head_sharpness(*chunk)
     return torch.full_like(sums, torch.nan), torch.zeros_like(small)
 
 
@@ -262,7 +264,7 @@ def test_boxes_are_small_where_those_of_every_token_are_around_zero_and_around_t
     p = pack_precision([resolve_recipe("native-fp32").body] * 4, CPU)
     # The columns of w are the tokens' logits; x picks them.
     x, targets = torch.eye(2).expand(4, -1, -1), torch.zeros(4, 2, dtype=torch.int64)
-    _, small = step.head_sharpness(x, rows.transpose(1, 2), targets, p, 16, (1e-4, 1e-3))
+    _, small = head.head_sharpness(x, rows.transpose(1, 2), targets, p, 16, (1e-4, 1e-3))
     assert small.tolist() == [True, False, False, False]
 
 
@@ -271,7 +273,7 @@ def test_a_run_with_one_wild_token_is_measured_again_and_no_other(
     text: Text, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     """Whole, or in chunks of which the wild token is in the first; 50 logits and what pads them."""
-    monkeypatch.setattr(step, "CHUNK_OF_ONE_RUN", limit)
+    monkeypatch.setattr(head, "CHUNK_OF_ONE_RUN", limit)
     shape = dataclasses.replace(SHAPE, vocabulary=50)
     pack = Pack(make_program(shape=shape), make_slots(["e4m3"] * 3), text, CPU)
     (tokens, targets), again = pack.held_out[0], pack._pieces.head_sharpness_of_any

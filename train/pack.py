@@ -24,6 +24,7 @@ from formats import quantize
 from train.capture import Recorded
 from train.compiling import compiled_quantizer, compiler, compiles_steps, quantizer_for
 from train.determinism import deterministic
+from train.head import chunks, head_over_chunks, of_runs
 from train.layers import embedding_gradient
 from train.loss_scale import inverse
 from train.model import Numerics, forward, is_matrix
@@ -38,22 +39,9 @@ from train.seeds import batch_offsets, held_out_offsets, initial_weights
 from train.signal_pass import SignalHistories, signal_pass
 from train.signals import statistics
 from train.state import Chance, Kept, parameter_words, stored
-from train.step import (
-    OF_HEAD,
-    Pieces,
-    as_operand,
-    batch,
-    chunks,
-    detached,
-    head_operand,
-    head_over_chunks,
-    of_runs,
-    own,
-    parts_of,
-    site_of,
-    weight_of_runs,
-)
+from train.step import OF_HEAD, Pieces, batch
 from train.text import Text
+from train.weights import as_operand, detached, head_operand, own, parts_of, site_of, weight_of_runs
 
 CHUNK = 10  # steps between two reports to the host
 

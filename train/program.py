@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from train.head import CHUNK_OF_ONE_RUN
 from train.loss_scale import DynamicLossScale, check_scale
 from train.model import ModelShape
 from train.operands import ROLES
@@ -18,7 +19,6 @@ from train.recipe import Recipe, RecipeStructure
 from train.schedules import DECAY_FRACTION
 from train.signals import SIGNALS
 from train.state import StateFormats
-from train.step import CHUNK_OF_ONE_RUN
 
 
 @dataclass(frozen=True)

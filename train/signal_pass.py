@@ -29,7 +29,7 @@ from train.precision import OperandPlan, Precision, WeightOperand
 from train.products import HEAD_SITE, take, whole
 from train.seen import LM_HEAD, Layers, Seen
 from train.signals import OF_OPERANDS, OF_PASS, SIGNALS, Look, Rounded, statistics
-from train.step import site_of
+from train.weights import site_of
 
 Statistics = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
