@@ -106,7 +106,7 @@ def nanogpt_losses(folder: Path, program: Program, text: Text, rate: float, seed
     module = imported(folder)
     config = module.GPTConfig(
         block_size=T, vocab_size=shape.vocabulary, n_layer=shape.layers, n_head=shape.heads, n_embd=shape.width,
-        dropout=0.0, bias=False,
+        dropout=shape.dropout, bias=False,
     )  # fmt: skip
     model: nn.Module = module.GPT(config).to(DEVICE)
     optimizer = model.configure_optimizers(DECAY, rate, BETAS, DEVICE.type)  # type: ignore[operator]
@@ -150,7 +150,8 @@ def windows(tokens: Tensor, starts: Tensor, T: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def held_out_loss(model: nn.Module, validation: Tensor, program: Program) -> float:
-    """The mean over the same held-out sequences as a pack's, nats/token."""
+    """The mean over the same held-out sequences as a pack's, without dropout, nats/token."""
+    model.eval()
     T = program.shape.context
     starts = torch.from_numpy(held_out_offsets(program.evaluation_sequences, validation.numel() - T)).to(DEVICE)
     parts = []
@@ -158,6 +159,7 @@ def held_out_loss(model: nn.Module, validation: Tensor, program: Program) -> flo
         tokens, targets = windows(validation, some, T)
         with autocast():
             parts.append(float(model(tokens, targets)[1]))
+    model.train()
     return sum(parts) / len(parts)
 
 

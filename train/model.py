@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.dropout import ATTENTION, EMBEDDING, MLP, WEIGHTS, dropped
 from train.elsewhere import rounded
 from train.layers import NORM_EPS, Norm, Readout
 from train.linear import operand, product, receive
@@ -67,6 +68,7 @@ class ModelShape:
     rope_base: float = 10_000.0
     qk_norm: bool = False
     z_loss: float = 0.0
+    dropout: float = 0.0
     logit_softcap: float | None = None
     init_std: float = 0.02
     mup_base_width: int | None = None
@@ -183,6 +185,7 @@ class BlockPrecision(NamedTuple):
     attention: Precision
     mlp: Precision
     products: Precision | None = None
+    drop: Tensor | None = None  # seeds of the block's dropout, int64 [R], where there is any
 
 
 # The products of a block, by which its stochastic operands draw different random bits.
@@ -200,6 +203,7 @@ class Numerics(NamedTuple):
     kernels: bool = False
     blocks: tuple[BlockPrecision, ...] = ()
     elsewhere: Elsewhere = Elsewhere()
+    drop: Tensor | None = None  # seeds of the embeddings' dropout
 
     def block(self, index: int) -> BlockPrecision:
         """How block `index` computes."""
@@ -259,20 +263,22 @@ def split_heads(
 
 
 def written_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, products: Precision | None = None, softmax: str | None = None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, scale: float, products: Precision | None = None, softmax: str | None = None,
+    drop: Tensor | None = None, dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Causal attention of [R, B, T, d] each, its products written out, so that it can be differentiated twice.
 
-    products: how QKᵀ and PV are rounded; None leaves them to the tensors' dtype. softmax: a format of the weights.
+    products: how QKᵀ and PV are rounded; None leaves them to the tensors' dtype. softmax: a format of the weights. drop: seeds,
+    where so many of the weights are dropped.
     """
     T = q.shape[-2]
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
     if products is None:
         scores = q @ k.mT * scale
         weights = scores.masked_fill(future, -math.inf).softmax(-1, torch.promote_types(q.dtype, torch.float32))
-        return rounded(weights, softmax).to(v.dtype) @ v
+        return dropped(rounded(weights, softmax), drop, dropout, WEIGHTS).to(v.dtype) @ v
     scores = receive(product(q, k.mT, products, SCORES), products) * scale
-    weights = rounded(scores.masked_fill(future, -math.inf).softmax(-1), softmax)
+    weights = dropped(rounded(scores.masked_fill(future, -math.inf).softmax(-1), softmax), drop, dropout, WEIGHTS)
     return product(operand(weights, products, "activation"), v, products, VALUES)
 
 
@@ -294,10 +300,12 @@ def _attention(
         )
     else:
         q, k, v = (x.flatten(1, 2) for x in (q, k, v))
-        y = written_attention(q, k, v, shape.attention_scale, block.products, numerics.elsewhere.softmax)
+        y = written_attention(
+            q, k, v, shape.attention_scale, block.products, numerics.elsewhere.softmax, block.drop, shape.dropout
+        )
         y = y.unflatten(1, (-1, shape.heads))
     y_RSD = y.transpose(2, 3).reshape(x_RSD.shape).to(x_RSD.dtype)
-    return layers(y_RSD, h + "attn.proj", here, PROJECTION)
+    return dropped(layers(y_RSD, h + "attn.proj", here, PROJECTION), block.drop, shape.dropout, ATTENTION)
 
 
 def activate(y_RSF: Tensor, shape: ModelShape) -> Tensor:
@@ -308,9 +316,10 @@ def activate(y_RSF: Tensor, shape: ModelShape) -> Tensor:
     return F.silu(gate) * up
 
 
-def _mlp(x_RSD: Tensor, h: str, shape: ModelShape, numerics: Numerics, here: Precision, layers: Layers) -> Tensor:
-    features = activate(layers(x_RSD, h + "mlp.fc", here, FC), shape)
-    return layers(rounded(features, numerics.elsewhere.gelu), h + "mlp.proj", here, MLP_PROJECTION)
+def _mlp(x_RSD: Tensor, h: str, shape: ModelShape, numerics: Numerics, block: BlockPrecision, layers: Layers) -> Tensor:
+    features = activate(layers(x_RSD, h + "mlp.fc", block.mlp, FC), shape)
+    y_RSD = layers(rounded(features, numerics.elsewhere.gelu), h + "mlp.proj", block.mlp, MLP_PROJECTION)
+    return dropped(y_RSD, block.drop, shape.dropout, MLP)
 
 
 def forward(
@@ -330,13 +339,13 @@ def forward(
     if shape.positions == "learned":
         x_RNTD = x_RNTD + rounded(p["wpe"], elsewhere.embedding)[:, None, :T, :]
     turn = rotation(T, shape, x_RNTD)
-    x_RSD = rounded(x_RNTD.view(R, N * T, D), elsewhere.residual)
+    x_RSD = dropped(rounded(x_RNTD.view(R, N * T, D), elsewhere.residual), numerics.drop, shape.dropout, EMBEDDING)
     for i in range(shape.layers):
         h, block = f"h.{i}.", numerics.block(i)
         a_RSD = _norm(x_RSD, p[h + "ln_1"], shape.norm, numerics)
         x_RSD = rounded(x_RSD + _attention(a_RSD, p, h, shape, turn, T, numerics, block, layers), elsewhere.residual)
         a_RSD = _norm(x_RSD, p[h + "ln_2"], shape.norm, numerics)
-        x_RSD = rounded(x_RSD + _mlp(a_RSD, h, shape, numerics, block.mlp, layers), elsewhere.residual)
+        x_RSD = rounded(x_RSD + _mlp(a_RSD, h, shape, numerics, block, layers), elsewhere.residual)
         if layers.seen is not None:
             layers.seen.streams.append(x_RSD)
     z_RSV = layers(_norm(x_RSD, p["ln_f"], shape.norm, numerics), LM_HEAD, numerics.lm_head, HEAD_SITE)

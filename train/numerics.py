@@ -55,15 +55,19 @@ def make_numerics(
     body, head = stacked([recipe.body for recipe in recipes]), stacked([recipe.lm_head for recipe in recipes])
     carriers = {place.carrier for block in blocks for place in (block.attention, block.mlp)}
     structure = structures.pop()
-    form = "math" if body.carrier == torch.float64 else structure.attention_form
-    kernels = compiled and device.type == "cuda" and carriers == {torch.bfloat16}
+    form = "math" if body.carrier == torch.float64 or shape.dropout else structure.attention_form
+    kernels = compiled and device.type == "cuda" and carriers == {torch.bfloat16} and not shape.dropout
     return Numerics(body, head, form, kernels, tuple(blocks), structure.elsewhere)
 
 
 def with_quantizer(numerics: Numerics, quantizer: Quantizer) -> Numerics:
     """The same with that quantiser in every place."""
     blocks = tuple(
-        BlockPrecision(*(None if place is None else place._replace(quantizer=quantizer) for place in block))  # type: ignore[arg-type]
+        block._replace(
+            attention=block.attention._replace(quantizer=quantizer),
+            mlp=block.mlp._replace(quantizer=quantizer),
+            products=None if block.products is None else block.products._replace(quantizer=quantizer),
+        )
         for block in numerics.blocks
     )
     body, head = (place._replace(quantizer=quantizer) for place in (numerics.body, numerics.lm_head))
@@ -71,19 +75,26 @@ def with_quantizer(numerics: Numerics, quantizer: Quantizer) -> Numerics:
 
 
 class Draws:
-    """The random numbers of rules, for keys of the runs, int64 [R]."""
+    """The random numbers of rules and of dropout, for keys of the runs, int64 [R]."""
 
-    def __init__(self, keys: Tensor) -> None:
-        self.keys = keys
+    def __init__(self, keys: Tensor, dropout: bool = False) -> None:
+        self.keys, self.dropout = keys, dropout
         self._never = torch.zeros(1, dtype=torch.int64, device=keys.device)
 
-    def at(self, numerics: Numerics, step: Tensor) -> Numerics:
-        """The same with every place's seeds and signs of a step, int64 [1], where it takes any."""
-        blocks = tuple(
-            BlockPrecision(*(None if place is None else self._place(place, f"h.{i}", step) for place in block))  # type: ignore[arg-type]
-            for i, block in enumerate(numerics.blocks)
+    def at(self, numerics: Numerics, step: Tensor, training: bool = False) -> Numerics:
+        """The same with every place's seeds and signs of a step, int64 [1], where it takes any; with dropout's while training."""
+        drops = training and self.dropout
+        blocks = tuple(self._block(block, f"h.{i}", step, drops) for i, block in enumerate(numerics.blocks))
+        drop = rounding_seeds(self.keys, step, "dropout") if drops else None
+        return numerics._replace(lm_head=self._place(numerics.lm_head, "lm_head", step), blocks=blocks, drop=drop)
+
+    def _block(self, block: BlockPrecision, name: str, step: Tensor, drops: bool) -> BlockPrecision:
+        return BlockPrecision(
+            self._place(block.attention, name, step),
+            self._place(block.mlp, name, step),
+            None if block.products is None else self._place(block.products, name, step),
+            rounding_seeds(self.keys, step, f"{name}.dropout") if drops else None,
         )
-        return numerics._replace(lm_head=self._place(numerics.lm_head, "lm_head", step), blocks=blocks)
 
     def _place(self, precision: Precision, name: str, step: Tensor) -> Precision:
         rules = precision.structure.rules

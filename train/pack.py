@@ -24,6 +24,7 @@ from formats import quantize
 from train.capture import Recorded
 from train.compiling import compiled_quantizer, compiler, compiles_steps, quantizer_for
 from train.determinism import deterministic
+from train.dropout import EMBEDDING, dropped
 from train.head import chunks, head_over_chunks, of_runs
 from train.layers import embedding_gradient
 from train.loss_scale import inverse
@@ -90,7 +91,7 @@ class Pack:
         self._pieces = Pieces(compiler() if self.compiled else None)
         self._statistics = compiler(dynamic=True)(statistics) if self.compiled else statistics
         keys = run_keys([(slot.init_seed, slot.data_seed) for slot in self.slots])
-        self._draws = Draws(keys.to(device))
+        self._draws = Draws(keys.to(device), bool(program.shape.dropout))
         self._made = 0
         self._begin([slot.recipe.before or slot.recipe for slot in slots])
 
@@ -208,7 +209,7 @@ class Pack:
     def _look(self, tokens: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The signals of the batch's first sequences, before the update."""
         shape = self.program.shape
-        numerics = self._draws.at(self.numerics, self.counter)
+        numerics = self._draws.at(self.numerics, self.counter, training=True)
         if self.compiled:  # outside the pieces, quantisers have to be compiled by themselves
             numerics = with_quantizer(numerics, compiled_quantizer)
         first = slice(0, shape.context)
@@ -224,7 +225,7 @@ class Pack:
         With loss scales, gradients are multiplied by them.
         """
         shape, pieces = self.program.shape, self._pieces
-        numerics = self._draws.at(self.numerics, self.counter)
+        numerics = self._draws.at(self.numerics, self.counter, training=True)
         scales = {name: scale.requires_grad_() for name, scale in self.histories.scales().items()}
         x, hidden = self._hidden(tokens, numerics, scales)
         head = numerics._replace(lm_head=numerics.lm_head._replace(scales=scales.pop(shape.head, None)))
@@ -241,6 +242,7 @@ class Pack:
         names = [name for name in self.parameters if name not in ("wte", "wpe", "lm_head")]
         leaves = [parts_of(self.operands[name])[0] if is_matrix(name) else self.parameters[name] for name in names]
         d_embedded, *rest = torch.autograd.grad(hidden, [x, *leaves, *scales.values()], dx)
+        d_embedded = dropped(d_embedded, numerics.drop, shape.dropout, EMBEDDING)
         # What arrives at scales are amaxes (`products`).
         self._amaxes = dict(zip(scales, rest[len(names) :], strict=True))
         if of_head is not None:
@@ -262,7 +264,9 @@ class Pack:
         scales = self.histories.scales() if scales is None else scales
         p = self.parameters
         positions = p["wpe"].detach() if "wpe" in p else None
-        x = self._pieces.start(p["wte"].detach(), positions, tokens, numerics.elsewhere).requires_grad_()
+        rate = self.program.shape.dropout
+        x = self._pieces.start(p["wte"].detach(), positions, tokens, numerics.elsewhere, numerics.drop, rate)
+        x = x.requires_grad_()
         return x, self._pieces.hidden(x, p, self.operands, self.program.shape, numerics, scales)
 
     def _held_out_hidden(self, tokens: Tensor) -> tuple[Tensor, Precision]:

@@ -7,12 +7,12 @@ the run axis first, [R, ...]: each run's formats, its random seeds, signs and sc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from formats import FloatFormat, FormatParameters, format_parameters, quantize
+from formats import FloatFormat, FormatParameters, Rounding, format_parameters, quantize
 from formats.factored import Factored
 from formats.scaled import Granularity
 from train.compiling import Quantizer
@@ -107,6 +107,13 @@ class Precision(NamedTuple):
     def rounds_outputs(self) -> bool:
         """Whether a product's result needs rounding to the output, since its carrier does not do so by itself."""
         return self.structure.output in ("bf16", "fp16") and self.carrier != self.output
+
+    @property
+    def unrounded(self) -> Precision:
+        """For a gradient that is rounded further back: it stays in FP32 (FP64 in FP64)."""
+        wide: Literal["fp32", "fp64"] = "fp64" if self.carrier == torch.float64 else "fp32"
+        structure = Structure(wide, Rounding.NEAREST_EVEN, wide, wide)
+        return Precision(structure, CARRIER_DTYPES[wide], None, None, None, self.quantizer)
 
     def to_output(self, x: Tensor) -> Tensor:
         """Values of the output type, in the carrier: what lies in memory between products."""

@@ -160,7 +160,7 @@ class Program:
 
     def _bytes_of_written_attention(self, compiled: bool) -> int:
         """Scores of attention that is written out: three tensors of them a layer, five and roundings where they are rounded."""
-        if self.structure.attention_form == "fused":
+        if self.structure.attention_form == "fused" and not self.shape.dropout:
             return 0
         scores = self.sequences * self.shape.heads * self.shape.context**2
         rounded = self.structure.places[4] is not None

@@ -55,6 +55,7 @@ class ModelSettings(Table):
     hidden          features of the MLP; if not given, see `ModelShape.features`
     vocabulary      logits and embeddings, if more than the tokenizer has: the rest are logits like others, which never come
     qk_norm         RMSNorm of each query and key, with a learned gain (Dehghani et al. 2302.05442, Wortsman et al. 2309.14322)
+    dropout         share dropped after embeddings, of attention's weights and of what blocks add (nanoGPT's; attention is written out)
     z_loss          c of c logsumexp(z)^2, added to what is trained on, and not to the losses that are recorded (PaLM, 2204.02311)
     logit_softcap   the logits become cap tanh(z / cap) (Gemma 2, 2408.00118)
     init_std        standard deviation of initial weights, before the factors of depth and muP
@@ -79,6 +80,7 @@ class ModelSettings(Table):
     rope_base: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10_000.0
     qk_norm: bool = False
     z_loss: Annotated[float, Field(ge=0, le=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     logit_softcap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     init_std: Annotated[float, Field(gt=0, le=10)] = 0.02
     mup_base_width: Positive | None = None

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train.dropout import ATTENTION, EMBEDDING, MLP, dropped
 from train.elsewhere import rounded
 from train.head import head, head_loss, head_sharpness, head_sharpness_of_any
 from train.layers import add_norm, attend, last_norm
@@ -54,7 +55,10 @@ def batch(text: Tensor, offsets_RN: Tensor, T: int) -> tuple[Tensor, Tensor]:
     return window[..., :-1].flatten(1), window[..., 1:].flatten(1)
 
 
-def start(wte: Tensor, wpe: Tensor | None, tokens_RS: Tensor, elsewhere: Elsewhere = NOWHERE) -> Tensor:
+def start(
+    wte: Tensor, wpe: Tensor | None, tokens_RS: Tensor, elsewhere: Elsewhere = NOWHERE, drop: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Token embeddings, and those of positions where they are learned, [R, S, D]; carries no gradient."""
     R, V, D = wte.shape
     wte, wpe = rounded(wte, elsewhere.embedding), None if wpe is None else rounded(wpe, elsewhere.embedding)
@@ -62,7 +66,7 @@ def start(wte: Tensor, wpe: Tensor | None, tokens_RS: Tensor, elsewhere: Elsewhe
     rows = tokens_RS + V * torch.arange(R, device=tokens_RS.device)[:, None]
     x_RSD = wte.reshape(R * V, D)[rows]
     x_RSD = x_RSD if wpe is None else (x_RSD.view(R, -1, wpe.shape[1], D) + wpe[:, None]).view(R, -1, D)
-    return rounded(x_RSD, elsewhere.residual)
+    return dropped(rounded(x_RSD, elsewhere.residual), drop, dropout, EMBEDDING)
 
 
 def attention_half(
@@ -90,9 +94,12 @@ def attention_half(
         y = attend(packed, numerics.kernels, shape.attention_scale).reshape(R, S, D)
     else:
         q, k, v = packed.view(R, -1, *packed.shape[1:]).transpose(2, 4).flatten(1, 2).unbind(2)
-        y = written_attention(q, k, v, shape.attention_scale, block.products, elsewhere.softmax)
+        y = written_attention(
+            q, k, v, shape.attention_scale, block.products, elsewhere.softmax, block.drop, shape.dropout
+        )
         y = y.view(R, -1, shape.heads, T, shape.head_size).transpose(2, 3).reshape(R, S, D)
-    return x, product(operand(y, here, "activation"), proj, here._replace(scales=scales[1]), PROJECTION)
+    y = product(operand(y, here, "activation"), proj, here._replace(scales=scales[1]), PROJECTION)
+    return x, y if block.drop is None else dropped(receive(y, here), block.drop, shape.dropout, ATTENTION)
 
 
 def mlp_half(
@@ -106,7 +113,8 @@ def mlp_half(
     )
     h = activate(receive(product(a, fc, here._replace(scales=scales[0]), FC), here), shape)
     h = operand(rounded(h, elsewhere.gelu), here, "activation")
-    return x, product(h, proj, here._replace(scales=scales[1]), MLP_PROJECTION)
+    y = product(h, proj, here._replace(scales=scales[1]), MLP_PROJECTION)
+    return x, y if block.drop is None else dropped(receive(y, here), block.drop, shape.dropout, MLP)
 
 
 def finish(x: Tensor, delta: Tensor, ln: Tensor, shape: ModelShape, numerics: Numerics, behind: Precision) -> Tensor:
@@ -154,6 +162,11 @@ def record(
     counter.add_(1)
 
 
+def _behind(precision: Precision, block: BlockPrecision) -> Precision:
+    """What a product's result meets on its way back: behind dropout the gradient is rounded once more, not yet here."""
+    return precision if block.drop is None else precision.unrounded
+
+
 class Pieces:
     """The pieces of this module and of `optim`, each compiled or as it is; `compiler` is `compiling.compiler()`, or None."""
 
@@ -178,7 +191,7 @@ class Pieces:
         """
         delta: Tensor | None = None
         turn = rotation(shape.context, shape, x)
-        shared, scales = numerics._replace(blocks=()), scales or {}
+        shared, scales = numerics._replace(blocks=(), drop=None), scales or {}
         behind = numerics.block(0).mlp
         for i in range(shape.layers):
             h, block = f"h.{i}.", numerics.block(i)
@@ -189,8 +202,8 @@ class Pieces:
                 gains.get(h + "attn.ln_q"), gains.get(h + "attn.ln_k"), turn,
             )  # fmt: skip
             x, delta = self.mlp_half(
-                x, delta, gains[h + "ln_2"], *of[1], shape, shared, block, block.attention, delayed[1]
+                x, delta, gains[h + "ln_2"], *of[1], shape, shared, block, _behind(block.attention, block), delayed[1]
             )
-            behind = block.mlp
+            behind = _behind(block.mlp, block)
         hidden: Tensor = self.finish(x, delta, gains["ln_f"], shape, shared, behind)
         return hidden
