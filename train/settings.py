@@ -55,7 +55,7 @@ class ModelSettings(Table):
     hidden          features of the MLP; if not given, see `ModelShape.features`
     vocabulary      logits and embeddings, if more than the tokenizer has: the rest are logits like others, which never come
     qk_norm         RMSNorm of each query and key, with a learned gain (Dehghani et al. 2302.05442, Wortsman et al. 2309.14322)
-    dropout         share dropped after embeddings, of attention's weights and of what blocks add (nanoGPT's; attention is written out)
+    dropout         share dropped after embeddings, of attention's weights and of what blocks add, as nanoGPT does
     z_loss          c of c logsumexp(z)^2, added to what is trained on, and not to the losses that are recorded (PaLM, 2204.02311)
     logit_softcap   the logits become cap tanh(z / cap) (Gemma 2, 2408.00118)
     init_std        standard deviation of initial weights, before the factors of depth and muP
