@@ -80,6 +80,31 @@ def test_every_product_takes_rounded_operands_and_rounds_its_output(name: str, d
             )
 
 
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_a_native_product_takes_and_leaves_its_own_type(kind: str, device: torch.device) -> None:
+    """And overflows to infinity as that does: the last column of W is too large for FP16."""
+    rng = np.random.default_rng(12)
+    x, w, dy = (np.round(rng.uniform(-2, 2, size=size) * 2**12) / 2**12 for size in ((S, D), (D, F_OUT), (S, F_OUT)))
+    x, dy = np.round(x * 8) / 8, np.round(dy * 8) / 8  # few bits, so that sums of them with W's are exact
+    w[:, -1] = np.sign(w[:, -1]) * 60000.0
+    linear_ = resolve_recipe(f"native-{kind}").body
+    x_t, w_t = (torch.tensor(z[None], dtype=torch.float32, device=device, requires_grad=True) for z in (x, w))
+    y_t = linear(x_t, w_t, pack_precision([linear_], device))
+    y_t.backward(torch.tensor(dy[None], dtype=torch.float32, device=device))
+    f = float_format(kind)
+
+    def out(exact: NDArray[np.float64]) -> NDArray[np.float64]:
+        return f.decode(f.encode(exact, overflow="nonsaturating"))
+
+    w_q = out(w)
+    assert not np.array_equal(w_q, w)
+    assert x_t.grad is not None
+    assert w_t.grad is not None
+    for got, exact in ((y_t, x @ w_q), (x_t.grad, dy @ w_q.T), (w_t.grad, x.T @ dy)):
+        np.testing.assert_array_equal(got[0].detach().cpu().numpy(), out(exact))
+    assert np.isinf(out(x @ w_q)).any() == (kind == "fp16")
+
+
 def test_each_run_of_a_pack_has_its_own_format(device: torch.device) -> None:
     names = ["e4m3fn", "e3m2f", "e2m1f", "e5m2"]
     x = np.random.default_rng(5).uniform(-3, 3, size=(S, D))

@@ -12,13 +12,16 @@ from click.testing import CliRunner
 
 from exmy.cli import main
 from formats import FloatFormat
+from train.loss_scale import DynamicLossScale
 from train.named_recipes import NAMED, PREFIXES
 from train.numerics import power_of_two_above
 from train.operands import Delayed, OperandRule
+from train.plan import plan
 from train.recipe import LinearPrecision, Recipe
 from train.recipe_table import AXES as RECIPE_AXES
 from train.recipe_table import ProductTable, RecipeTable
 from train.resolve import resolve_recipe
+from train.state import StateFormats
 from train.study import StudyError
 from train.study_file import read_study
 
@@ -197,6 +200,22 @@ def test_words_of_recipes_are_axes_of_a_study(tmp_path: Path) -> None:
     assert {r.lm_head.label for r in mine} == {mine[0].body.label, "native-bf16"}
     assert {(r.first_blocks, r.kept is None) for r in mine} == {(0, True), (1, False)}
     assert {r.loss_scale for r in mine} == {1.0, 1024.0, None}
+
+
+def test_a_plan_has_what_recipes_say_beyond_their_products(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    axes = 'loss_scale = [1, 1024, "dynamic"]\nbefore = ["native-bf16"]\nuntil = [7]\nmaster = ["bf16"]\nkahan = [true]'
+    path.write_text(AXES.format(axes=axes))
+    packs = plan(read_study(path), torch.device("cpu"))
+    seen = {
+        (p.program.scales_loss, p.program.dynamic_loss_scale, tuple({s.loss_scale for s in p.slots})) for p in packs
+    }
+    assert seen == {(False, None, (1.0,)), (True, None, (1024.0,)), (False, DynamicLossScale(), (1.0,))}
+    for pack in packs:
+        assert pack.program.until == 7
+        assert pack.program.before == resolve_recipe("native-bf16").structure
+        assert pack.program.state == StateFormats("bf16", kahan=True)
+        assert "master in bf16, Kahan's compensation" in pack.runs[0].recipe.description
 
 
 def test_a_schedule_of_precision_goes_both_ways(tmp_path: Path) -> None:
