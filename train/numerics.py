@@ -34,11 +34,13 @@ def make_numerics(
     if len(structures) != 1:
         raise ValueError(f"runs of {len(structures)} structures can't share a program: {sorted(map(str, structures))}")
     made: dict[tuple[LinearPrecision, ...], Precision] = {}
+    by_hand = compiled and device.type == "cuda"
 
     def stacked(linears: Sequence[LinearPrecision]) -> Precision:
         key = tuple(linears)
         if key not in made:
-            made[key] = pack_precision(linears, device, quantizer)
+            precision = pack_precision(linears, device, quantizer)
+            made[key] = precision._replace(kernels=by_hand and precision.carrier == torch.bfloat16)
         return made[key]
 
     blocks = []
@@ -56,7 +58,7 @@ def make_numerics(
     carriers = {place.carrier for block in blocks for place in (block.attention, block.mlp)}
     structure = structures.pop()
     form = "math" if body.carrier == torch.float64 else structure.attention_form
-    kernels = compiled and device.type == "cuda" and carriers == {torch.bfloat16}
+    kernels = by_hand and carriers == {torch.bfloat16}
     return Numerics(body, head, form, kernels, tuple(blocks), structure.elsewhere)
 
 
