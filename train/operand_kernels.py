@@ -17,29 +17,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from train.rounding_kernels import ROTATED, rotate, taken
+from train.rounding_kernels import ROTATED, in_doubt, rotate, taken
 
 if TYPE_CHECKING:
     from train.scaled_layers import Elements
 
 # Rows and columns of a tile, warps, by the size of a group up to which they serve. Not timed yet: what Triton 3.6 compiles for an
 # H100 with few registers, FP64's stochastic rounding among it.
-TILES = {32: (32, 128, 8), 64: (64, 64, 8), 128: (128, 128, 16)}
+TILES = {32: (32, 128, 4), 64: (64, 64, 4), 128: (128, 128, 16)}
+# By how much an FP32 quotient may leave a stochastic decision in doubt, in 2^-23 of an element's spacing, times 2^M: wrong by at
+# most 3 * 2^-23 of itself, and below 2^(M+1) spacings, it moves a share by less than 6, its own rounding by 1 more.
+DOUBT = 16
 AMAX_TILE, AMAX_ROWS = (32, 128), 256  # a step's rows and columns, rows a program
 
 
 @triton.jit
-def _take_kernel(  # type: ignore[no-untyped-def]
-    x, values_k, values_m, factor_k, factor_m, scale_k, scale_m, seed_k, seed_m, signs, M, K,
+def _take_tile(  # type: ignore[no-untyped-def]
+    tile, r, doubts, x, values_k, values_m, factor_k, factor_m, scale_k, scale_m, seed_k, seed_m, signs, M, K,
     HAS_K: tl.constexpr, HAS_M: tl.constexpr, STOCHASTIC_K: tl.constexpr, STOCHASTIC_M: tl.constexpr, TURNED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
     OFFSET: tl.constexpr, LARGEST: tl.constexpr, P: tl.constexpr, LIMIT: tl.constexpr, MAX_BITS: tl.constexpr,
     NORMAL_BITS: tl.constexpr, MAGIC: tl.constexpr, QUANTUM: tl.constexpr, WIDE_MAX: tl.constexpr, WIDE_NORMAL: tl.constexpr,
+    DOUBT: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """A tile of ROWS x COLUMNS, whole groups either way. TURNED: what is rounded along M is the rotated tensor."""
-    r = tl.program_id(1).to(tl.int64)
+    """A tile of ROWS x COLUMNS, whole groups either way. TURNED: what is rounded along M is the rotated tensor.
+
+    DOUBT: not 0 where decisions may be in doubt, of which `doubts`, [R, 2, tiles], tells for each side.
+    """
     across = tl.cdiv(K, COLUMNS)
-    tile = tl.program_id(0)
     row, column = (tile // across) * ROWS, (tile % across) * COLUMNS
     m, k = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
     mask = (m < M)[:, None] & (k < K)[None, :]
@@ -52,11 +57,13 @@ def _take_kernel(  # type: ignore[no-untyped-def]
             given = tl.full((1, 1, 1), 1.0, tl.float32) * tl.load(scale_k + r)
         if STOCHASTIC_K:
             seed = tl.load(seed_k + r)
-        value, group = taken(
+        value, group, decides = taken(
             tl.reshape(x_t, (ROWS, COLUMNS // GROUP, GROUP)), tl.reshape(index, (ROWS, COLUMNS // GROUP, GROUP)),
             given, seed, 2, SCALE, STOCHASTIC_K, THRESHOLD, OFFSET, LARGEST, P, LIMIT, MAX_BITS, NORMAL_BITS, MAGIC,
-            QUANTUM, WIDE_MAX, WIDE_NORMAL,
+            QUANTUM, WIDE_MAX, WIDE_NORMAL, EXACT,
         )  # fmt: skip
+        if DOUBT != 0 and STOCHASTIC_K:
+            tl.store(doubts + r * 2 * tl.num_programs(0) + tile, in_doubt(decides, DOUBT))
         value = tl.reshape(value, (ROWS, COLUMNS)).to(values_k.dtype.element_ty)
         tl.store(values_k + base + index, value, mask=mask)
         if SCALE == "fp32":
@@ -72,11 +79,13 @@ def _take_kernel(  # type: ignore[no-untyped-def]
             given = tl.full((1, 1, 1), 1.0, tl.float32) * tl.load(scale_m + r)
         if STOCHASTIC_M:
             seed = tl.load(seed_m + r)
-        value, group = taken(
+        value, group, decides = taken(
             tl.reshape(x_t, (ROWS // GROUP, GROUP, COLUMNS)), tl.reshape(index, (ROWS // GROUP, GROUP, COLUMNS)),
             given, seed, 1, SCALE, STOCHASTIC_M, THRESHOLD, OFFSET, LARGEST, P, LIMIT, MAX_BITS, NORMAL_BITS, MAGIC,
-            QUANTUM, WIDE_MAX, WIDE_NORMAL,
+            QUANTUM, WIDE_MAX, WIDE_NORMAL, EXACT,
         )  # fmt: skip
+        if DOUBT != 0 and STOCHASTIC_M:
+            tl.store(doubts + (r * 2 + 1) * tl.num_programs(0) + tile, in_doubt(decides, DOUBT))
         value = tl.reshape(value, (ROWS, COLUMNS)).to(values_m.dtype.element_ty)
         tl.store(values_m + base + index, value, mask=mask)
         if SCALE == "fp32":
@@ -85,6 +94,37 @@ def _take_kernel(  # type: ignore[no-untyped-def]
             at = factor_m + r * groups * K + g[:, None] * K + k[None, :]
             there = (g < groups)[:, None] & (k < K)[None, :]
             tl.store(at, tl.reshape(group, (ROWS // GROUP, COLUMNS)), mask=there)
+
+
+@triton.jit
+def _take_kernel(  # type: ignore[no-untyped-def]
+    doubts, x, values_k, values_m, factor_k, factor_m, scale_k, scale_m, seed_k, seed_m, signs, M, K,
+    HAS_K: tl.constexpr, HAS_M: tl.constexpr, STOCHASTIC_K: tl.constexpr, STOCHASTIC_M: tl.constexpr, TURNED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
+    OFFSET: tl.constexpr, LARGEST: tl.constexpr, P: tl.constexpr, LIMIT: tl.constexpr, MAX_BITS: tl.constexpr,
+    NORMAL_BITS: tl.constexpr, MAGIC: tl.constexpr, QUANTUM: tl.constexpr, WIDE_MAX: tl.constexpr, WIDE_NORMAL: tl.constexpr,
+    DOUBT: tl.constexpr, AGAIN: tl.constexpr,
+):  # fmt: skip
+    """All tiles; or, AGAIN, those that were left in doubt, in FP64."""
+    tile, r = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    if AGAIN:
+        doubt = 0
+        if STOCHASTIC_K:
+            doubt += tl.load(doubts + r * 2 * tl.num_programs(0) + tile)
+        if STOCHASTIC_M:
+            doubt += tl.load(doubts + (r * 2 + 1) * tl.num_programs(0) + tile)
+        if doubt > 0:
+            _take_tile(
+                tile, r, doubts, x, values_k, values_m, factor_k, factor_m, scale_k, scale_m, seed_k, seed_m, signs, M,
+                K, HAS_K, HAS_M, STOCHASTIC_K, STOCHASTIC_M, TURNED, ROWS, COLUMNS, GROUP, SCALE, THRESHOLD, OFFSET,
+                LARGEST, P, LIMIT, MAX_BITS, NORMAL_BITS, MAGIC, QUANTUM, WIDE_MAX, WIDE_NORMAL, 0, True,
+            )  # fmt: skip
+    else:
+        _take_tile(
+            tile, r, doubts, x, values_k, values_m, factor_k, factor_m, scale_k, scale_m, seed_k, seed_m, signs, M, K,
+            HAS_K, HAS_M, STOCHASTIC_K, STOCHASTIC_M, TURNED, ROWS, COLUMNS, GROUP, SCALE, THRESHOLD, OFFSET, LARGEST,
+            P, LIMIT, MAX_BITS, NORMAL_BITS, MAGIC, QUANTUM, WIDE_MAX, WIDE_NORMAL, DOUBT, False,
+        )  # fmt: skip
 
 
 def take_both(
@@ -110,11 +150,15 @@ def take_both(
         for shape, it in zip(shapes, there, strict=True)
     ]
     rows, columns, warps = next(tile for size, tile in TILES.items() if group <= size)
-    _take_kernel[(triton.cdiv(M, rows) * triton.cdiv(K, columns), R)](
-        x, *values, *factors, scale_k, scale_m, seed_k, seed_m, signs, M, K,
-        *there, seed_k is not None, seed_m is not None, signs is not None, rows, columns, *elements,
-        num_warps=warps,
-    )  # fmt: skip
+    stochastic = (along_k and seed_k is not None, along_m and seed_m is not None)
+    grid = (triton.cdiv(M, rows) * triton.cdiv(K, columns), R)
+    doubt = DOUBT << (23 - elements.magic) if any(stochastic) and elements.scale != "e8m0fnu" else 0
+    doubts = torch.empty((R, 2, grid[0]) if doubt else (0,), dtype=torch.int32, device=x.device)
+    args = (doubts, x, *values, *factors, scale_k, scale_m, seed_k, seed_m, signs, M, K)
+    constants = (*there, *stochastic, signs is not None, rows, columns, *elements, doubt)
+    _take_kernel[grid](*args, *constants, False, num_warps=warps)
+    if doubt:
+        _take_kernel[grid](*args, *constants, True, num_warps=2 * warps)
     return values[0], values[1], factors[0], factors[1]
 
 

@@ -2,8 +2,14 @@
 
 `formats.scale_arithmetic` tells what makes scales and quotients right, `formats.bitwise` the same of stochastic rounding,
 `formats.random_bits` has the random bits and `train.hadamard` the rotation. What stands here are their steps, line for line, on
-int32 patterns of FP32 and int64 ones of FP64. A quotient by anything but a power of two is rounded stochastically from FP64, as
-there. A contraction of a product and a sum to a fused multiply-add changes nothing: every such product is exact.
+int32 patterns of FP32 and int64 ones of FP64. A contraction of a product and a sum to a fused multiply-add changes nothing: every
+such product is exact.
+
+Stochastic rounding of a quotient x / S, S no power of two, is defined from FP64, to 48 bits, which costs about as much as all
+else together. But an element is one of two, and share + random >= 2^23 says which, both integers. In FP32 a quotient has a share that
+is wrong by less than a known `doubt`; only where the sum is nearer than that to a multiple of 2^23 can it decide otherwise. So
+`taken` decides in FP32 and gives the sums, and the few tiles with a decision `in_doubt` (of 4,096 elements of FP4 one in 30) are
+done again in FP64.
 """
 
 from __future__ import annotations
@@ -79,12 +85,17 @@ def _split(t):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _quotient(a, frame, high, low):  # type: ignore[no-untyped-def]
+    """A / S, wrong by 3 * 2^-23 of itself at most: Triton divides to two units in the last place, all else rounds once."""
+    return (a * frame) * (1.0 / (high + low))
+
+
+@triton.jit
 def _nudged_quotient(a, frame, high, low, P: tl.constexpr, LIMIT: tl.constexpr):  # type: ignore[no-untyped-def]
     """A number that rounds to the element as a / S does. high, low: of S, times the short factor."""
     DROP: tl.constexpr = 24 - P
     x = a * frame
-    approximate = x * (1.0 / (high + low))
-    pattern = tl.minimum(approximate.to(tl.int32, bitcast=True), LIMIT)
+    pattern = tl.minimum(_quotient(a, frame, high, low).to(tl.int32, bitcast=True), LIMIT)
     m = (pattern + (1 << (DROP - 1))) & -(1 << DROP)
     multiple = m.to(tl.float32, bitcast=True)
     e = (x - multiple * high) - multiple * low
@@ -105,7 +116,10 @@ def _nearest(y, MAX_BITS: tl.constexpr, NORMAL_BITS: tl.constexpr, MAGIC: tl.con
 def _stochastic(  # type: ignore[no-untyped-def]
     y, random, MAX_BITS: tl.constexpr, NORMAL_BITS: tl.constexpr, DROP: tl.constexpr, QUANTUM: tl.constexpr
 ):
-    """stochastic_c of patterns of y >= 0, FP32: with 23 random bits every dropped bit meets one."""
+    """stochastic_c of patterns of y >= 0, FP32: with 23 random bits every dropped bit meets one.
+
+    And the sum that decides, modulo 2^23 where it is 0 or more: in 2^-23 of what lies between two elements.
+    """
     a = tl.minimum(y, MAX_BITS)
     normal = (a + (random >> (RANDOM_BITS - DROP))) & -(1 << DROP)
     magnitude = a.to(tl.float32, bitcast=True)
@@ -113,9 +127,11 @@ def _stochastic(  # type: ignore[no-untyped-def]
     below = (magnitude + c) - c
     below = tl.where(below > magnitude, below - QUANTUM, below)
     steps = ((magnitude - below) + QUANTUM).to(tl.int32, bitcast=True)
-    away = steps - tl.full((1, 1, 1), QUANTUM, tl.float32).to(tl.int32, bitcast=True) + random >= 8388608
-    small = tl.where(away, below + QUANTUM, below).to(tl.int32, bitcast=True)
-    return tl.where(a < NORMAL_BITS, small, normal).to(tl.float32, bitcast=True)
+    steps = steps - tl.full((1, 1, 1), QUANTUM, tl.float32).to(tl.int32, bitcast=True)
+    small = tl.where(steps + random >= 8388608, below + QUANTUM, below).to(tl.int32, bitcast=True)
+    is_small = a < NORMAL_BITS
+    share = tl.where(is_small, steps, a << (RANDOM_BITS - DROP))
+    return tl.where(is_small, small, normal).to(tl.float32, bitcast=True), share + random
 
 
 @triton.jit
@@ -152,8 +168,12 @@ def taken(  # type: ignore[no-untyped-def]
     x, index, given, seed, AXIS: tl.constexpr, SCALE: tl.constexpr, STOCHASTIC: tl.constexpr, THRESHOLD: tl.constexpr,
     OFFSET: tl.constexpr, LARGEST: tl.constexpr, P: tl.constexpr, LIMIT: tl.constexpr, MAX_BITS: tl.constexpr,
     NORMAL_BITS: tl.constexpr, MAGIC: tl.constexpr, QUANTUM: tl.constexpr, WIDE_MAX: tl.constexpr, WIDE_NORMAL: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Values of x, FP32 [a, b, c], and the scales of its groups, which lie along AXIS; given [1, 1, 1] is the tensor's scale."""
+    """Values of x, FP32 [a, b, c], the scales of its groups, which lie along AXIS, and what decided, for `in_doubt`.
+
+    given [1, 1, 1]: the tensor's scale. EXACT: stochastic decisions are made in FP64; else in FP32, which leaves some in doubt.
+    """
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     a = magnitude.to(tl.float32, bitcast=True)
@@ -173,6 +193,7 @@ def taken(  # type: ignore[no-untyped-def]
         pattern = tl.where(amax < INFINITY, tl.maximum(pattern, SCALE_SMALLEST), NAN)
         group = pattern.to(tl.float32, bitcast=True)
         high, low = group * high, group * low
+    decides = magnitude
     if STOCHASTIC:
         k0, k1 = _keys(seed)
         random = _random(index, k0, k1)
@@ -182,14 +203,19 @@ def taken(  # type: ignore[no-untyped-def]
             pattern = y.to(tl.int32, bitcast=True)
             pattern = tl.where(magnitude > 0, tl.maximum(pattern, SMALLEST_NORMAL), pattern)
             pattern = tl.where(magnitude >= INFINITY, magnitude, pattern)
-            q = _stochastic(pattern, random, MAX_BITS, NORMAL_BITS, MAGIC, QUANTUM)
+            q, _ = _stochastic(pattern, random, MAX_BITS, NORMAL_BITS, MAGIC, QUANTUM)
         else:
             q = _nearest(y, MAX_BITS, NORMAL_BITS, MAGIC)
-    elif STOCHASTIC:
+    elif STOCHASTIC and EXACT:
         s = group.to(tl.float64)
         if SCALE == "e4m3fn":
             s = s * given.to(tl.float64)
         q = _stochastic_wide(_wide_quotient(a, s), random, WIDE_MAX, WIDE_NORMAL, 29 + MAGIC, QUANTUM)
+    elif STOCHASTIC:
+        if SCALE != "e4m3fn":
+            frame, high, low = _split(group)
+        y = _quotient(a, frame, high, low).to(tl.int32, bitcast=True)
+        q, decides = _stochastic(y, random, MAX_BITS, NORMAL_BITS, MAGIC, QUANTUM)
     else:
         if SCALE != "e4m3fn":
             frame, high, low = _split(group)
@@ -199,7 +225,14 @@ def taken(  # type: ignore[no-untyped-def]
         value = value * group
     if SCALE == "tensor":  # x had no part in a scale that was given, so its NaN would be lost
         value = tl.where(magnitude > INFINITY, NAN, value.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
-    return value, group
+    return value, group, decides
+
+
+@triton.jit
+def in_doubt(decides, DOUBT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether any element of [a, b, c] would be another if its quotient were wrong by that much: 1 or 0."""
+    close = ((decides + DOUBT) & 0x7FFFFF) < 2 * DOUBT
+    return tl.max(tl.max(tl.max(close.to(tl.int32), 2), 1), 0)
 
 
 @triton.jit
