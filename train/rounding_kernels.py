@@ -5,8 +5,8 @@
 int32 patterns of FP32 and int64 ones of FP64. A contraction of a product and a sum to a fused multiply-add changes nothing: every
 such product is exact.
 
-Stochastic rounding of a quotient x / S, S no power of two, is defined from FP64, to 48 bits, which costs about as much as all
-else together. But an element is one of two, and share + random >= 2^23 says which, both integers. In FP32 a quotient has a share that
+Stochastic rounding of a quotient x / S, S no power of two, is defined from FP64, to 48 bits. That costs as much as all else does.
+But an element is one of two, and share + random >= 2^23 says which, both integers. In FP32 a quotient has a share that
 is wrong by less than a known `doubt`; only where the sum is nearer than that to a multiple of 2^23 can it decide otherwise. So
 `taken` decides in FP32 and gives the sums, and the few tiles with a decision `in_doubt` (of 4,096 elements of FP4 one in 30) are
 done again in FP64.
@@ -200,10 +200,7 @@ def taken(  # type: ignore[no-untyped-def]
     if SCALE == "e8m0fnu":
         y = a * inverse
         if STOCHASTIC:
-            pattern = y.to(tl.int32, bitcast=True)
-            pattern = tl.where(magnitude > 0, tl.maximum(pattern, SMALLEST_NORMAL), pattern)
-            pattern = tl.where(magnitude >= INFINITY, magnitude, pattern)
-            q, _ = _stochastic(pattern, random, MAX_BITS, NORMAL_BITS, MAGIC, QUANTUM)
+            q, _ = _stochastic(y.to(tl.int32, bitcast=True), random, MAX_BITS, NORMAL_BITS, MAGIC, QUANTUM)
         else:
             q = _nearest(y, MAX_BITS, NORMAL_BITS, MAGIC)
     elif STOCHASTIC and EXACT:
