@@ -74,6 +74,7 @@ class Precision(NamedTuple):
 
     plan: where operands are rounded by rules, these as constants. seed, int64 [R]: a step's and a layer's, where rules are
     stochastic. signs [R, n]: of rotations. scales [R, 3]: delayed scales of activation, weight and gradient.
+    kernels: whether products by rules take the hand-written passes of `scaled_layers` where there is one.
     """
 
     structure: Structure
@@ -86,6 +87,7 @@ class Precision(NamedTuple):
     seed: Tensor | None = None
     signs: Tensor | None = None
     scales: Tensor | None = None
+    kernels: bool = False
 
     def formats(self, role: Role) -> FormatParameters | None:
         """The runs' own formats of that operand, where it is rounded when it is made; None where products do it."""

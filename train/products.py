@@ -28,12 +28,13 @@ from train.accumulate import accumulated_product, parse_accumulation, smallest_n
 from train.hadamard import rotate, rotate_back
 from train.operands import described
 from train.precision import OperandPlan, Plan, Precision, ProductPlan, WeightOperand, dress, strip
+from train.scaled_layers import can_change, scaled_matmul
+from train.scaled_operands import is_served, seed_of, take_served
 from train.straight_through import straight_through
 
 FP8_DTYPES = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 FP8_MULTIPLE = 16  # of each size, as cuBLAS asks
-STRIDE = 0xD1342543DE82EF95
-OPERANDS_A_SITE, FIRST_OF_WGRAD = 8, 4
+FIRST_OF_WGRAD = 4
 HEAD_SITE = 0  # of another stream of seeds than the blocks' sites, which `model` numbers
 
 
@@ -47,7 +48,7 @@ def take(x: Tensor, plan: OperandPlan, axis: int, chunk: int, precision: Precisi
     if plan.hadamard:
         assert precision.signs is not None
         x = rotate(x, axis, precision.signs)
-    seed = _seed(precision, plan, site) if plan.stochastic else None
+    seed = seed_of(precision, plan, site) if plan.stochastic else None
     if plan.kind == "cast":
         return Factored(x.to(torch.bfloat16).to(precision.carrier), None)
     if plan.kind == "scaled":
@@ -77,13 +78,6 @@ def take(x: Tensor, plan: OperandPlan, axis: int, chunk: int, precision: Precisi
     return Factored(values.to(precision.carrier), None)
 
 
-def _seed(precision: Precision, plan: OperandPlan, site: int) -> Tensor:
-    assert precision.seed is not None
-    # Odd multiples apart, modulo 2^64; what draws from a seed hashes it.
-    offset = (site * OPERANDS_A_SITE + plan.number + 1) * STRIDE % 2**64
-    return precision.seed + (offset - 2**64 if offset >= 2**63 else offset)
-
-
 def _spread(factor: Tensor, plan: OperandPlan, axis: int, chunk: int, shape: Sequence[int]) -> Tensor:
     """A factor with an entry for each element of the axis that is kept, where it varies along it, and each chunk of the other."""
     last = factor.ndim - 1
@@ -105,11 +99,17 @@ def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision, 
         y: Tensor = _fp8_product(a.values, b.values, a.factor, b.factor, *names, plan.fast, precision.output)
         return y
     accumulate = precision.structure.accumulate
+    chunk = plan.chunk if a.values.shape[-1] > plan.chunk else 0
+    if accumulate is None and _has_kernel(a, b, chunk, precision):
+        narrow = precision.output == torch.bfloat16 and not wide
+        dtype = torch.bfloat16 if narrow else torch.float32
+        by_kernel: Tensor = scaled_matmul(a.values, b.values, a.factor, b.factor, chunk, dtype)
+        return by_kernel
     operands = (plan.first, plan.second)
     smallest = [None if accumulate is None else _smallest(operand, precision, a.values) for operand in operands]
-    if plan.chunk and a.values.shape[-1] > plan.chunk:
+    if chunk:
         by_chunks: Tensor = _chunked_product(
-            a.values, b.values, a.factor, b.factor, plan.chunk, accumulate.name if accumulate else None, *smallest
+            a.values, b.values, a.factor, b.factor, chunk, accumulate.name if accumulate else None, *smallest
         )
         return by_chunks
     if accumulate is not None:
@@ -122,6 +122,14 @@ def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision, 
     if not factors:
         return y
     return y * (factors[0] if len(factors) == 1 else factors[0] * factors[1])
+
+
+def _has_kernel(a: Factored, b: Factored, chunk: int, precision: Precision) -> bool:
+    """Whether a product has factors, and `scaled_kernels` takes it."""
+    if not precision.kernels or (a.factor is None and b.factor is None):
+        return False
+    plain = a.values.ndim == 3 and a.values.dtype == b.values.dtype == torch.bfloat16
+    return plain and (not chunk or can_change(chunk))
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
@@ -240,21 +248,38 @@ def _serves_both(plan: Plan, role: int) -> bool:
 def take_activation(x: Tensor, precision: Precision, site: int, training: bool) -> tuple[Factored, Factored | None]:
     """X [R, S, D] for the forward product, and for wgrad if that is to come."""
     plan = _plan(precision)
-    first = take(x, plan.forward.first, -1, plan.forward.chunk, precision, site)
-    if not training:
-        return first, None
-    if _serves_both(plan, 0):
-        return first, first
-    return first, take(x, plan.wgrad.first, -2, plan.wgrad.chunk, precision, site)
+    serves_both = _serves_both(plan, 0)
+    second = (plan.wgrad.first, plan.wgrad.chunk) if training and not serves_both else None
+    first, other = _take_both(x, (plan.forward.first, plan.forward.chunk), second, precision, site)
+    return first, first if training and serves_both else other
 
 
 def take_gradient(dy: Tensor, precision: Precision, site: int) -> tuple[Factored, Factored]:
     """Dy [R, S, F] for dgrad and for wgrad."""
     plan = _plan(precision)
-    first = take(dy, plan.dgrad.first, -1, plan.dgrad.chunk, precision, site)
-    if _serves_both(plan, 2):
-        return first, first
-    return first, take(dy, plan.wgrad.second, -2, plan.wgrad.chunk, precision, site)
+    second = None if _serves_both(plan, 2) else (plan.wgrad.second, plan.wgrad.chunk)
+    first, other = _take_both(dy, (plan.dgrad.first, plan.dgrad.chunk), second, precision, site)
+    return first, other or first
+
+
+def _take_both(
+    x: Tensor, first: tuple[OperandPlan, int], second: tuple[OperandPlan, int] | None, precision: Precision, site: int
+) -> tuple[Factored, Factored | None]:
+    """X by two rules and chunks, for the product that contracts -1 and, if there is one, for that which contracts -2."""
+    sides = [(*first, -1)] if second is None else [(*first, -1), (*second, -2)]
+    rules = [plan if is_served(x, plan, axis, precision) else None for plan, _, axis in sides]
+    along_k, along_m = rules[0], rules[1] if second is not None else None
+    if along_k is not None and along_m is not None and along_k.name != along_m.name:
+        served = (take_served(x, along_k, None, precision, site)[0], take_served(x, None, along_m, precision, site)[1])
+    else:
+        served = take_served(x, along_k, along_m, precision, site)
+    found = [
+        take(x, plan, axis, chunk, precision, site)
+        if taken is None
+        else Factored(taken.values, None if taken.factor is None else _spread(taken.factor, plan, axis, chunk, x.shape))
+        for (plan, chunk, axis), taken in zip(sides, served, strict=False)
+    ]
+    return found[0], found[1] if second is not None else None
 
 
 def forward_product(x: Factored, w: Factored, precision: Precision) -> Tensor:
