@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from formats.bits import decode, encode, numpy_dtype, pack, torch_dtype, unpack, view_as_codes, view_as_values
     from formats.datasheets import compare, datasheet
     from formats.delayed import AmaxHistory, quantize_delayed
+    from formats.factored import Factored, quantize_factored
     from formats.quantizer import FormatParameters, format_parameters, quantize
     from formats.scaled_codes import Scaled, decode_scaled, encode_scaled
     from formats.scaling import quantize_scaled, scales_of, tensor_amax
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AmaxHistory",
     "ElementFormat",
+    "Factored",
     "FloatFormat",
     "Format",
     "FormatParameters",
@@ -47,6 +49,7 @@ __all__ = [
     "pack",
     "quantize",
     "quantize_delayed",
+    "quantize_factored",
     "quantize_scaled",
     "round_exact",
     "scaled_format",
@@ -67,6 +70,7 @@ def __getattr__(name: str) -> Any:
         "datasheets": ("compare", "datasheet"),
         "bits": ("decode", "encode", "numpy_dtype", "pack", "torch_dtype", "unpack", "view_as_codes", "view_as_values"),
         "delayed": ("AmaxHistory", "quantize_delayed"),
+        "factored": ("Factored", "quantize_factored"),
         "quantizer": ("FormatParameters", "format_parameters", "quantize"),
         "scaled_codes": ("Scaled", "decode_scaled", "encode_scaled"),
         "scaling": ("quantize_scaled", "scales_of", "tensor_amax"),
