@@ -1,6 +1,7 @@
-"""Values and factors of scaled formats: their exact product, rounded once, is what `quantize_scaled` gives, held to rationals itself.
+"""Values and factors of scaled formats: their exact product, rounded once, is what `quantize_scaled` gives.
 
-FP64 holds the product of an FP32 factor and values of at most 24 bits; FP32 inputs, so that the one rounding is the cast to FP32.
+That is held to rationals elsewhere. FP64 holds the product of an FP32 factor and values of at most 24 bits, and inputs are FP32, so
+that the one rounding is the cast to FP32.
 """
 
 import pytest
