@@ -1,7 +1,7 @@
 """Values and factors of scaled formats: their exact product, rounded once, is what `quantize_scaled` gives.
 
-That is held to rationals elsewhere. FP64 holds the product of an FP32 factor and values of at most 24 bits, and inputs are FP32, so
-that the one rounding is the cast to FP32.
+That is held to rationals elsewhere. FP64 holds the product of an FP32 factor and values of at most 24 bits, and inputs
+are FP32, so that the one rounding is the cast to FP32.
 """
 
 import pytest
