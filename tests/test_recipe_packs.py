@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from formats import AmaxHistory, get_format, quantize, quantize_scaled, tensor_amax
+from formats import AmaxHistory, quantize, quantize_scaled, tensor_amax
 from tests.conftest import make_text
 from tests.recipe_packs import WIDE, program_for, slot
 from train.loss_scale import DynamicLossScale
@@ -22,9 +21,10 @@ from train.pack import Pack, train_pack
 from train.recipe_table import ProductTable, RecipeTable
 from train.resolve import resolve_recipe
 from train.rounding_seeds import run_keys
+from train.seen import Layers
 from train.step import Pieces
 from train.text import Text
-from train.weights import parts_of
+from train.weights import detached, parts_of
 
 CPU = torch.device("cpu")
 OWN = {
@@ -105,18 +105,19 @@ def test_the_fused_step_is_the_model(name: str, text: Text) -> None:
     tokens, targets = pack.held_out[0]
     losses, parts = pack.gradients(tokens, targets)
     numerics, scales = pack._draws.at(pack.numerics, pack.counter), pack.histories.scales()
-    if scales:
-        pytest.skip("the plain model takes no histories; see the test of delayed scales")
-    logits = forward(pack.parameters, tokens.view(2, -1, WIDE.context), WIDE, numerics)
+    # Histories have the weights' newest amaxes, of which their operands were not made yet; and operands are not differentiated.
+    given = (
+        Layers(pack.parameters, "wte", {n: detached(o) for n, o in pack.operands.items()}, scales) if scales else None
+    )
+    logits = forward(pack.parameters, tokens.view(2, -1, WIDE.context), WIDE, numerics, given)
     loss = objective(logits, targets, WIDE)
     torch.testing.assert_close(losses, loss.detach(), rtol=2e-5, atol=2e-5)
     scale = 1.0 if pack.scale is None else pack.scale
-    expected = torch.autograd.grad((loss * scale).sum(), list(pack.parameters.values()))
-    for (parameter, gradient), theirs in zip(
-        ((n, sum(p.float() for p in parts[n])) for n in pack.parameters), expected, strict=True
-    ):
-        assert isinstance(gradient, Tensor)
-        assert float((gradient - theirs).norm() / theirs.norm()) < (2e-2 if "scaled" in name else 5e-3), parameter
+    names = [name for name in pack.parameters if given is None or "ln" in name or name == "wpe"]
+    expected = torch.autograd.grad((loss * scale).sum(), [pack.parameters[name] for name in names])
+    for name_, theirs in zip(names, expected, strict=True):
+        gradient = torch.stack([part.float() for part in parts[name_]]).sum(0)
+        assert float((gradient - theirs).norm() / theirs.norm()) < 5e-3, name_
 
 
 @pytest.mark.parametrize("name", ["fp8-hybrid", "deepseek", "everything", "delayed head", "native-fp8"])
@@ -339,8 +340,3 @@ def test_a_run_of_200_steps_ends_where_it_did(name: str, text: Text) -> None:
 
 def test_losses_are_kept_for_every_recipe() -> None:
     assert set(json.loads(LOSSES.read_text())["losses"]) == {*NAMES, "native-bf16", "native-fp32"}
-
-
-def test_formats_of_the_names_exist() -> None:
-    assert all(get_format(f) for f in ("e4m3fn@tensor", "mxfp8_e4m3fn:rceil"))
-    assert dataclasses.is_dataclass(WIDE)

@@ -32,7 +32,6 @@ OPERANDS: dict[Product, tuple[Role, Role]] = {
 }
 # Which of a tile's sizes lies along the contracted axis, of either operand as it lies in memory: x [S, D], W [D, F], dy [S, F].
 TILE_AXES: dict[Product, tuple[int, int]] = {"forward": (1, 0), "dgrad": (1, 1), "wgrad": (0, 0)}
-HADAMARD_SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 LONGEST_HISTORY = 4096
 BF16_BITS = 8  # of its significand, the leading one included
 

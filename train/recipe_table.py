@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from formats import Rounding, get_format
 from train.accumulate import parse_accumulation
-from train.operands import HADAMARD_SIZES, LONGEST_HISTORY, Product, Role
+from train.operands import LONGEST_HISTORY, Product, Role
 
 NONE, BODY = "none", "body"  # no format; the recipe's own body, for its LM head
 
@@ -136,7 +136,6 @@ class RecipeTable:
         return RecipeTable(**{**base.given(), **self.given(), "base": base.base})
 
 
-assert HADAMARD_SIZES == (2, 4, 8, 16, 32, 64, 128, 256)
 # What may be an axis of a study, and then changes every recipe of it; None for a recipe's own.
 AXES = (
     "rounding", "output", "lm_head", "accumulate", "first_blocks", "last_blocks", "kept", "products", "attention_form", "gains",
