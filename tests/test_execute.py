@@ -101,6 +101,8 @@ def test_the_schema_describes_every_variable(finished: Path) -> None:
             assert {"units", "long_name"} <= set(group[str(coordinate)].attrs), coordinate
     for key in ("version_torch", "device", "git_commit", "study_hash", "dataset_sha256", "baseline", "seconds"):
         assert tree.attrs[key], key
+    for recipe in {run.recipe for run in tiny().runs()}:
+        assert f"{recipe.name}: {recipe.description}" in tree.attrs["recipes"]
 
 
 def test_every_described_variable_is_written(finished: Path) -> None:

@@ -110,7 +110,8 @@ NAMED: dict[str, Named] = {
     ),
     "mxfp4-all": Named(
         RecipeTable(*(MXFP4,) * 3, lm_head=BF16),
-        "all operands of the blocks' linears in MXFP4, to nearest even, as the hardware would without any remedy",
+        "all operands of the blocks' linears in MXFP4 (OCP MX v1.0), to nearest even, without any remedy",
+        "scales are rounded up, as for mxfp4",
     ),
     "nvfp4": Named(
         RecipeTable(
@@ -127,7 +128,7 @@ NAMED: dict[str, Named] = {
     ),
     "nvfp4-nearest": Named(
         RecipeTable("nvfp4", "nvfp4", "nvfp4", lm_head=BF16),
-        "NVFP4 without its remedies: 1 x 16 for weights too, nearest even, no rotation, no block kept",
+        "as nvfp4-all, without its remedies: 1 x 16 for weights too, nearest even, no rotation",
     ),
     "int8": Named(
         RecipeTable(*("int8@row",) * 3, lm_head=BF16),
@@ -144,7 +145,7 @@ NAMED: dict[str, Named] = {
     ),
     "native-fp8": Named(
         RecipeTable(base="fp8-hybrid", multiply="fp8"),
-        "fp8-hybrid by the hardware's own FP8 products (torch._scaled_mm)",
+        "as fp8-hybrid, by the hardware's own FP8 products (torch._scaled_mm)",
     ),
     "native-fp16-scaled": Named(
         RecipeTable(*("native-fp16",) * 3, output="fp16", loss_scale="dynamic"),

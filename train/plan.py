@@ -18,6 +18,7 @@ from train.loss_scale import DynamicLossScale
 from train.model import ModelShape
 from train.optim import AdamW, Muon
 from train.program import Probe, Program, Slot
+from train.recipe import Recipe
 from train.settings import PACK_SIZES, ModelSettings, TrainingSettings
 from train.study import Run, Study, StudyError
 from train.tokenizer import vocabulary_of
@@ -102,6 +103,7 @@ def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> 
     packs: list[PlannedPack] = []
     for program, runs in groups.items():
         _check_device(program, runs[0], device)
+        _check_recipe(program, runs[0].recipe)
         size = _pack_size(study, program, len(runs), device)
         missing = [run for run in runs if run.identity not in finished]
         packs += [PlannedPack(program, tuple(missing[i : i + size]), size) for i in range(0, len(missing), size)]
@@ -147,6 +149,18 @@ def _check_device(program: Program, run: Run, device: torch.device) -> None:
     if device.type == "cpu" and "tf32" in natives:
         raise StudyError(
             f"recipe {run.recipe.name!r}: a CPU has no TF32 products; take 'tf32', the simulated format, or a GPU"
+        )
+
+
+def _check_recipe(program: Program, recipe: Recipe) -> None:
+    kept, layers = recipe.first_blocks + recipe.last_blocks, program.shape.layers
+    if kept > layers:
+        raise StudyError(
+            f"recipe {recipe.name!r}: first_blocks and last_blocks keep {kept} blocks, and the model has {layers}: keep fewer"
+        )
+    if program.until >= program.steps:
+        raise StudyError(
+            f"recipe {recipe.name!r}: until must be less than steps={program.steps}, got {program.until}, or it never begins"
         )
 
 

@@ -256,13 +256,26 @@ def _operands(linear: LinearPrecision) -> str:
     how = (
         f"by {structure.rounding.value}, saturating"
         if structure.rules is None
-        else f"by rules ({structure.rules.word})"
+        else f"({_by_role(linear, structure.rules)})"
     )
     product = "by FP8 units" if structure.hardware else f"in {structure.carrier.upper()}"
     return (
         f"operands of every linear layer (x W, dy W^T, x^T dy) rounded to {linear.label} {how}, multiplied {product} "
         f"{_sums(structure)}"
     )
+
+
+def _by_role(linear: LinearPrecision, rules: Rules) -> str:
+    """How each operand is rounded, product by product where they differ."""
+    parts = []
+    for role, of in rules.by_role().items():
+        products = [product for product, other, _ in rules.items() if other == role]
+        words = [
+            rule.word.replace("*", getattr(linear, role).name) if rule.format is None else rule.word for rule in of
+        ]
+        named = words[:1] if words[0] == words[1] else [f"{p} {word}" for p, word in zip(products, words, strict=True)]
+        parts.append(f"{role} {', '.join(named)}")
+    return "; ".join(parts)
 
 
 def _sums(structure: Structure) -> str:

@@ -88,6 +88,7 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
         "validation_tokens": text.validation.size,
         "train_bytes_per_token": text.bytes_per_token(text.train),
         "evaluation_bytes_per_token": evaluation_bytes_per_token(program, text),
+        "recipes": " | ".join(dict.fromkeys(f"{run.recipe.name}: {run.recipe.description}" for run in runs)),
         "pack": pack.hash,
         "pack_size": pack.size,
         "tokens_per_step": program.sequences * program.shape.context,
