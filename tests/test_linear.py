@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from formats import FloatFormat, Rounding, float_format, format_parameters, quantize
 from train import compiling
+from train.determinism import deterministic
 from train.linear import linear
 from train.precision import pack_precision
 from train.recipe_table import RecipeTable
@@ -105,6 +107,45 @@ def test_a_native_product_takes_and_leaves_its_own_type(kind: str, device: torch
     assert np.isinf(out(x @ w_q)).any() == (kind == "fp16")
 
 
+# A simulated format and the hardware type that it is. What is multiplied in TF32 cuBLAS rounds to nearest even, ten bits of
+# mantissa; the smallest products, and those of sizes that are no multiples of four, it leaves in FP32.
+SMALL = (8, 8, 6)
+HARDWARE = {
+    "native-bf16": RecipeTable("e8m7", "e8m7", "e8m7"),
+    "native-fp16": RecipeTable("fp16", "fp16", "fp16", output="fp16", overflow="nonsaturating"),
+    "native-tf32": RecipeTable("e8m10", "e8m10", "e8m10"),
+}
+
+
+@pytest.mark.parametrize("native", HARDWARE)
+@pytest.mark.parametrize("size", [SMALL, (512, 256, 384), (200, 96, 1000)])
+def test_a_format_carried_in_hardware_has_the_bits_of_its_own_type(
+    native: str, size: tuple[int, int, int], device: torch.device
+) -> None:
+    """Output and both gradients of operands drawn at random, of all sizes that FP16 has, its subnormal numbers too."""
+    if native == "native-tf32" and (device.type == "cpu" or size == SMALL):
+        pytest.skip("TF32 units are a GPU's, and cuBLAS asks them only for more than this")
+    s, d, f = size
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> Tensor:
+        sizes = torch.randint(-9, 2, shape, generator=generator)
+        return torch.ldexp(torch.randn(shape, generator=generator), sizes).to(device)
+
+    x, w, dy = drawn(2, s, d), drawn(2, d, f), drawn(2, s, f)
+    x.view(-1)[::7] *= 2.0**-12
+    found = []
+    for recipe in (resolve_recipe(native), resolve_recipe("mine", {"mine": HARDWARE[native]})):
+        p = pack_precision([recipe.body] * 2, device)
+        leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
+        with deterministic(tf32="tf32" in recipe.structure.carriers):
+            y = linear(leaves[0], leaves[1], p)
+            found.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
+    for hardware, simulated in zip(*found, strict=True):
+        assert hardware.isfinite().all()
+        assert torch.equal(hardware, simulated)
+
+
 def test_each_run_of_a_pack_has_its_own_format(device: torch.device) -> None:
     names = ["e4m3fn", "e3m2f", "e2m1f", "e5m2"]
     x = np.random.default_rng(5).uniform(-3, 3, size=(S, D))
@@ -127,6 +168,8 @@ def test_runs_of_different_structure_are_refused() -> None:
     [
         (("e8m7", "e5m2", "e4m3fn"), "bf16", "bf16"),
         (("e8m7", "e5m2", "e4m3fn"), "fp32", "tf32"),
+        (("fp16", "e5m2", "e4m3fn"), "fp16", "fp16"),
+        (("e8m7", "e5m2", "e4m3fn"), "fp16", "tf32"),
         (("fp16", "e4m3", "e4m3"), "bf16", "tf32"),
         (("fp16", "bf16", "bf16"), "bf16", "tf32"),
         (("e8m10", "e4m3", "e4m3"), "bf16", "tf32"),

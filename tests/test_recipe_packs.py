@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor
 from formats import AmaxHistory, quantize, quantize_scaled, tensor_amax
 from tests.conftest import make_text
 from tests.recipe_packs import WIDE, program_for, slot
+from tests.small import SHAPE
 from train.loss_scale import DynamicLossScale
-from train.model import forward, objective
+from train.model import ModelShape, forward, objective
 from train.named_recipes import NAMED
 from train.pack import Pack, train_pack
 from train.recipe_table import ProductTable, RecipeTable
@@ -50,10 +52,18 @@ STATEFUL = [
 ]  # fmt: skip
 
 
-def made(name: str, text: Text, seeds: list[int], rates: list[float] | None = None) -> Pack:
+# Of sizes that kernels take: tiles of 128, whole blocks.
+BROAD = dataclasses.replace(SHAPE, width=256, context=64)
+
+
+def made(
+    name: str, text: Text, seeds: list[int], rates: list[float] | None = None, device: torch.device = CPU,
+    shape: ModelShape | None = None, compiled: bool | None = None, **changes: object,
+) -> Pack:  # fmt: skip
     recipe = resolve_recipe(name, OWN)
     slots = [slot(recipe, seed, rate) for seed, rate in zip(seeds, rates or [3e-3] * len(seeds), strict=True)]
-    return Pack(program_for(recipe), slots, text, CPU)
+    shape = shape or (WIDE if device.type == "cpu" else BROAD)
+    return Pack(program_for(recipe, shape, **changes), slots, text, device, compiled)
 
 
 def everything_of(pack: Pack, run: int) -> list[Tensor]:
@@ -65,15 +75,38 @@ def everything_of(pack: Pack, run: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_a_run_has_the_same_bits_in_another_slot_beside_a_wild_neighbour(name: str, text: Text) -> None:
+def test_a_run_has_the_same_bits_in_another_slot_beside_a_wild_neighbour(
+    name: str, text: Text, device: torch.device
+) -> None:
     steps = 6
-    alone, moved = made(name, text, [0, 1, 2]), made(name, text, [5, 7, 0], rates=[3e-3, 1e4, 3e-3])
+    alone = made(name, text, [0, 1, 2], device=device)
+    moved = made(name, text, [5, 7, 0], [3e-3, 1e4, 3e-3], device)
     for _ in range(steps):
         alone.step()
         moved.step()
     for mine, theirs in zip(everything_of(alone, 0), everything_of(moved, 2), strict=True):
         assert torch.equal(mine.nan_to_num(-1.0), theirs.nan_to_num(-1.0))
     assert not torch.equal(alone.train_loss[:steps, 0], alone.train_loss[:steps, 1])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", [*NAMES, "native-tf32"])
+def test_a_pack_on_a_gpu_is_recorded_with_the_same_bits_and_follows_the_eager_one(
+    name: str, text: Text, cuda: torch.device
+) -> None:
+    """Signals every third step. Fusion reorders sums, so the eager pack's losses are near and no more."""
+    recorded, launched, eager = (
+        made(name, text, [0, 1], [1e-3] * 2, cuda, None, c, signals_every=3) for c in (True, True, False)
+    )
+    for work in (launched._step, launched._watched_step):
+        work._enabled = False
+    for _ in range(12):
+        for pack in (recorded, launched, eager):
+            pack.step()
+    for mine, theirs in zip(everything_of(recorded, 1), everything_of(launched, 1), strict=True):
+        assert torch.equal(mine.nan_to_num(-1.0), theirs.nan_to_num(-1.0))
+    torch.testing.assert_close(recorded.train_loss[:12], eager.train_loss[:12], rtol=0, atol=0.03)
+    assert (recorded.train_loss[11] < recorded.train_loss[0] - 1).all()
 
 
 @pytest.mark.parametrize("name", ["nvfp4", "stochastic-e5m2", "mxfp4", "everything"])

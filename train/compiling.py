@@ -57,7 +57,8 @@ def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[.
 
     dynamic: for what is asked for tensors of many shapes, and compiled once for them all.
 
-    The compiler's own cache is in the temporary folder, which machines empty; $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept.
+    Code is chosen by shapes, not by a clock, which would sum in another order on another day. The compiler's own cache is in the
+    temporary folder, which machines empty; $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept.
     """
     if CACHE_VARIABLE not in os.environ:
         # Without a home folder, or one that can be written to, the compiler keeps its own.
@@ -68,7 +69,7 @@ def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[.
                 os.environ[CACHE_VARIABLE] = str(folder)
     if hasattr(functorch_config, CACHE_CUSTOM):  # ours are pure functions of their arguments
         setattr(functorch_config, CACHE_CUSTOM, True)
-    return functools.partial(torch.compile, dynamic=dynamic, fullgraph=True)
+    return functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, options={"deterministic": True})
 
 
 def quantizer_for(device_type: str, elements: float) -> Quantizer:

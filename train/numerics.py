@@ -25,10 +25,6 @@ from train.precision import Precision, pack_precision
 from train.recipe import LinearPrecision, Recipe
 from train.rounding_seeds import rounding_seeds
 
-# Whether products by rules take the hand-written passes of `scaled_layers` on a GPU. They equal their plain forms in Triton's
-# interpreter and compile for an H100; until their cuda tests have passed on one, packs take the plain forms.
-SCALED_KERNELS = False
-
 
 def make_numerics(
     recipes: Sequence[Recipe], shape: ModelShape, device: torch.device, quantizer: Quantizer, compiled: bool
@@ -44,7 +40,7 @@ def make_numerics(
         key = tuple(linears)
         if key not in made:
             precision = pack_precision(linears, device, quantizer)
-            made[key] = precision._replace(kernels=SCALED_KERNELS and by_hand and precision.carrier == torch.bfloat16)
+            made[key] = precision._replace(kernels=by_hand and precision.carrier == torch.bfloat16)
         return made[key]
 
     blocks = []

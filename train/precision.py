@@ -119,7 +119,9 @@ class Precision(NamedTuple):
 
     def to_output(self, x: Tensor) -> Tensor:
         """Values of the output type, in the carrier: what lies in memory between products."""
-        return (x.to(self.output) if self.rounds_outputs else x).to(self.carrier)
+        x = x.to(self.output) if self.rounds_outputs else x
+        # PyTorch 2.11 compiles a function of autograd whose result a cast left as it was to one with gradients of zero.
+        return x if x.dtype == self.carrier else x.to(self.carrier)
 
 
 class WeightOperand(NamedTuple):

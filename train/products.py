@@ -133,7 +133,7 @@ def _has_kernel(a: Factored, b: Factored, chunk: int, precision: Precision) -> b
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    if a.dtype != torch.bfloat16:
+    if a.dtype not in (torch.bfloat16, torch.float16):
         return torch.matmul(a, b)
     y = torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32)
     return y.view(*a.shape[:-1], b.shape[-1])
@@ -201,11 +201,10 @@ def _fp8_product(
     a8 = F.pad(a, (0, edge[1], 0, edge[0])).to(FP8_DTYPES[a_name]).contiguous()
     b8 = F.pad(b, (0, edge[2], 0, edge[1])).mT.to(FP8_DTYPES[b_name]).contiguous().mT  # columns side by side
     one = torch.ones(R, 1, 1, dtype=torch.float32, device=a.device)
-    first, second = (one if f is None else f for f in (a_factor, b_factor))
+    # A scale has memory of its own: cuBLAS refuses one that does not begin at a multiple of 16 bytes.
+    first, second = (list(map(Tensor.clone, (one if f is None else f).flatten())) for f in (a_factor, b_factor))
     y = [
-        torch._scaled_mm(
-            a8[r], b8[r], scale_a=first[r, 0, 0], scale_b=second[r, 0, 0], out_dtype=output, use_fast_accum=fast
-        )
+        torch._scaled_mm(a8[r], b8[r], scale_a=first[r], scale_b=second[r], out_dtype=output, use_fast_accum=fast)
         for r in range(R)
     ]
     return torch.stack(y)[:, :M, :N].contiguous()
@@ -308,7 +307,7 @@ class _Products(torch.autograd.Function):
         ctx: Any, x: Tensor, w: Tensor, scales: Tensor | None, bare: Precision, counts: tuple[int, ...], site: int,
         is_transposed: bool, prepared: tuple[bool, ...] | None, *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
-        n = sum(counts)
+        n = len(tensors) if prepared is None else len(tensors) - prepared.count(True)
         precision = dress(bare, counts, tensors[:n])._replace(scales=scales)
         x_out = precision.to_output(x.detach())
         if prepared is None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from formats import FloatFormat, Rounding, ScaledFormat, float_format
+from formats import ElementFormat, FloatFormat, Rounding, ScaledFormat, float_format
 from train.accumulate import Accumulation
 from train.operands import PRODUCTS, ROLES, Described, Rules, fits_bf16, significant
 from train.state import StateFormats
@@ -286,11 +286,13 @@ def narrowest_carrier(formats: list[Described], output: Output) -> Carrier:
     """The narrowest hardware type that holds an operand's values in every one of `formats` and whose products can leave in
     `output`.
 
-    FP16 is none: its products round their result to FP16, which `output` forbids, and TF32 (E8M10) holds every grid that FP16
-    (E5M10) holds. A BF16 product leaves in BF16, so an FP32 output needs TF32 at least. ValueError where FP32 is too narrow.
+    A BF16 product leaves in BF16 and an FP16 one in FP16, so each carries for its own output alone; TF32 (E8M10) holds the grids
+    of both. ValueError where FP32 is too narrow.
     """
     if output == "bf16" and all(fits_bf16(f) for f in formats):
         return "bf16"
+    if output == "fp16" and all(isinstance(f, ElementFormat) and float_format("fp16").holds(f) for f in formats):
+        return "fp16"
     wide = [f.name for f in formats if not isinstance(f, ScaledFormat) and not float_format("fp32").holds(f)]
     if wide:
         raise ValueError(
