@@ -10,20 +10,21 @@ both operands of a product are rotated alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from formats import AmaxHistory, tensor_amax
 from train.compiling import Quantizer
 from train.hadamard import random_signs
 from train.model import BlockPrecision, ModelShape, Numerics, is_matrix
-from train.operands import ROLES, OperandRule
+from train.operands import ROLES, OperandRule, Rules
 from train.precision import Precision, pack_precision
 from train.recipe import LinearPrecision, Recipe
-from train.rounding_seeds import rounding_seeds
+from train.rounding_seeds import purpose_words, rounding_seeds
 
 
 def make_numerics(
@@ -77,38 +78,74 @@ def with_quantizer(numerics: Numerics, quantizer: Quantizer) -> Numerics:
 
 
 class Draws:
-    """The random numbers of rules and of dropout, for keys of the runs, int64 [R]."""
+    """The random numbers of rules and of dropout, for keys of the runs, int64 [R].
+
+    All places' are drawn at once: a model has dozens, and a seed by itself is a score of operations on R numbers.
+    """
 
     def __init__(self, keys: Tensor, dropout: bool = False) -> None:
         self.keys, self.dropout = keys, dropout
+        self._even = F.pad(keys, (0, keys.shape[0] % 2))  # so that each place's seeds lie at a multiple of 16 bytes
         self._never = torch.zeros(1, dtype=torch.int64, device=keys.device)
+        self._words: dict[tuple[str, ...], Tensor] = {}
 
     def at(self, numerics: Numerics, step: Tensor, training: bool = False) -> Numerics:
         """The same with every place's seeds and signs of a step, int64 [1], where it takes any; with dropout's while training."""
         drops = training and self.dropout
-        blocks = tuple(self._block(block, f"h.{i}", step, drops) for i, block in enumerate(numerics.blocks))
-        drop = rounding_seeds(self.keys, step, "dropout") if drops else None
-        return numerics._replace(lm_head=self._place(numerics.lm_head, "lm_head", step), blocks=blocks, drop=drop)
+        blocks = {f"h.{i}": block for i, block in enumerate(numerics.blocks)}
+        places = [(name, p) for name, block in blocks.items() for p in block[:3] if p is not None]
+        ruled = [(name, p.structure.rules) for name, p in (*places, ("lm_head", numerics.lm_head)) if p.structure.rules]
+        asked = [name for name, rules in ruled if rules.is_stochastic]
+        asked += ["dropout", *(f"{name}.dropout" for name in blocks)] if drops else []
+        seeds, signs = self._seeds(asked, step), self._signs(ruled, step)
 
-    def _block(self, block: BlockPrecision, name: str, step: Tensor, drops: bool) -> BlockPrecision:
-        return BlockPrecision(
-            self._place(block.attention, name, step),
-            self._place(block.mlp, name, step),
-            None if block.products is None else self._place(block.products, name, step),
-            rounding_seeds(self.keys, step, f"{name}.dropout") if drops else None,
+        def place(name: str, precision: Precision) -> Precision:
+            rules = precision.structure.rules
+            if rules is None:
+                return precision
+            seed = seeds[name] if rules.is_stochastic else precision.seed
+            turned = signs[name, rules.hadamard, _changes(rules)] if rules.hadamard else precision.signs
+            return precision._replace(seed=seed, signs=turned)
+
+        made = tuple(
+            BlockPrecision(
+                place(name, block.attention),
+                place(name, block.mlp),
+                None if block.products is None else place(name, block.products),
+                seeds[f"{name}.dropout"] if drops else None,
+            )
+            for name, block in blocks.items()
         )
+        drop = seeds["dropout"] if drops else None
+        return numerics._replace(lm_head=place("lm_head", numerics.lm_head), blocks=made, drop=drop)
 
-    def _place(self, precision: Precision, name: str, step: Tensor) -> Precision:
-        rules = precision.structure.rules
-        if rules is None:
-            return precision
-        if rules.is_stochastic:
-            precision = precision._replace(seed=rounding_seeds(self.keys, step, name))
-        if rules.hadamard:
-            when = step if any(rule.signs == "step" for _, _, rule in rules.items()) else self._never
-            signs = random_signs(rounding_seeds(self.keys, when, f"{name}.signs"), rules.hadamard)
-            precision = precision._replace(signs=signs)
-        return precision
+    def _seeds(self, purposes: Iterable[str], step: Tensor) -> dict[str, Tensor]:
+        """`rounding_seeds` of each purpose, int64 [R]."""
+        purposes = tuple(dict.fromkeys(purposes))
+        if not purposes:
+            return {}
+        if purposes not in self._words:
+            self._words[purposes] = purpose_words(purposes).to(self.keys.device)[:, None]
+        drawn = rounding_seeds(self._even, step, self._words[purposes])
+        return {purpose: row[: self.keys.shape[0]] for purpose, row in zip(purposes, drawn.unbind(0), strict=True)}
+
+    def _signs(self, ruled: Iterable[tuple[str, Rules]], step: Tensor) -> dict[tuple[str, int, bool], Tensor]:
+        """`random_signs` by place, how many a run has and whether each step has its own, [R, size]."""
+        wanted: dict[tuple[int, bool], dict[str, None]] = {}
+        for name, rules in ruled:
+            if rules.hadamard:
+                wanted.setdefault((rules.hadamard, _changes(rules)), {})[name] = None
+        found = {}
+        for (size, changes), names in wanted.items():
+            seeds = self._seeds([f"{name}.signs" for name in names], step if changes else self._never)
+            signs = random_signs(torch.cat(list(seeds.values())), size).view(len(names), -1, size)
+            found.update({(name, size, changes): of for name, of in zip(names, signs.unbind(0), strict=True)})
+        return found
+
+
+def _changes(rules: Rules) -> bool:
+    """Whether a rotation's signs are other ones every step."""
+    return any(rule.signs == "step" for _, _, rule in rules.items())
 
 
 @dataclass(frozen=True)

@@ -265,20 +265,28 @@ def _take_both(
     x: Tensor, first: tuple[OperandPlan, int], second: tuple[OperandPlan, int] | None, precision: Precision, site: int
 ) -> tuple[Factored, Factored | None]:
     """X by two rules and chunks, for the product that contracts -1 and, if there is one, for that which contracts -2."""
-    sides = [(*first, -1)] if second is None else [(*first, -1), (*second, -2)]
-    rules = [plan if is_served(x, plan, axis, precision) else None for plan, _, axis in sides]
-    along_k, along_m = rules[0], rules[1] if second is not None else None
-    if along_k is not None and along_m is not None and along_k.name != along_m.name:
-        served = (take_served(x, along_k, None, precision, site)[0], take_served(x, None, along_m, precision, site)[1])
-    else:
-        served = take_served(x, along_k, along_m, precision, site)
-    found = [
-        take(x, plan, axis, chunk, precision, site)
-        if taken is None
-        else Factored(taken.values, None if taken.factor is None else _spread(taken.factor, plan, axis, chunk, x.shape))
-        for (plan, chunk, axis), taken in zip(sides, served, strict=False)
-    ]
-    return found[0], found[1] if second is not None else None
+    alike = second is not None and first[0].name == second[0].name
+    if second is None or not (
+        alike and is_served(x, first[0], -1, precision) and is_served(x, second[0], -2, precision)
+    ):
+        other = None if second is None else take_alone(x, second[0], -2, second[1], precision, site)
+        return take_alone(x, first[0], -1, first[1], precision, site), other
+    taken = take_served(x, first[0], second[0], precision, site)
+    return _of_kernel(taken[0], *first, -1, x.shape), _of_kernel(taken[1], *second, -2, x.shape)
+
+
+def take_alone(x: Tensor, plan: OperandPlan, axis: int, chunk: int, precision: Precision, site: int = 0) -> Factored:
+    """`take`, by a kernel where one serves."""
+    if not is_served(x, plan, axis, precision):
+        return take(x, plan, axis, chunk, precision, site)
+    taken = take_served(x, plan if axis == -1 else None, plan if axis == -2 else None, precision, site)
+    return _of_kernel(taken[0] or taken[1], plan, chunk, axis, x.shape)
+
+
+def _of_kernel(taken: Factored | None, plan: OperandPlan, chunk: int, axis: int, shape: Sequence[int]) -> Factored:
+    assert taken is not None
+    factor = None if taken.factor is None else _spread(taken.factor, plan, axis, chunk, shape)
+    return Factored(taken.values, factor)
 
 
 def forward_product(x: Factored, w: Factored, precision: Precision) -> Tensor:
@@ -368,13 +376,18 @@ def _surrogate(x: Tensor, operand: Factored, plan: ProductPlan, place: int, prec
 
 def whole(f: Factored, chunk: int, axis: int) -> Tensor:
     """Values * factor of an operand of the product that contracts `axis`, FP32."""
-    values = f.values.to(torch.float32)
+    values, factor = f.values.to(torch.float32), factor_of_elements(f, chunk, axis)
+    return values if factor is None else values * factor
+
+
+def factor_of_elements(f: Factored, chunk: int, axis: int) -> Tensor | None:
+    """An operand's factor as it broadcasts against its values, or None."""
     if f.factor is None:
-        return values
-    factor, along = f.factor, values.ndim + axis
+        return None
+    factor, along = f.factor, f.values.ndim + axis
     if chunk and factor.shape[along] > 1:
-        factor = factor.repeat_interleave(chunk, along).narrow(along, 0, values.shape[along])
-    return values * factor
+        factor = factor.repeat_interleave(chunk, along).narrow(along, 0, f.values.shape[along])
+    return factor
 
 
 def product_by_rules(

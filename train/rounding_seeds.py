@@ -39,11 +39,11 @@ def purpose_words(purposes: Sequence[str]) -> Tensor:
 
 
 def rounding_seeds(keys: Tensor, counter: Tensor, purpose: str | Tensor) -> Tensor:
-    """A seed for each run, int64 [R], as `seed=` of `quantize` takes it.
+    """A seed for each run, int64 [R], as `seed=` of `quantize` takes it; or for each purpose and run, [P, R].
 
     keys: `run_keys`, [R]. counter: the steps made so far, int64 [1], on the keys' device. purpose: what is rounded, as
-    "gradient of h.3.mlp.fc", or an element [1] of `purpose_words`. Inside a compiled function a word of text is a constant, and
-    another word another program.
+    "gradient of h.3.mlp.fc", or an element [1] of `purpose_words`, or all of them [P, 1]. Inside a compiled function a word of
+    text is a constant, and another word another program.
     """
     word = _word(purpose) if isinstance(purpose, str) else purpose
     return _mix(_mix(keys + word) + (counter + 1) * _signed(GOLDEN))

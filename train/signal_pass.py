@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from formats import ScaledFormat, scales_of
+from formats.factored import Factored
 from formats.scaled import Granularity
 from train.hadamard import rotate
 from train.linear import on_grid
@@ -26,7 +27,7 @@ from train.model import ModelShape, Numerics, Parameters, forward, is_matrix, ob
 from train.numerics import place_of
 from train.operands import ROLES, Role, described
 from train.precision import OperandPlan, Precision, WeightOperand
-from train.products import HEAD_SITE, take, whole
+from train.products import HEAD_SITE, factor_of_elements, take_alone, whole
 from train.seen import LM_HEAD, Layers, Seen
 from train.signals import OF_OPERANDS, OF_PASS, SIGNALS, Look, Rounded, statistics
 from train.weights import site_of
@@ -84,10 +85,10 @@ def rounded(x: Tensor, precision: Precision, role: Role, site: int) -> Rounded |
         return None if limit is None else _symmetric(x.float(), on_grid(x, precision, role).float(), limit)
     rule, axis, chunk, _ = chosen(precision, role)
     x = precision.to_output(x.detach())
-    q = whole(take(x, rule, axis, chunk, precision, site), chunk, axis)
+    taken = take_alone(x, rule, axis, chunk, precision, site)
     delayed = rule.delayed and precision.scales is not None
     given = precision.scales[:, rule.role] if delayed and precision.scales is not None else None
-    return _rounded_by(x, q, rule, axis, given, precision)
+    return _rounded_by(x, taken, rule, chunk, axis, given, precision)
 
 
 def rounded_weight(w: Tensor, operand: Tensor | WeightOperand, precision: Precision, head: bool) -> Rounded | None:
@@ -99,11 +100,10 @@ def rounded_weight(w: Tensor, operand: Tensor | WeightOperand, precision: Precis
     rule, axis, chunk, forward_ = chosen(precision, "weight")
     axis = -3 - axis if head else axis
     taken = operand.first if forward_ else operand.second
-    q = whole(taken, chunk, axis)
-    padded = F.pad(w, (0, 0, 0, max(0, q.shape[1] - rows)))  # as the head's operand is
+    padded = F.pad(w, (0, 0, 0, max(0, taken.values.shape[1] - rows)))  # as the head's operand is
     # What it was rounded with: the present scale already has the weight's new amax.
     given = taken.factor.flatten(1)[:, 0] if rule.delayed and taken.factor is not None else None
-    r = _rounded_by(padded, q, rule, axis, given, precision)
+    r = _rounded_by(padded, taken, rule, chunk, axis, given, precision)
     if rule.hadamard:
         return r
     scale = None if r.scale is None else _rows(r.scale, rows)
@@ -119,9 +119,9 @@ def _rows(t: Tensor, rows: int) -> Tensor:
 
 
 def _rounded_by(
-    x: Tensor, q: Tensor, rule: OperandPlan, axis: int, given: Tensor | None, precision: Precision
+    x: Tensor, taken: Factored, rule: OperandPlan, chunk: int, axis: int, given: Tensor | None, precision: Precision
 ) -> Rounded:
-    x = x.detach().to(torch.float32)
+    x, q = x.detach().to(torch.float32), whole(taken, chunk, axis)
     if rule.hadamard:
         assert precision.signs is not None
         x = rotate(x, axis, precision.signs)
@@ -136,6 +136,10 @@ def _rounded_by(
     edge = limit if largest == lowest else torch.where(x < 0, lowest, limit)
     if not isinstance(f, ScaledFormat):
         return Rounded(x, q, limit, None, edge)
+    if f.scale == "fp32":  # then the factor is the scale
+        scale = factor_of_elements(taken, chunk, axis)
+        assert scale is not None
+        return Rounded(x, q, limit * scale, scale, edge * scale)
     group, tensor = scales_of(x, f, -1 if rule.tile else axis, tensor_scale=given, batch_dims=1)
     scale = _to_elements(group, f, axis, x.shape)
     limit, edge = limit * scale, edge * scale
