@@ -228,7 +228,7 @@ def take_weight(w: Tensor, precision: Precision, site: int = 0, is_transposed: b
     plan = _plan(precision)
     axes = (-1, -2) if is_transposed else (-2, -1)
     first = take(w, plan.forward.second, axes[0], plan.forward.chunk, precision, site)
-    if _serves_both(plan, 1):
+    if serves_both(plan, 1):
         return WeightOperand(*first)
     return WeightOperand(*first, *take(w, plan.dgrad.second, axes[1], plan.dgrad.chunk, precision, site))
 
@@ -238,7 +238,7 @@ def _plan(precision: Precision) -> Plan:
     return precision.plan
 
 
-def _serves_both(plan: Plan, role: int) -> bool:
+def serves_both(plan: Plan, role: int) -> bool:
     """Whether what was rounded for the first product of a role's two serves the other, factor and all."""
     operand = (plan.forward.first, plan.forward.second, plan.dgrad.first)[role]
     return plan.shared[role] and not operand.tile
@@ -247,16 +247,16 @@ def _serves_both(plan: Plan, role: int) -> bool:
 def take_activation(x: Tensor, precision: Precision, site: int, training: bool) -> tuple[Factored, Factored | None]:
     """X [R, S, D] for the forward product, and for wgrad if that is to come."""
     plan = _plan(precision)
-    serves_both = _serves_both(plan, 0)
-    second = (plan.wgrad.first, plan.wgrad.chunk) if training and not serves_both else None
+    both = serves_both(plan, 0)
+    second = (plan.wgrad.first, plan.wgrad.chunk) if training and not both else None
     first, other = _take_both(x, (plan.forward.first, plan.forward.chunk), second, precision, site)
-    return first, first if training and serves_both else other
+    return first, first if training and both else other
 
 
 def take_gradient(dy: Tensor, precision: Precision, site: int) -> tuple[Factored, Factored]:
     """Dy [R, S, F] for dgrad and for wgrad."""
     plan = _plan(precision)
-    second = None if _serves_both(plan, 2) else (plan.wgrad.second, plan.wgrad.chunk)
+    second = None if serves_both(plan, 2) else (plan.wgrad.second, plan.wgrad.chunk)
     first, other = _take_both(dy, (plan.dgrad.first, plan.dgrad.chunk), second, precision, site)
     return first, other or first
 
