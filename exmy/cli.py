@@ -63,7 +63,8 @@ def main() -> None:
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
 )
-def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str) -> None:
+@click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
+def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str, *, dry_run: bool) -> None:
     """Train every run of a study, and say which diverged.
 
     Without STUDY.toml: a first look, a few minutes long, chosen for this machine. Started again on the same directory,
@@ -71,12 +72,16 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
 
     \b
     Example: exmy sweep mine.toml --out runs/mine --set seed=16
+    Example: exmy sweep mine.toml --dry-run
     """  # noqa: D301
-    from exmy.sweep import default_study, run_sweep
+    from exmy.sweep import default_study, dry_run_view, run_sweep
     from train import StudyError, read_study
 
     try:
         study = read_study(study_file or default_study(device), list(overrides))
+        if dry_run:
+            dry_run_view(study, out or Path("runs") / study.name, device)
+            return
         run_sweep(study, out or Path("runs") / study.name, device)
     except StudyError as error:
         raise Refused(str(error)) from None
