@@ -53,8 +53,12 @@ def compare_figure(comparison: Comparison, path: Path, picture: str = "png") -> 
 
 def reach(cost: Cost) -> float:
     """How far a recipe's interval and seeds lie from zero, nats/token; NaN without a difference."""
-    ends = [cost.difference.low, cost.difference.high, *cost.differences.values()]
-    return max((abs(x) for x in ends if math.isfinite(x)), default=math.nan)
+    return max(map(abs, _ends(cost)), default=math.nan)
+
+
+def _ends(cost: Cost) -> list[float]:
+    """All that is drawn of a recipe, nats/token."""
+    return [x for x in (cost.difference.low, cost.difference.high, *cost.differences.values()) if math.isfinite(x)]
 
 
 def limits(costs: list[Cost]) -> tuple[float, float]:
@@ -63,8 +67,7 @@ def limits(costs: list[Cost]) -> tuple[float, float]:
     known = [x for x in reaches if math.isfinite(x)]
     edge = FITS * float(np.median(known)) if known else 0.0
     inside = [cost for cost, x in zip(costs, reaches, strict=True) if x <= edge]
-    ends = [x for cost in inside for x in (cost.difference.low, cost.difference.high, *cost.differences.values())]
-    finite = [0.0, *(x for x in ends if math.isfinite(x))]
+    finite = [0.0, *(x for cost in inside for x in _ends(cost))]
     low, high = min(finite), max(finite)
     margin = EDGE * ((high - low) or 1.0)
     return low - margin, high + margin
@@ -116,7 +119,7 @@ def _recipe(axes: Axes, y: int, row: Row, cost: Cost) -> None:
         return
     marker, colour = _mark(cost)
     seeds = np.array(list(cost.differences.values()))
-    if found.mean < low or found.mean > high or reach(cost) > max(-low, high):
+    if min(_ends(cost)) < low or max(_ends(cost)) > high:
         right = found.mean > 0
         edge, inward = (high, -1) if right else (low, 1)
         width = (high - low) * inward

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from exmy.costs import CONFIDENCE, Comparison, Cost, Panel, Row
@@ -110,27 +111,24 @@ def _made(comparison: Comparison, tree: xr.DataTree, study: Study) -> Iterator[s
     recipes = len(set(summary["recipe"].values.tolist()))
     seeds = sorted({len(row.runs) for row in comparison.rows})
     steps = sorted({int(step) + 1 for step in tree["history"].to_dataset()["last_step"].values})
+    rates = ", ".join(f"{rate:g}" for rate in np.unique(summary["learning_rate"].values))
+    epochs = np.unique(summary["epochs"].values.round(2))
+    read = [f"tokenizer {attrs['tokenizer']}"] if "tokenizer" in attrs else []  # packs of before have neither
+    read += [f"{_span(epochs.tolist())} epochs"] if np.isfinite(epochs).all() else []
+    text = f"`{attrs['dataset']}`" + (f" ({'; '.join(read)})" if read else "")
     yield (
-        f"{comparison.finished} runs: {recipes} recipes, {_span(seeds)} seeds each at learning rate "
-        f"{_listed(f'{rate:g}' for rate in sorted(set(summary['learning_rate'].values.tolist())))}, "
-        f"{_number(attrs['parameters_per_run'])} parameters ({_listed(in_order(summary['model']))}), "
-        f"{_span(steps)} steps of {_number(attrs['tokens_per_step'])} tokens of `{attrs['dataset']}` "
-        f"(tokenizer {attrs['tokenizer']}; {_span(sorted({round(float(e), 2) for e in summary['epochs'].values}))} epochs)."
+        f"{comparison.finished} runs: {recipes} recipes, {_span(seeds)} seeds each at learning rate {rates}, "
+        f"{_number(attrs['parameters_per_run'])} parameters ({', '.join(in_order(summary['model']))}), {_span(steps)} steps of "
+        f"{_number(attrs['tokens_per_step'])} tokens of {text}."
     )
-    if isinstance(attrs["tokens_per_step"], str):
-        held_out = f"{study.training.evaluation_batches} batches"
-    else:
-        held_out = f"{study.training.evaluation_batches * int(attrs['tokens_per_step']):,} tokens"
     yield (
-        f"The validation loss is over {held_out} held out, the same for every run, after the last step; the training loss is the "
-        f"mean of the last {study.divergence.window} steps' batches, each before its update."
+        f"The validation loss is over {_held_out(attrs['tokens_per_step'], study)}, the same for every run, after the last step; "
+        f"the training loss is the mean of the last {study.divergence.window} steps' batches, each before its update."
     )
-    whole, first = (float(attrs[key]) / 60 for key in ("seconds", "seconds_first_step"))
     versions = ", ".join(f"{word} {attrs[key]}" for key, word in VERSIONS.items() if key in attrs)
     yield (
-        f"Trained on {attrs['device']} in {whole:.0f} minutes, {first:.0f} of them first steps with their compiling, with "
-        f"{versions}; commit {attrs['git_commit']}, study hash "
-        f"{attrs['study_hash']}."
+        f"Trained on {attrs['device']} in {attrs['seconds'] / 60:.1f} minutes, {attrs['seconds_first_step'] / 60:.1f} of them "
+        f"first steps with their compiling, with {versions}; commit {attrs['git_commit']}, study hash {attrs['study_hash']}."
     )
     if "set_afterwards" in attrs:
         yield f"Set after training: {attrs['set_afterwards']}."
@@ -147,8 +145,11 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(words)
+def _held_out(tokens_per_step: object, study: Study) -> str:
+    """How much is evaluated: batches of a step's size; without a number where that varies in the study."""
+    if isinstance(tokens_per_step, str) or "evaluation_batches" in (study.axes.model_extra or {}):
+        return "held-out sequences"
+    return f"{study.training.evaluation_batches * int(tokens_per_step):,} held-out tokens"  # type: ignore[call-overload]
 
 
 def _table(panel: Panel) -> Iterator[str]:

@@ -327,6 +327,18 @@ def test_the_figure_shows_every_seed_or_says_why_not(drawn: Any) -> None:
     assert labels[-3:] == ["far (1/4 diverged)", "low", "lost (4/4 diverged, 4/4 not finite)"]
 
 
+def test_what_fits_to_one_side_and_not_to_the_other_is_an_arrow_too(drawn: Any) -> None:
+    small = {f"n{i}": [x + 0.01 * (-1) ** j for j, x in enumerate(BASE)] for i in range(4)}
+    reach = 0.01 * 3.182446 * 2 / math.sqrt(3) / 2  # of each small one's interval: t s / √n
+    wide = [x + 4 * reach for x in BASE]  # just inside, so that the axis goes far up and hardly down
+    beyond = [x - 4.05 * reach for x in BASE]  # no farther from zero than the axis' upper end
+    figure = drawn(compare(make_study({"a": BASE, **small, "wide": wide, "beyond": beyond})))
+    for axes in figure.axes:
+        assert marks(axes, "<") == 1
+        assert marks(axes, ">") == 0
+        assert -axes.get_xlim()[0] < 4.05 * reach < axes.get_xlim()[1]
+
+
 def test_a_diverged_seed_is_an_open_dot(drawn: Any) -> None:
     high = [5.95, 6.5, 6.5, 6.5]  # training losses of 5.45 and 6.0, against an entropy of 6 less 0.1
     figure = drawn(compare(make_study({"a": [6.0, 6.4, 6.5, 6.4], "b": high})))
@@ -383,6 +395,16 @@ def test_the_command_shows_a_table_a_rate_and_writes_what_is_asked_for(tmp_path:
     assert invoke("compare", FIRST_LOOK, "--baseline", "e8m1", "--page", again).exit_code == 0
     assert "--baseline e8m1" in again.read_text(encoding="utf-8")
     assert "![" not in again.read_text(encoding="utf-8")
+
+
+def test_packs_of_before_are_written_up_too(tmp_path: Path) -> None:
+    """They don't say how their text was tokenised, nor how much of it there was."""
+    page = tmp_path / "page.md"
+    assert invoke("compare", FIRST_LOOK.with_name("first-look-gpu"), "--page", page).exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert "392 runs: 7 recipes, 8 seeds each at learning rate 0.0005, 0.001," in text
+    assert "1,000 steps of 2,048 tokens of `python`. The validation loss is over 4,096 held-out tokens," in text
+    assert "nan" not in text
 
 
 def test_a_study_under_way_is_compared_with_a_note(tmp_path: Path) -> None:
