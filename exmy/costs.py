@@ -176,11 +176,9 @@ def _with_validation(tree: xr.DataTree) -> xr.Dataset:
 def _rows(runs: xr.Dataset, group: str, baseline: str) -> Iterator[Row]:
     for rate in np.unique(runs["learning_rate"].values).tolist():
         here = runs.isel(run=runs["learning_rate"].values == rate)
-        losses = {name: _Losses.of(here, name) for name in in_order(here["recipe"])}
-        for name, own in losses.items():
-            yield own.row(
-                group, rate, name, None if name == baseline else losses.get(baseline, _Losses.of(here, baseline))
-            )
+        partners = _Losses.of(here, baseline)
+        for name in in_order(here["recipe"]):
+            yield _Losses.of(here, name).row(group, rate, name, None if name == baseline else partners)
 
 
 class _Losses(NamedTuple):

@@ -226,6 +226,21 @@ def test_runs_without_a_partner_are_counted() -> None:
     assert second == "b, 1 of 4 runs (seed 1): no finished run of a to pair with."
 
 
+def test_a_rate_without_the_baseline_is_shown_without_differences(drawn: Any) -> None:
+    tree = make_study({"a": BASE, "b": APART}, rates=(1e-3, 4e-3))
+    summary = tree["summary"].to_dataset()
+    kept = ~((summary["recipe"].values == "a") & (summary["learning_rate"].values == 4e-3))
+    part = xr.DataTree.from_dict({name: tree[name].to_dataset().isel(run=kept) for name in tree.children})
+    part.attrs = tree.attrs
+    found = compare(part)
+    _, without = found.panels()
+    assert without.baseline is None
+    assert without.rows[0].unpaired == ("seed 0", "seed 1", "seed 2", "seed 3")
+    assert without.rows[0].validation.mean == pytest.approx(3.5)
+    assert found.comparisons == 1
+    assert [text.get_text() for text in drawn(found).axes[2].texts] == ["no pair with finite losses"]
+
+
 @pytest.mark.parametrize(
     ("losses", "baseline", "message"),
     [
