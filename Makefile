@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Tests beside each other, a process each; every one of them takes a gigabyte or two.
 JOBS   ?= 2
 
-.PHONY: install sweep test verify verify-gpu conformance recipes bench lint clean
+.PHONY: install sweep test verify verify-gpu conformance recipes recipes-page bench lint clean
 
 install: $(READY)
 
@@ -37,9 +37,15 @@ conformance: $(READY)
 	$(BIN)/exmy verify --matrix runs/conformance --json $(RESULTS)/conformance-cpu.json.gz
 	$(BIN)/python -m exmy.conformance docs/conformance.md $(RESULTS)/conformance-cpu.json.gz $(RESULTS)/conformance-h100.json.gz
 
-# Where each named recipe ends at 12 M parameters, 8 seeds; needs a GPU.
+# Where each named recipe ends at 12 M parameters, 8 seeds. The results are here; make recipes RECIPES=runs/recipes-12m trains them
+# again, on a GPU, and writes docs/recipes-12m.md and its picture of those.
+RECIPES ?= studies/results/recipes-12m
 recipes: $(READY)
-	$(BIN)/exmy sweep studies/recipes-12m.toml --out studies/results/recipes-12m $(ARGS)
+	$(BIN)/exmy sweep studies/recipes-12m.toml --out $(RECIPES) $(ARGS)
+	$(MAKE) recipes-page
+
+recipes-page: $(READY)
+	$(BIN)/exmy compare $(RECIPES) --page docs/recipes-12m.md --figure docs/recipes-12m.png
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -187,6 +187,34 @@ def report(directory: Path, out: Path | None) -> None:
         click.echo(path)
 
 
+@main.command("compare")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--baseline", metavar="RECIPE", help="What the others are held against; the study's own by default.")
+@click.option("--page", metavar="FILE.md", type=click.Path(path_type=Path), help="Write it up in Markdown.")
+@click.option("--figure", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw the differences.")
+@click.option(
+    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
+)
+def compare_recipes(
+    directory: Path, baseline: str | None, page: Path | None, figure: Path | None, json_file: Path | None
+) -> None:
+    """What each recipe of a study costs against the baseline: differences of final losses, paired by seed, with 95 % intervals.
+
+    Also while the study is under way: what is missing is said.
+
+    \b
+    Example: exmy compare runs/first-look-cpu
+    Example: exmy compare runs/mine --baseline e8m7 --page mine.md --figure mine.png
+    """  # noqa: D301
+    from exmy.compare import run_compare
+    from train import StudyError
+
+    try:
+        run_compare(directory, baseline, page, figure, json_file)
+    except StudyError as error:
+        raise Refused(str(error)) from None
+
+
 @main.group()
 def recipes() -> None:
     """Look training recipes up: what is rounded, where, and after whom."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
-from train import open_study, stability_table
+from exmy.compare_page import compare_page
+from exmy.costs import compare
+from train import open_study, read_study, stability_table
 from train.accumulate import parse_accumulation
 from verification import Report, read_certificates
 
@@ -50,6 +55,83 @@ def test_the_readmes_table_is_the_first_look_on_two_cores() -> None:
             for cell in (row.isel(learning_rate=i) for i in range(row.sizes["learning_rate"]))
         ]
         assert " | ".join(cells) in readme
+
+
+RECIPES = Path("studies/results/recipes-12m")
+
+
+@pytest.fixture(scope="module")
+def recipes() -> xr.DataTree:
+    return open_study(ROOT / RECIPES)
+
+
+def test_the_page_on_what_recipes_cost_is_made_of_the_packs(recipes: xr.DataTree) -> None:
+    """So is what `make recipes-page` writes, run where the project is."""
+    page, picture = Path("docs/recipes-12m.md"), Path("docs/recipes-12m.png")
+    made = compare_page(compare(recipes), recipes, read_study(ROOT / RECIPES / "study.toml"), RECIPES, page, picture)
+    assert (ROOT / page).read_text(encoding="utf-8") == made
+    assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+    assert f"compare {RECIPES} --page {page} --figure {picture}" in made
+
+
+def test_the_pages_differences_are_those_of_the_packs(recipes: xr.DataTree) -> None:
+    """By xarray and SciPy's paired test, seed by seed."""
+    final = recipes["evaluation"].to_dataset()["validation_loss"].astype(np.float64).isel(eval_step=-1)
+    page = (ROOT / "docs" / "recipes-12m.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(.*?)` \| (.*) \|$", page, re.MULTILINE))
+    base = final[final["recipe"].values == "native-bf16"]
+    assert rows.keys() == set(final["recipe"].values.tolist()) - {"native-bf16"}
+    for recipe, cells in rows.items():
+        own = final[final["recipe"].values == recipe]
+        assert own["seed"].values.tolist() == base["seed"].values.tolist() == list(range(8))
+        difference = stats.ttest_rel(own.values, base.values)
+        low, high = difference.confidence_interval(0.95)
+        mean = float((own.values - base.values).mean())
+        assert cells.split(" | ")[1] == f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+        assert cells.split(" | ")[0] == f"{float(own.mean()):.4f} ({float(own.std(ddof=1)):.4f})"
+
+
+def apart(what: str) -> tuple[dict[str, str], list[str]]:
+    """Of the page on what recipes cost: whose interval has no zero, with the difference; who is left after Holm's adjustment."""
+    page = (ROOT / "docs" / "recipes-12m.md").read_text(encoding="utf-8")
+    ((named, sure),) = re.findall(
+        rf"^- Final {what} loss apart from (.*) After Holm's adjustment still apart: (.*?)\.", page, re.MULTILINE
+    )
+    return dict(re.findall(r"`(\S+)` (\+\d\.\d{4})", named)), re.findall(r"`(\S+)`", sure)
+
+
+def said(page: str, start: str, end: str) -> str:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    return text[text.index(start) : text.index(end, text.index(start))]
+
+
+def test_what_is_said_of_recipes_elsewhere_is_on_their_page() -> None:
+    validation, training = apart("validation"), apart("training")
+    page = (ROOT / "docs" / "recipes-12m.md").read_text(encoding="utf-8")
+    readme = said("README.md", "docs/recipes-12m.md)", "[Number formats]")
+    first = said("docs/recipes.md", "(recipes-12m.md)", "In the training loss")
+    second = said("docs/recipes.md", "In the training loss", "`exmy compare`")
+    for text in (readme, first):
+        assert "24 of 27" in text
+    assert "of the final validation loss is shown, the interval contains zero, for 24 of 27" in page
+    assert f"one mantissa bit costs {validation[0]['masked-e8m1']} nats/token" in readme
+    assert re.findall(r"\+\d\.\d{4}", first) == list(validation[0].values())
+    assert all(f"`{name}`" in first for name in validation[0])
+    assert "7 of its 8 runs without progress" in first
+    assert "- Diverged: `fp8-hybrid-unscaled` 7/8; no other." in page
+    more = {name: value for name, value in training[0].items() if name not in validation[0]}
+    assert dict(re.findall(r"`(\S+)` (\+\d\.\d{4})", second)) == more
+    assert "six more" in second
+    assert len(more) == 6
+    assert set(training[1]) == set(validation[1]) == set(validation[0])
+
+
+def test_the_recipes_packs_say_what_was_left_out_and_set_afterwards(recipes: xr.DataTree) -> None:
+    assert recipes.attrs["runs_finished"] == recipes.attrs["runs_planned"] == 224
+    assert "signals" not in recipes.children
+    assert "grad_norm_block" not in recipes["history"].to_dataset()
+    assert recipes.attrs["left_out"].startswith("signals, grad_norm_block")
+    assert "git_commit" in recipes.attrs["set_afterwards"]
 
 
 def extra(file: str) -> dict[str, dict[str, float]]:
