@@ -91,6 +91,28 @@ def test_the_pages_differences_are_those_of_the_packs(recipes: xr.DataTree) -> N
         assert cells.split(" | ")[0] == f"{float(own.mean()):.4f} ({float(own.std(ddof=1)):.4f})"
 
 
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("test_recipe[masked-e8m3]", "| `masked-e8m3` | 66.1 | 1.05 | **1.004** |"),
+        ("test_recipe[mxfp8]", "| `mxfp8` | 75.3 | 1.15 | **1.144** |"),
+        ("test_recipe[fp8-hybrid]", "| `fp8-hybrid`, scales per tensor | 83.1 | 1.05 | 1.277, not reached |"),
+        ("test_recipe[deepseek]", "| `deepseek`, tiles of 128 | 135.6 | 1.15 | 2.117, not reached |"),
+        (
+            "test_signals[fp8-hybrid]",
+            "| `fp8-hybrid` with all alarm signals, against without | 87.2 | 1.03 | 1.058, not reached |",
+        ),
+    ],
+)
+def test_what_recipes_cost_is_in_the_page(name: str, cells: str) -> None:
+    info = extra("h100-recipes.json")[name]
+    assert cells in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert re.findall(r"\d+\.\d+", cells)[-3:] == [
+        f"{info['milliseconds']:.1f}", f"{info['at_most']:.2f}", f"{info['times_native']:.3f}",
+    ]  # fmt: skip
+    assert (info["times_native"] <= info["at_most"]) == ("not reached" not in cells)
+
+
 def apart(what: str) -> tuple[dict[str, str], list[str]]:
     """Of the page on what recipes cost: whose interval has no zero, with the difference; who is left after Holm's adjustment."""
     page = (ROOT / "docs" / "recipes-12m.md").read_text(encoding="utf-8")
