@@ -97,7 +97,11 @@ def step_seconds(program: Program, size: int, device_type: str, rates: Rates) ->
     slower = SLOWER[program.structure.body.carrier] if device_type == "cuda" else 1.0
     rules = _has_rules(program)
     activations = tokens * shape.layers * (22 * shape.width + 4 * shape.features + 16 * shape.width)
-    moved = 28 * shape.size + 3 * activations + _bytes_an_element(program, device_type) * program.rounded_elements_per_step()
+    moved = (
+        28 * shape.size
+        + 3 * activations
+        + _bytes_an_element(program, device_type) * program.rounded_elements_per_step()
+    )
     launches = LAUNCHES[device_type] * (shape.layers + 1) * (3 if rules else 1)
     # Eager code on a CPU reads and writes a tensor several times where fused code does so once, and slower than a copy.
     passes = 1.0 if device_type == "cuda" else 8.0

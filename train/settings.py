@@ -31,6 +31,7 @@ from train.tokenizer import check_tokenizer, vocabulary_of
 PACK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXT_LIMIT, STEPS_LIMIT = 8192, 1_000_000
 VOCABULARY_LIMIT = 2**18
+RUNS_LIMIT, NAME_LIMIT = 100_000, 100  # of a study; characters
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
@@ -164,7 +165,7 @@ def _listed(kinds: object) -> object:
     """Words in one, as an axis has them, "gains+head" or "none", as a list; each once, in the order in which they are defined."""
     if isinstance(kinds, str):
         kinds = [] if kinds == "none" else kinds.split("+")
-    if isinstance(kinds, list | tuple) and set(kinds) <= set(get_args(NoDecay)):
+    if isinstance(kinds, list | tuple) and all(kind in get_args(NoDecay) for kind in kinds):
         return [kind for kind in get_args(NoDecay) if kind in kinds]
     return kinds
 
@@ -260,6 +261,15 @@ class ExecutionTable(Table):
         return size
 
 
+def check_folder_name(name: str) -> str:
+    """The name, if a folder may be called so without harm; else ValueError."""
+    if not 1 <= len(name) <= NAME_LIMIT or not name.isprintable() or set(name) & set("/\\") or name[0] in ".-~":
+        raise ValueError(
+            f"must be a folder's name: 1 to {NAME_LIMIT} characters that print, without / or \\, the first no dot, minus or ~"
+        )
+    return name
+
+
 class Axes(BaseModel):
     """[axes]: lists to be multiplied out. A bare value is a list of one, and `seed = 8` means seeds 0..7."""
 
@@ -280,9 +290,9 @@ class Axes(BaseModel):
         lists: dict[str, Any] = {}
         for key, value in data.items():
             if key in ("seed", "init_seed", "data_seed") and isinstance(value, int) and not isinstance(value, bool):
-                if value < 1:
+                if not 1 <= value <= RUNS_LIMIT:
                     raise ValueError(
-                        f"{key} counts seeds from 0, so it must be at least 1, got {value}; or give a list"
+                        f"{key} counts seeds from 0, so it must be from 1 to {RUNS_LIMIT}, got {value}; or give a list"
                     )
                 lists[key] = list(range(value))
             else:

@@ -14,10 +14,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
-from pydantic import Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
 from train.corruption import Corruption
 from train.presets import ARCHITECTURES
@@ -25,6 +25,8 @@ from train.recipe import Recipe
 from train.recipe_table import AXES, RecipeTable
 from train.resolve import resolve_recipe
 from train.settings import (
+    NAME_LIMIT,
+    RUNS_LIMIT,
     Axes,
     DataSettings,
     DivergenceTable,
@@ -34,11 +36,11 @@ from train.settings import (
     SignalsTable,
     Table,
     TrainingSettings,
+    check_folder_name,
 )
 from train.text import dataset_label
 
 IDENTITY_VERSION = 1
-RUNS_LIMIT = 100_000
 WORDS = TypeAdapter(RecipeTable)
 
 
@@ -140,7 +142,7 @@ def _check_words(changes: Mapping[str, Any]) -> None:
 class Study(Table):
     """A validated study. `Study(...)` takes the tables as keywords; `study_file.read_study` takes a TOML file."""
 
-    name: str = "study"
+    name: Annotated[str, AfterValidator(check_folder_name)] = "study"
     baseline: str | None = None
     axes: Axes
     model: ModelSettings = ModelSettings()
@@ -171,6 +173,14 @@ class Study(Table):
                     else "; it must be a field of [model], [training] or [data], or a word of a recipe"
                 )
                 raise ValueError(f"axes.{key} is no axis{hint}")
+        for key, values in self.axes.items():
+            if not values:
+                raise ValueError(f"axes.{key} has no values: give it some, or leave it out")
+        for name in (*self.recipes, *self.axes.dataset):
+            if not name.isprintable() or len(name) > 10 * NAME_LIMIT:
+                raise ValueError(
+                    f"a recipe's name and a text's path have at most {10 * NAME_LIMIT} characters, which print; got {name!r}"
+                )
         count = math.prod(len(values) for _, values in self.axes.items())
         if count > RUNS_LIMIT:
             raise ValueError(f"axes multiply to {count} runs, more than {RUNS_LIMIT}: split the study")

@@ -28,6 +28,8 @@ from train.settings import (
 )
 from train.study import Study, StudyError
 
+FILE_LIMIT = 2**20  # bytes
+MESSAGE_LIMIT = 1000  # characters
 RECIPE_DEPTH = 3  # recipes.NAME.word; a product's table is one deeper
 
 
@@ -36,22 +38,43 @@ def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
 
     An override's key is a path ("training.steps") or a field's own name where only one table has it ("steps", "seed").
     """
-    path = Path(path)
     try:
-        source = path.read_text(encoding="utf-8")
-        content = tomllib.loads(source)
+        return _read(Path(path), overrides or [])
+    except StudyError as error:
+        raise StudyError(_in_a_line(str(error))) from None
+
+
+def _read(path: Path, overrides: list[str]) -> Study:
+    try:
+        with path.open("rb") as file:
+            head = file.read(FILE_LIMIT + 1)
     except OSError as error:
         raise StudyError(
             f"{path}: {error.strerror}; name a TOML file with a study in it, such as studies/first-look-cpu.toml"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    if len(head) > FILE_LIMIT:
+        raise StudyError(f"{path}: longer than 1 MiB, the most that a study file may be")
+    try:
+        source = head.decode("utf-8")
+        content = tomllib.loads(source)
+    except RecursionError:
+        raise StudyError(f"{path}: nested deeper than any study: a table stands in a table, and no further") from None
+    except ValueError as error:  # of TOML, of UTF-8, of numbers too long to be read
         raise StudyError(f"{path}: not a TOML file: {error}") from None
-    overridden = [_override(content, text) for text in overrides or []]
+    overridden = [_override(content, text) for text in overrides]
     try:
         return Study.model_validate(content)
+    except RecursionError:
+        raise StudyError(f"{path}: recipes that rest on each other, hundreds deep: name them flat") from None
     except ValidationError as error:
         blamed = overridden and _is_study(tomllib.loads(source))
         raise StudyError(_first_error(error, "--set" if blamed else path, source, overridden)) from None
+
+
+def _in_a_line(message: str) -> str:
+    """The message without what does not print, cut where it is longer than anybody reads."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    return shown if len(shown) <= MESSAGE_LIMIT else shown[: MESSAGE_LIMIT - 2] + " …"
 
 
 def _is_study(content: dict[str, Any]) -> bool:
