@@ -183,7 +183,7 @@ def test_set_changes_axes(tmp_path: Path) -> None:
             r"study.toml.*recipe 'e9m3' is neither .*exponent_bits must be 1..8, got 9",
         ),
         ('baseline = "e8m7"', 'baseline = "bf16"', r"baseline 'bf16' is not among axes.recipe: e8m7, mine"),
-        ("seed = 3", "seed = 0", r"study.toml:5: axes: seed counts seeds from 0, so it must be at least 1, got 0"),
+        ("seed = 3", "seed = 0", r"study.toml:5: axes: seed counts seeds from 0, so it must be from 1 to 100000, got 0"),
         ("seed = 3", "seed = 3\nstepps = [10]", r"axes.stepps is no axis; did you mean 'steps'\?"),
         ("seed = 3", "seed = 3\ndata_seed = 2", r"seed sets init_seed and data_seed both"),
         ("seed = 3", 'dataset = ["rust"]', r"dataset 'rust' is unknown; there are: python"),
