@@ -37,9 +37,7 @@ from typing import Any
 
 from train.plan import PlannedPack
 from train.program import PackResult, Progress
-from train.store import PACKS, STUDY_FILE, open_study, read_packs
-from train.study import StudyError
-from train.study_file import read_study
+from train.store import PACKS, open_study, read_packs, study_of
 from train.watch import MARGIN, Watch, live_rule
 
 STATUS_FILE = "status.json"
@@ -147,9 +145,7 @@ def study_status(directory: Path | str, now: Callable[[], datetime.datetime] = u
     StudyError where the directory holds no study, or a pack that can't be read.
     """
     directory = Path(directory)
-    if not (directory / STUDY_FILE).is_file():
-        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
-    study = read_study(directory / STUDY_FILE)
+    study = study_of(directory)
     planned = {run.identity for run in study.runs()}
     under_way = read_status(directory)  # before the packs: what finishes in between is then counted twice, not never
     packs = [
