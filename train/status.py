@@ -28,6 +28,7 @@ import datetime
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from train.interruption import Interrupted
 from train.plan import PlannedPack
 from train.program import PackResult, Progress
 from train.store import PACKS, open_study, read_packs, study_of
@@ -86,9 +88,11 @@ class StatusFile:
         self.leave(value)
 
     def leave(self, error: BaseException | None) -> None:
-        """Write down that the work is over: finished, interrupted by Ctrl-C, or failed with an error."""
+        """Write down that the work is over: finished, interrupted by Ctrl-C or a signal, or failed with an error."""
         if isinstance(error, KeyboardInterrupt):
             self._state = "interrupted"
+            if isinstance(error, Interrupted) and error.number != signal.SIGINT:
+                self._error = error.name
         elif error is not None:
             self._state, self._error = "failed", " ".join(str(error).split()) or type(error).__name__
         else:
@@ -209,7 +213,7 @@ def _state(planned: int, finished: int, under_way: dict[str, Any] | None, now: d
             return "running", rest
         return "stale", f"no sign of life since {_iso(beat)}: the process was killed or its host is gone; {rest}"
     if under_way["state"] == "interrupted":
-        return "interrupted", f"stopped by hand at {under_way['heartbeat']}; {rest}"
+        return "interrupted", f"stopped by {under_way['error'] or 'hand'} at {under_way['heartbeat']}; {rest}"
     if under_way["state"] == "failed":
         return "failed", f"failed at {under_way['heartbeat']}: {under_way['error']}; {rest}"
     return "incomplete", rest
