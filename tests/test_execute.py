@@ -214,6 +214,28 @@ def test_a_disk_that_fills_up_while_a_pack_is_written_crashes_nothing(tmp_path: 
     assert open_study(tmp_path).attrs["runs_finished"] == 4
 
 
+def test_a_disk_without_room_for_checkpoints_stops_no_training(
+    tmp_path: Path, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real thing again: 300 kB are enough for a pack's results, and not for its state."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+
+    try:
+        study = tiny(execution={"checkpoint_seconds": 1e-9})
+        assert run_study(study, tmp_path, "cpu", Recorder(at_pack=1, action=fill_up)).trained == 8
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lines = [record.message for record in caplog.records if record.name == "train.checkpoint"]
+    assert len(lines) == 2, "one a pack"
+    assert all("File too large); the training goes on, and there is none yet" in line for line in lines)
+    xr.testing.assert_identical(
+        open_study(tmp_path)["history"].to_dataset(), open_study(finished)["history"].to_dataset()
+    )
+
+
 def test_a_half_written_file_is_never_seen(tmp_path: Path) -> None:
     target = tmp_path / "pack.nc"
 
