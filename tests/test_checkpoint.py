@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import logging
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from tests.recipe_packs import WIDE, program_for, slot
 from tests.small import SHAPE, make_program, make_slots
 from tests.test_recipe_packs import BROAD, OWN
 from train import checkpoint
-from train.checkpoint import Checkpointer, CheckpointError, Times, read, write
+from train.checkpoint import Checkpointer, CheckpointError, Times, read, remove_finished, write
 from train.interruption import Interrupted, Interruption
 from train.loss_scale import DynamicLossScale
 from train.optim import Muon
@@ -113,6 +115,7 @@ def test_a_pack_stopped_three_times_gives_the_results_of_one_that_was_not(
         with pytest.raises(Interrupted, match=f"up to step {sum(steps)}$"):
             train_pack(program, slots, text, device, checkpointer=Checkpointer(tmp_path / "c", OF, 1e9, After(stop)))
     assert_same(train_pack(program, slots, text, device, checkpointer=Checkpointer(tmp_path / "c", OF, 1e9)), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"], "it started over"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -400,6 +403,26 @@ def test_a_full_disk_costs_a_line_and_the_checkpoint_before_stays(
     budget[0] = 0
     go(4)
     assert written(tmp_path) == 4
+
+
+def test_a_checkpoint_leaves_room_for_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(t.nbytes for t in STATE.values())
+    for free, fits in ((2 * size, True), (2 * size - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free))
+        with contextlib.nullcontext() if fits else pytest.raises(OSError, match="No space left"):
+            write(tmp_path, OF, 3, Times(), STATE)
+
+
+def test_what_a_finished_pack_had_no_time_to_remove_is_removed(tmp_path: Path) -> None:
+    """But nothing that is damaged, set aside for another reason or still wanted."""
+    folders = {name: tmp_path / "checkpoints" / name for name in ("ended", "under way", "damaged", "empty")}
+    for name, folder in folders.items():
+        write(folder, OF | {"runs": ["r0", "r9" if name == "under way" else "r1"]}, 3, Times(), STATE)
+    flip(folders["damaged"] / "checkpoint.json")
+    (folders["empty"] / "checkpoint.json").unlink()
+    remove_finished(tmp_path, {"r0", "r1", "r2"})
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == folders.keys() - {"ended"}
+    remove_finished(tmp_path / "none", {"r0"})
 
 
 def test_a_signal_keeps_the_step_that_was_made(tmp_path: Path) -> None:

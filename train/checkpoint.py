@@ -8,18 +8,21 @@ holds one whole checkpoint, or none yet. Reading one runs no code. One that is d
 device, whose numbers would be a mixture, is kept aside with a line in the log, and the pack starts over.
 
 Writing costs time: it comes every `checkpoint_seconds`, by default every minute, or as many more seconds as keep its cost below
-two percent. Where it can't be done, training goes on, and the checkpoint before stays.
+two percent. Where it can't be done, training goes on, and the checkpoint before stays; one that would leave less room than it
+takes is not written, since the results, which are smaller, need some.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,13 +60,15 @@ def write(folder: Path, of: Mapping[str, Any], step: int, times: Times, state: M
 
     of: what it belongs to, JSON's strings, numbers and lists.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < 2 * sum(t.nbytes for t in state.values()):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     content = safetensors.torch.save({name: t.cpu().contiguous() for name, t in state.items()})
     tensors = folder / f"{step}{TENSORS}"
     described = {
         "of": {"schema": SCHEMA, **of}, "step": step, "seconds": times.total, "seconds_first_step": times.first_step,
         "tensors": tensors.name, "sha256": hashlib.sha256(content).hexdigest(),
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     with atomically(tensors) as aside:
         aside.write_bytes(content)
     with atomically(folder / DESCRIPTION) as aside:
@@ -77,15 +82,9 @@ def write(folder: Path, of: Mapping[str, Any], step: int, times: Times, state: M
 
 def read(folder: Path, of: Mapping[str, Any]) -> tuple[int, Times, dict[str, Tensor]] | None:
     """The step, times and state of the folder's checkpoint, None where there is none; CheckpointError where it won't do."""
-    try:
-        described = json.loads((folder / DESCRIPTION).read_bytes())
-        seal = described.pop("seal")
-    except FileNotFoundError:
+    described = _described(folder)
+    if described is None:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError("damaged", f"whose {DESCRIPTION} is damaged") from None
-    if seal != _seal(described):
-        raise CheckpointError("damaged", f"whose {DESCRIPTION} is damaged (its SHA-256 does not match)")
     for key, wanted in {"schema": SCHEMA, **of}.items():
         found = described["of"].get(key)
         if found != wanted:
@@ -99,6 +98,29 @@ def read(folder: Path, of: Mapping[str, Any]) -> tuple[int, Times, dict[str, Ten
         raise CheckpointError("damaged", f"whose {described['tensors']} is damaged (its SHA-256 does not match)")
     state = safetensors.torch.load(content)
     return described["step"], Times(described["seconds"], described["seconds_first_step"]), state
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    """What `write` said of the tensors; None where there is nothing, CheckpointError where it is damaged."""
+    try:
+        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
+        seal = described.pop("seal")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError("damaged", f"whose {DESCRIPTION} is damaged") from None
+    if seal != _seal(described):
+        raise CheckpointError("damaged", f"whose {DESCRIPTION} is damaged (its SHA-256 does not match)")
+    return described
+
+
+def remove_finished(directory: Path, finished: Collection[str]) -> None:
+    """Remove the checkpoints of a study directory whose runs are all finished: of packs after whose end there was no time to."""
+    for folder in (directory / CHECKPOINTS).glob("*"):
+        with contextlib.suppress(CheckpointError):
+            described = _described(folder)
+            if described is not None and set(described["of"]["runs"]) <= set(finished):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seal(described: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from train.checkpoint import CHECKPOINTS, Checkpointer
+from train.checkpoint import CHECKPOINTS, Checkpointer, remove_finished
 from train.durable import atomically, remove_parts
 from train.interruption import Interrupted, Interruption
 from train.lock import locked
@@ -184,6 +184,7 @@ def _finished(directory: Path, study: Study) -> dict[str, str]:
     for folder in (directory, directory / PACKS):
         remove_parts(folder)
     finished = finished_runs(directory)
+    remove_finished(directory, finished)
     if finished and not finished.keys() & {run.identity for run in study.runs()}:
         raise StudyError(
             f"{directory} holds {len(finished)} runs of another study and none of {study.name!r}: "
