@@ -375,6 +375,17 @@ def test_a_signal_ends_a_study_between_two_steps_and_it_goes_on_from_there(
         xr.testing.assert_identical(group.to_dataset(), whole[name].to_dataset())
 
 
+def test_a_checkpoint_that_no_pack_goes_on_from_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Interrupted):
+        run_study(tiny(), tmp_path, "cpu", Stopper(signal.SIGINT))
+    [folder] = (tmp_path / "checkpoints").iterdir()
+    run_study(tiny(execution={"pack_size": 2}), tmp_path, "cpu", Recorder())
+    [line] = [record.message for record in caplog.records if record.name == "train.checkpoint"]
+    assert line == f"{folder}: a checkpoint of a pack of other runs, or of another pack_size: left where it is"
+    run_study(tiny(), tmp_path, "cpu", Recorder())
+    assert not folder.exists(), "its runs are finished"
+
+
 def test_a_study_can_do_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match=r"the packs that were finished are kept$"):
         run_study(tiny(execution={"checkpoint_seconds": 0}), tmp_path, "cpu", Stopper(signal.SIGINT))

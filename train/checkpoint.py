@@ -123,6 +123,13 @@ def remove_finished(directory: Path, finished: Collection[str]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def report_unplanned(directory: Path, planned: Collection[str]) -> None:
+    """A line in the log for each checkpoint of a study directory that no pack of these hashes will go on from."""
+    for folder in sorted((directory / CHECKPOINTS).glob("*")):
+        if folder.name not in planned and not folder.suffix:
+            log.warning("%s: a checkpoint of a pack of other runs, or of another pack_size: left where it is", folder)
+
+
 def _seal(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from train.checkpoint import CHECKPOINTS, Checkpointer, remove_finished
+from train.checkpoint import CHECKPOINTS, Checkpointer, remove_finished, report_unplanned
 from train.durable import atomically, remove_parts
 from train.interruption import Interrupted, Interruption
 from train.lock import locked
@@ -123,6 +123,7 @@ def _run(study: Study, directory: Path, where: torch.device, observer: Observer 
     _same_text(directory, finished, wanted, texts)
     packs = plan(study, where, finished)
     _enough_disk(directory, packs)
+    report_unplanned(directory, {pack.hash for pack in packs})
     report_epochs({pack.program for pack in packs}, texts)
     _write_study(directory, study)
     found = sum(identity in finished for identity in wanted)
