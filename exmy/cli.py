@@ -1,15 +1,18 @@
 """The command line. Heavy imports wait inside the commands, so that --help is quick.
 
 Exit status 0: done, and what was asked holds. 1: done, and it does not hold. 2: bad input, or the work could not go
-on, with one line that says what and how to mend it. 130: interrupted. Diverged runs are results, not errors.
+on, with one line that says what and how to mend it. 130, 143: ended by SIGINT, SIGTERM. Diverged runs are results, not errors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -54,41 +57,72 @@ def main() -> None:
     logging.captureWarnings(capture=True)
 
 
+_device = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
+)
+
+
 @main.command()
 @click.argument("study_file", metavar="[STUDY.toml]", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Study directory; runs/NAME by default.")
 @click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change the study: training.steps=500, seed=4, ..."
 )
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
-)
+@_device
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
 def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str, *, dry_run: bool) -> None:
     """Train every run of a study, and say which diverged.
 
     Without STUDY.toml: a first look, a few minutes long, chosen for this machine. Started again on the same directory,
-    it trains only the runs that are missing.
+    it trains only the runs that are missing, and goes on in the middle of those that were under way.
 
     \b
     Example: exmy sweep mine.toml --out runs/mine --set seed=16
     Example: exmy sweep mine.toml --dry-run
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep
-    from train import StudyError, read_study
+    from train import read_study
 
-    try:
+    with _sweeping():
         study = read_study(study_file or default_study(device), list(overrides))
         if dry_run:
             dry_run_view(study, out or Path("runs") / study.name, device)
             return
         run_sweep(study, out or Path("runs") / study.name, device)
+
+
+@main.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@_device
+def resume(directory: Path, device: str) -> None:
+    """Go on with the study in DIR, after Ctrl-C, a kill or a power cut: `exmy sweep DIR/study.toml --out DIR`.
+
+    What is finished stays, and a pack that was under way goes on from its last checkpoint, with the bits that it would have had.
+
+    \b
+    Example: exmy resume runs/first-look-cpu
+    """  # noqa: D301
+    from exmy.sweep import run_sweep
+    from train.store import study_of
+
+    with _sweeping():
+        run_sweep(study_of(directory), directory, device)
+
+
+@contextlib.contextmanager
+def _sweeping() -> Iterator[None]:
+    """A sweep that is refused says why in one line, one that a signal ended how to go on."""
+    from train import StudyError
+    from train.interruption import KEPT, Interrupted
+
+    try:
+        yield
     except StudyError as error:
         raise Refused(str(error)) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         again = shlex.join(["exmy", *sys.argv[1:]])  # quoted, so that it may be pasted
-        click.echo(f"\nexmy: stopped; the packs that were finished are kept. To go on: {again}", err=True)
-        sys.exit(INTERRUPTED)
+        click.echo(f"\nexmy: stopped; {str(stop) or KEPT}. To go on: {again}", err=True)
+        sys.exit(128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT))
 
 
 @main.command()

@@ -18,7 +18,8 @@ from exmy.console import output
 from exmy.costs import Comparison, Cost, Panel, compare
 from exmy.grids import SUFFIXES
 from train import StudyError, open_study
-from train.store import STUDY_FILE, atomically
+from train.durable import atomically
+from train.store import STUDY_FILE
 from train.study_file import read_study
 
 FIELDS = {

@@ -27,7 +27,8 @@ import jinja2
 
 from exmy.conformance_figure import conformance_figure
 from exmy.version import __version__
-from train.store import ENGINE, atomically
+from train.durable import atomically
+from train.store import ENGINE
 from verification import LAWS, Failure, Report, Verdict, matrix, read_certificates, write_certificates
 from verification.blocks import OF_BLOCKS
 from verification.certificates import USUAL, by_default, label

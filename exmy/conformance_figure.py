@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from exmy.grids import SUFFIXES
 from exmy.looks import COLOURS, LETTERING
-from train.store import atomically
+from train.durable import atomically
 
 CELL = 0.235  # inches, and the unit of the axes
 LABELS, NAMES, GAP = 7.2, 5.6, 2.2  # in cells: formats to the left, laws above, between columns and at the edges

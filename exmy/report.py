@@ -26,8 +26,9 @@ from exmy.figure import reference_rate, study_figure
 from exmy.groups import Group, groups
 from exmy.looks import Look, in_order, recipe_looks
 from exmy.version import __version__
-from train import Study, StudyError, open_study, read_study, stability_table
-from train.store import PACKS, STUDY_FILE, atomically
+from train import Study, StudyError, open_study, stability_table
+from train.durable import atomically
+from train.store import PACKS, study_of
 
 PAGE, PICTURE = "index.html", "study.png"
 TEMPLATE = "report.html.j2"
@@ -49,7 +50,7 @@ def write_report(directory: Path, out: Path, tree: xr.DataTree | None = None) ->
     tree: what `open_study(directory)` gives, from a caller who has it already; None to open it.
     StudyError where `directory` holds no study or `out` can't be written.
     """
-    study = _study(directory)
+    study = study_of(directory)
     if tree is None and any((directory / PACKS).glob("*.nc")):
         tree = open_study(directory)
     page = render(study, tree)
@@ -67,12 +68,6 @@ def write_report(directory: Path, out: Path, tree: xr.DataTree | None = None) ->
             f"{out}: can't write there ({error.strerror}); make room or name another folder with --out; the results are kept"
         ) from None
     return written
-
-
-def _study(directory: Path) -> Study:
-    if not (directory / STUDY_FILE).is_file():
-        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
-    return read_study(directory / STUDY_FILE)
 
 
 def render(study: Study, tree: xr.DataTree | None) -> str:

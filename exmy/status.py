@@ -31,7 +31,7 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     if status["under_way"]:
         yield from _under_way(status["under_way"], at_work=status["state"] == "running")
     if status["state"] not in ("running", "finished"):
-        yield Text(f"To go on: {shlex.join(['exmy', 'sweep', directory + '/study.toml', '--out', directory])}")
+        yield Text(f"To go on: {shlex.join(['exmy', 'resume', directory])}")
     if runs["finished"]:
         yield Text(f"To look at what is there: {shlex.join(['exmy', 'report', directory])}")
 
@@ -56,7 +56,8 @@ def _under_way(told: Mapping[str, Any], *, at_work: bool) -> Iterator[Renderable
     when = f"pack {begun} of {told['packs_planned']}" if begun else f"none of {told['packs_planned']} packs has begun"
     memory = f", {gibibytes(told['memory_bytes'])} of memory" if told["memory_bytes"] else ""
     if told["packs"]:
-        table = Table(title="Under way" if at_work else "Was under way; will be trained again", title_justify="left")
+        rest = "Was under way; goes on from its last checkpoint, or from its start where it has none"
+        table = Table(title="Under way" if at_work else rest, title_justify="left")
         for heading in ("pack", "model", "dataset", "step", "steps/s", "run-steps/s", "alive", "no progress", "left"):
             words = heading in ("pack", "model", "dataset")
             table.add_column(heading, justify="left" if words else "right", no_wrap=heading == "pack")

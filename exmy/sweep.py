@@ -50,7 +50,7 @@ def run_sweep(study: Study, directory: Path, device: str) -> None:
 def dry_run_view(study: Study, directory: Path, device: str) -> None:
     """What a sweep into `directory` would train, and about what it would take; nothing is written. StudyError as `run_sweep`."""
     where = pick_device(device)
-    finished = finished_runs(directory) if directory.is_dir() else {}
+    finished = finished_runs(directory, mend=False) if directory.is_dir() else {}
     packs = plan(study, where, finished)
     console = output()
     found = sum(run.identity in finished for run in study.runs())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -10,10 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
 from click.testing import CliRunner, Result
 
 from exmy.cli import main
 from train import open_study
+from train.lock import locked
 
 TINY = """
 name = "tiny"
@@ -97,7 +100,8 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) 
     assert "Traceback" not in result.output
 
 
-def test_ctrl_c_says_how_to_go_on(study: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_says_how_to_go_on(number: int, status: int, study: Path, tmp_path: Path) -> None:
     out = tmp_path / "my out"
     command = [
         sys.executable,
@@ -112,22 +116,54 @@ def test_ctrl_c_says_how_to_go_on(study: Path, tmp_path: Path) -> None:
         "--set",
         "steps=100000",
         "--set",
+        "checkpoint_seconds=0.1",
+        "--set",
         'axes.tokenizer=["bytes"]',
     ]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "8 runs in 1 pack" in line:  # the plan is out: training begins
-            break
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(timeout=60) == 130
-    assert (
-        f"exmy: stopped; the packs that were finished are kept. To go on: {shlex.join(['exmy', *command[3:]])}" in rest
+    while not list(out.glob("checkpoints/*/checkpoint.json")):  # training is under way
+        assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status
+    last = re.escape(f" To go on: {shlex.join(['exmy', *command[3:]])}\n")
+    kept = r"exmy: stopped; the packs that were finished are kept, and the one under way up to step \d+\."
+    assert re.search(f"^{kept}{last}$", said, re.MULTILINE)
+    assert "Traceback" not in said
+    assert len(list(out.glob("checkpoints/*/*.safetensors"))) == 1
+
+
+def test_resume_goes_on_with_the_study_of_a_directory(study: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    for directory in (out, whole):
+        assert invoke("sweep", study, "--out", directory, "--device", "cpu", "--set", "pack_size=4").exit_code == 0
+    for path in (sorted((out / "packs").glob("*.nc"))[0], out / "report" / "index.html"):
+        path.unlink()
+    done = invoke("resume", out, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    for expected in ("4 runs in 1 pack of 4", "4 runs are finished already", "e8m7", "lr 0.004", "Report:"):
+        assert expected in done.output
+    assert (out / "report" / "index.html").is_file()
+    xr.testing.assert_identical(open_study(out)["history"].to_dataset(), open_study(whole)["history"].to_dataset())
+
+
+def test_resume_needs_a_study_directory(tmp_path: Path) -> None:
+    refused = invoke("resume", tmp_path)
+    assert refused.exit_code == 2
+    assert refused.output == (
+        f"exmy: {tmp_path}: no study.toml here; a study directory is what `exmy sweep --out DIR` writes\n"
     )
-    assert "Traceback" not in rest
+
+
+def test_a_second_sweep_is_refused_in_one_line(study: Path, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        refused = invoke("sweep", study, "--out", tmp_path, "--device", "cpu")
+    assert refused.exit_code == 2
+    [line] = refused.output.splitlines()
+    assert f"another sweep is at work there (process {os.getpid()} on " in line
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.toml", "packs", ".lock"}
 
 
 def test_formats_show_tells_what_is_easily_confused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,23 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         "are free",
     ):
         assert words in result.output
+
+
+def test_a_dry_run_counts_what_is_there_and_leaves_a_damaged_pack_where_it_is(tmp_path: Path) -> None:
+    kept = ROOT / "studies" / "results" / "first-look-cpu"
+    shutil.copytree(kept, tmp_path / "out")
+    arguments = ["sweep", str(kept / "study.toml"), "--device", "cpu", "--dry-run", "--out", str(tmp_path / "out")]
+    whole = CliRunner().invoke(main, arguments)
+    assert "0 runs in 0 packs" in whole.output
+    assert "48 runs found finished" in whole.output
+    one = min((tmp_path / "out" / "packs").glob("*.nc"))
+    one.write_bytes(one.read_bytes()[:-1000])
+    before = sorted(tmp_path.rglob("*"))
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "16 runs in 1 pack of 16" in result.output
+    assert "32 runs found finished" in result.output
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_dry_run_refuses_what_a_sweep_refuses(tmp_path: Path) -> None:

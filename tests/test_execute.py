@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
+import logging
+import os
 import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +23,15 @@ import pytest
 import torch
 import xarray as xr
 
-from train import Study, StudyError, execute, open_study, run_study, store, streams, text
+from train import Study, StudyError, durable, execute, open_study, run_study, store, streams, text
+from train.interruption import Interrupted
+from train.lock import locked
 from train.loss_scale import DynamicLossScale
 from train.plan import PlannedPack, choose_pack_size, plan
 from train.program import PackResult, Progress
 from train.schema import GROUPS, OPTIONAL, RUN_COORDINATES
+
+ROOT = Path(__file__).parent.parent
 
 
 def tiny(**changes: Any) -> Study:
@@ -198,15 +210,37 @@ def test_a_disk_that_fills_up_while_a_pack_is_written_crashes_nothing(tmp_path: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert set(rescue.glob("*.nc")) == rescued
-    assert len(list((tmp_path / "packs").iterdir())) == 1
+    assert len(list((tmp_path / "packs").glob("*.nc"))) == 1
     assert open_study(tmp_path).attrs["runs_finished"] == 4
+
+
+def test_a_disk_without_room_for_checkpoints_stops_no_training(
+    tmp_path: Path, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real thing again: 300 kB are enough for a pack's results, and not for its state."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+
+    try:
+        study = tiny(execution={"checkpoint_seconds": 1e-9})
+        assert run_study(study, tmp_path, "cpu", Recorder(at_pack=1, action=fill_up)).trained == 8
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lines = [record.message for record in caplog.records if record.name == "train.checkpoint"]
+    assert len(lines) == 2, "one a pack"
+    assert all("File too large); the training goes on, and there is none yet" in line for line in lines)
+    xr.testing.assert_identical(
+        open_study(tmp_path)["history"].to_dataset(), open_study(finished)["history"].to_dataset()
+    )
 
 
 def test_a_half_written_file_is_never_seen(tmp_path: Path) -> None:
     target = tmp_path / "pack.nc"
 
     def write() -> None:
-        with store.atomically(target) as aside:
+        with durable.atomically(target) as aside:
             aside.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -254,12 +288,169 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
         run_study(tiny(), tmp_path / "out", "cpu", Recorder())
 
 
-def test_an_unreadable_pack_is_named(tmp_path: Path) -> None:
-    run_study(tiny(), tmp_path, "cpu", Recorder())
+def flipped(content: bytes) -> bytes:
+    """A bit of an uncompressed loss, that no format's own checks would notice."""
+    return bytes(b ^ (i == len(content) // 2) for i, b in enumerate(content))
+
+
+def cut(content: bytes) -> bytes:
+    return content[:1000]
+
+
+# Directories of before have no checksums, and there what HDF5 can't read is damaged.
+@pytest.mark.parametrize(("harm", "sealed"), [(cut, True), (flipped, True), (cut, False)])
+def test_a_damaged_pack_is_named_kept_aside_and_trained_again(
+    harm: Callable[[bytes], bytes], sealed: bool, tmp_path: Path, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     path = next((tmp_path / "packs").glob("*.nc"))
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(StudyError, match=f"{path.name}: not a readable pack"):
+    path.write_bytes(harm(path.read_bytes()))
+    if not sealed:
+        path.with_suffix(".sha256").unlink()
+    with pytest.raises(StudyError, match=rf"{path.name}: a damaged pack .*; `exmy resume {tmp_path}` keeps it aside"):
         open_study(tmp_path)
+    recorder = Recorder()
+    outcome = run_study(tiny(), tmp_path, "cpu", recorder)
+    assert (outcome.trained, outcome.found, runs(recorder)) == (4, 4, 4)
+    [line] = [record.message for record in caplog.records if record.name == "train.store"]
+    assert line == f"{path}: damaged: kept as {path.name}.damaged, and its runs are trained again"
+    assert path.with_name(f"{path.name}.damaged").is_file()
+    xr.testing.assert_identical(
+        open_study(tmp_path)["history"].to_dataset(), open_study(finished)["history"].to_dataset()
+    )
+
+
+def test_a_pack_has_a_checksum_that_other_tools_can_read(finished: Path) -> None:
+    for path in (finished / "packs").glob("*.nc"):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert path.with_suffix(".sha256").read_text() == f"{digest}  {path.name}\n"
+
+
+def test_a_directory_of_before_there_were_checksums_opens(tmp_path: Path, finished: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "packs").glob("*.sha256"):
+        path.unlink()
+    assert open_study(tmp_path).identical(open_study(finished))
+    assert run_study(tiny(), tmp_path, "cpu", Recorder()).found == 8
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path, finished: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for left in (tmp_path / ".study.toml.abc.part", tmp_path / "packs" / ".x.nc.abc.part"):
+        left.write_bytes(b"half")
+    run_study(tiny(), tmp_path, "cpu", Recorder())
+    assert not list(tmp_path.rglob("*.part"))
+
+
+class Stopper(Recorder):
+    """Sends itself a signal after the first report of the second pack, as Ctrl-C or a cluster's scheduler would."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:
+        super().pack_progress(pack, progress)
+        if len(self.packs) == 2:
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_study_between_two_steps_and_it_goes_on_from_there(
+    number: int, tmp_path: Path, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(Interrupted, match="the packs that were finished are kept, and the one under way up to step 10"):
+        run_study(tiny(), tmp_path, "cpu", Stopper(number))
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    [checkpoint] = (tmp_path / "checkpoints").iterdir()
+    recorder = Recorder()
+    with caplog.at_level(logging.INFO, "train.checkpoint"):
+        run_study(tiny(), tmp_path, "cpu", recorder)
+    assert recorder.steps == [12]
+    assert f"{checkpoint}: going on after step 10" in caplog.text
+    assert not list((tmp_path / "checkpoints").iterdir())
+    whole = open_study(finished)
+    for name, group in open_study(tmp_path).children.items():
+        xr.testing.assert_identical(group.to_dataset(), whole[name].to_dataset())
+
+
+def test_a_checkpoint_that_no_pack_goes_on_from_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Interrupted):
+        run_study(tiny(), tmp_path, "cpu", Stopper(signal.SIGINT))
+    [folder] = (tmp_path / "checkpoints").iterdir()
+    run_study(tiny(execution={"pack_size": 2}), tmp_path, "cpu", Recorder())
+    [line] = [record.message for record in caplog.records if record.name == "train.checkpoint"]
+    assert line == f"{folder}: a checkpoint of a pack of other runs, or of another pack_size: left where it is"
+    run_study(tiny(), tmp_path, "cpu", Recorder())
+    assert not folder.exists(), "its runs are finished"
+
+
+def test_a_study_can_do_without_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match=r"the packs that were finished are kept$"):
+        run_study(tiny(execution={"checkpoint_seconds": 0}), tmp_path, "cpu", Stopper(signal.SIGINT))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    class Impatient(Stopper):
+        def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:
+            super().pack_progress(pack, progress)
+            super().pack_progress(pack, progress)
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run_study(tiny(), tmp_path, "cpu", Impatient(signal.SIGINT))
+    assert not isinstance(stop.value, Interrupted)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        outcome = run_study(tiny(), tmp_path, "cpu", Stopper(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome.trained == 8
+
+
+def test_a_second_sweep_on_a_directory_is_refused_before_any_work(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def again() -> None:
+        before = (tmp_path / "status.json").read_bytes()
+        second = Recorder()
+        with pytest.raises(StudyError) as refusal:
+            run_study(tiny(), tmp_path, "cpu", second)
+        refused.append(str(refusal.value))
+        assert (tmp_path / "status.json").read_bytes() == before
+        assert not second.packs
+
+    run_study(tiny(), tmp_path, "cpu", Recorder(at_pack=1, action=again))
+    assert refused == [
+        f"{tmp_path}: another sweep is at work there (process {os.getpid()} on {socket.gethostname()}); wait for it, stop it, "
+        "or name another with --out"
+    ]
+    assert run_study(tiny(), tmp_path, "cpu", Recorder()).found == 8
+
+
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from train.lock import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); os.read(0, 1); os.kill(os.getpid(), 9)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    with holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StudyError, match=f"process {holder.pid} on"), locked(tmp_path):
+            pass
+        holder.stdin.write(b"x")
+    assert holder.returncode == -signal.SIGKILL
+    with locked(tmp_path):
+        pass
 
 
 def test_a_directory_without_a_study_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from exmy.cli import main
 from exmy.report import in_page, render, write_report
 from tests.test_figure import ENTROPY, NAN, make_tree
 from train import Study, StudyError, open_study, stability_table
+from train.store import study_of
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT / "studies" / "results" / "first-look-gpu"
@@ -85,7 +86,7 @@ def invoke(*arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def real() -> Page:
     """The page of the committed study of 392 runs."""
-    return Page(render(report._study(REAL), open_study(REAL)))
+    return Page(render(study_of(REAL), open_study(REAL)))
 
 
 def with_coordinates(tree: xr.DataTree) -> xr.DataTree:
@@ -111,7 +112,7 @@ def test_the_page_needs_nothing_but_itself(real: Page) -> None:
 
 
 def test_plotly_is_there_once_and_the_page_is_small(real: Page) -> None:
-    page = render(report._study(REAL), open_study(REAL))
+    page = render(study_of(REAL), open_study(REAL))
     assert page.count("* plotly.js v") == 1
     assert len(page.encode()) < 8_000_000
     assert 'name="viewport"' in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from exmy.cli import main
-from tests.test_execute import Recorder, tiny
+from tests.test_execute import Recorder, Stopper, tiny
 from train import StudyError, run_study, study_status
 from train.execute import Together
+from train.interruption import Interrupted
 from train.status import HEARTBEAT, STALE, STATUS_FILE, StatusFile
 from train.store import STUDY_FILE
 
@@ -72,7 +74,7 @@ def test_a_study_that_nobody_began(tmp_path: Path) -> None:
     shown = invoke("status", tmp_path)
     assert shown.exit_code == 0
     assert "tiny not started: none of 8 runs has begun" in shown.output
-    assert f"To go on: exmy sweep {tmp_path}/study.toml --out {tmp_path}" in shown.output.replace("\n", "")
+    assert f"To go on: exmy resume {tmp_path}" in shown.output.replace("\n", "")
 
 
 def test_a_study_under_way_is_running(tmp_path: Path) -> None:
@@ -114,6 +116,14 @@ def test_ctrl_c_is_told_from_a_kill(begun: Path) -> None:
     assert killed["state"] == "stale"
     assert f"no sign of life since {told['heartbeat']}" in killed["message"]
     assert killed["under_way"]["packs"][0]["step"] == 10
+
+
+def test_a_scheduler_that_ends_the_job_is_told_from_ctrl_c(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run_study(tiny(), tmp_path, "cpu", Stopper(signal.SIGTERM))
+    status = study_status(tmp_path)
+    assert status["state"] == "interrupted"
+    assert "stopped by SIGTERM at" in status["message"]
 
 
 def test_the_live_rule_is_by_the_studys_own_margin(tmp_path: Path) -> None:

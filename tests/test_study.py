@@ -84,6 +84,7 @@ def test_a_runs_identity_is_what_decides_its_numbers() -> None:
     axes = {"recipe": ["e8m7"], "learning_rate": [1e-3]}
     first = next(iter(Study(axes=axes).runs())).identity  # type: ignore[arg-type]
     assert next(iter(Study(name="other", axes=axes, execution={"pack_size": 4}).runs())).identity == first  # type: ignore[arg-type]
+    assert next(iter(Study(axes=axes, execution={"checkpoint_seconds": 5}).runs())).identity == first  # type: ignore[arg-type]
     for change in ({"training": {"steps": 301}}, {"model": {"layers": 5}}, {"probe": {"every": 7}}):
         assert next(iter(Study(axes=axes, **change).runs())).identity != first  # type: ignore[arg-type]
 
@@ -183,7 +184,11 @@ def test_set_changes_axes(tmp_path: Path) -> None:
             r"study.toml.*recipe 'e9m3' is neither .*exponent_bits must be 1..8, got 9",
         ),
         ('baseline = "e8m7"', 'baseline = "bf16"', r"baseline 'bf16' is not among axes.recipe: e8m7, mine"),
-        ("seed = 3", "seed = 0", r"study.toml:5: axes: seed counts seeds from 0, so it must be from 1 to 100000, got 0"),
+        (
+            "seed = 3",
+            "seed = 0",
+            r"study.toml:5: axes: seed counts seeds from 0, so it must be from 1 to 100000, got 0",
+        ),
         ("seed = 3", "seed = 3\nstepps = [10]", r"axes.stepps is no axis; did you mean 'steps'\?"),
         ("seed = 3", "seed = 3\ndata_seed = 2", r"seed sets init_seed and data_seed both"),
         ("seed = 3", 'dataset = ["rust"]', r"dataset 'rust' is unknown; there are: python"),
@@ -196,6 +201,13 @@ def test_set_changes_axes(tmp_path: Path) -> None:
             'warmup = 5\nschedule = "wsd"\ndecay_fraction = 1.0',
             r"decay_fraction must leave .* at most 0.833",
         ),
+        (
+            "[training]",
+            "[execution]\ncheckpoint_seconds = -1\n[training]",
+            r'execution.checkpoint_seconds: checkpoint_seconds must be "auto" or at least 0, got -1; 0 is for none',
+        ),
+        ("[training]", "[execution]\ncheckpoint_seconds = nan\n[training]", r"checkpoint_seconds must be .* got nan"),
+        ("[training]", "[execution]\ncheckpoint_seconds = 'never'\n[training]", r"checkpoint_seconds.*'auto'.*'never'"),
         ("seed = 3", "seed = 3\nwidth = [16, 17]", r"width must be a multiple of heads=2, got 17"),
         ("seed = 3", "seed = 3\nnoise = [0, 2]", r"study.toml:9: axes.noise: .*less than or equal to 1, got 2"),
         ("[axes]", "[axes", r"study.toml: not a TOML file"),

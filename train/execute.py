@@ -1,27 +1,34 @@
 """Run a study: plan it, train what is missing, write each pack as it ends.
 
 Started again on the same directory, it trains only the runs that are not there yet: finished *runs* are subtracted,
-not packs, so a study that grew seeds or formats trains what is new. A pack under way when the process stops is trained again.
+not packs, so a study that grew seeds or formats trains what is new. A pack that was under way goes on from its checkpoint, with
+the bits that it would have had. One sweep at a time has the directory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from train.checkpoint import CHECKPOINTS, Checkpointer, remove_finished, report_unplanned
+from train.durable import atomically, remove_parts
+from train.interruption import Interrupted, Interruption
+from train.lock import locked
 from train.pack import train_pack
 from train.plan import PlannedPack, pick_device, plan
 from train.program import PackResult, Progress
 from train.progress import RichObserver
 from train.provenance import device_name, provenance
 from train.status import StatusFile
-from train.store import PACKS, STUDY_FILE, atomically, finished_runs, pack_tree, write_pack
+from train.store import PACKS, STUDY_FILE, finished_runs, pack_tree, write_pack
 from train.streams import load_texts, report_epochs
 from train.study import Study, StudyError
 from train.study_file import read_study
@@ -91,17 +98,32 @@ def run_study(
     """Train every run of the study that `out` does not hold yet; open the results with `open_study(out)`.
 
     device: "auto" (CUDA where there is one), "cpu" or "cuda". Raises StudyError, before any work, where the study, the
-    directory or the device won't do.
+    directory or the device won't do, or where another sweep has the directory. SIGINT and SIGTERM end the training between two
+    steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
     """
     study = study if isinstance(study, Study) else read_study(study)
     directory = Path(out)
     where = pick_device(device)
-    finished = _prepare(directory, study)
+    with contextlib.ExitStack() as stack:
+        try:
+            (directory / PACKS).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(directory))
+            with tempfile.TemporaryFile(dir=directory / PACKS):
+                pass
+        except OSError as error:
+            raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
+        return _run(study, directory, where, observer, cache)
+
+
+def _run(study: Study, directory: Path, where: torch.device, observer: Observer | None, cache: Path | None) -> Outcome:
+    """`run_study`, in a directory that is there, and ours."""
+    finished = _finished(directory, study)
     texts = load_texts(study, cache)
     wanted = {run.identity: run.stream.key for run in study.runs()}
     _same_text(directory, finished, wanted, texts)
     packs = plan(study, where, finished)
     _enough_disk(directory, packs)
+    report_unplanned(directory, {pack.hash for pack in packs})
     report_epochs({pack.program for pack in packs}, texts)
     _write_study(directory, study)
     found = sum(identity in finished for identity in wanted)
@@ -110,38 +132,60 @@ def run_study(
         # The display comes last: fetching and tokenising texts shows itself.
         observer = observer or stack.enter_context(RichObserver(margin=margin))
         status = stack.enter_context(StatusFile(directory, margin=margin))
-        _train(packs, texts, where, directory, provenance(study, where), Together(status, observer), found)
+        interruption = stack.enter_context(Interruption())
+        origin = provenance(study, where)
+
+        def checkpointer(pack: PlannedPack) -> Checkpointer:
+            of = _checkpoint_of(pack, texts[pack.program.dataset], origin)
+            seconds = study.execution.checkpoint_seconds
+            return Checkpointer(directory / CHECKPOINTS / pack.hash, of, seconds, interruption)
+
+        _train(packs, texts, where, directory, origin, Together(status, observer), found, checkpointer, interruption)
     return Outcome(directory, sum(len(pack.runs) for pack in packs), found, len(finished) - found)
 
 
 def _train(
-    packs: list[PlannedPack], texts: dict[str, Text], where: torch.device, directory: Path, origin: dict[str, object],
-    observer: Observer, found: int,
+    packs: list[PlannedPack], texts: dict[str, Text], where: torch.device, directory: Path, origin: dict[str, Any],
+    observer: Observer, found: int, checkpointer_of: Callable[[PlannedPack], Checkpointer], interruption: Interruption,
 ) -> None:  # fmt: skip
     """One pack after the other, each on the disk before the next begins."""
     observer.planned(packs, found, device_name(where))
     for pack in packs:
+        if interruption.number is not None:
+            raise Interrupted(interruption.number)
         observer.pack_started(pack)
-        text = texts[pack.program.dataset]
+        text, checkpointer = texts[pack.program.dataset], checkpointer_of(pack)
         result = train_pack(
             pack.program, pack.slots, text, where,
             on_progress=lambda progress, pack=pack: observer.pack_progress(pack, progress),  # type: ignore[misc]
+            checkpointer=checkpointer,
         )  # fmt: skip
         _save(directory, pack, result, text, origin)
+        checkpointer.remove()
         observer.pack_finished(pack, result)
         if where.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def _prepare(directory: Path, study: Study) -> dict[str, str]:
-    """The directory made and tried; the runs that it holds. StudyError where it can't be written to."""
-    try:
-        (directory / PACKS).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory / PACKS):
-            pass
-    except OSError as error:
-        raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
+def _checkpoint_of(pack: PlannedPack, text: Text, origin: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint has to agree in with the pack that goes on from it, by words for a log."""
+    return {
+        "program": hashlib.sha256(repr(pack.program).encode()).hexdigest()[:16],
+        "runs": [run.identity for run in pack.runs],
+        "pack_size": pack.size,
+        "text": text.sha256,
+        "version_of_exmy": origin["version_exmy"],
+        "version_of_torch": origin["version_torch"],
+        "device": origin["device"],
+    }
+
+
+def _finished(directory: Path, study: Study) -> dict[str, str]:
+    """The runs that the directory holds; StudyError where they are another study's alone."""
+    for folder in (directory, directory / PACKS):
+        remove_parts(folder)
     finished = finished_runs(directory)
+    remove_finished(directory, finished)
     if finished and not finished.keys() & {run.identity for run in study.runs()}:
         raise StudyError(
             f"{directory} holds {len(finished)} runs of another study and none of {study.name!r}: "
@@ -183,7 +227,7 @@ def _write_study(directory: Path, study: Study) -> None:
         ) from None
 
 
-def _save(directory: Path, pack: PlannedPack, result: PackResult, text: Text, origin: dict[str, object]) -> None:
+def _save(directory: Path, pack: PlannedPack, result: PackResult, text: Text, origin: dict[str, Any]) -> None:
     """The pack on the disk; where that fails, in the temporary folder, so that nothing computed is lost."""
     tree = pack_tree(pack, result, text, origin)
     try:

@@ -210,6 +210,15 @@ class Histories:
         """The matrices that have any."""
         return [name for group in self._groups for name in group.names]
 
+    def state(self) -> dict[str, Tensor]:
+        """All amaxes [M, R, H], by the first matrix of those that share rules, and role; the tensors themselves."""
+        return {
+            f"{group.names[0]} {role}": kept
+            for group in self._groups
+            for role, kept in zip(ROLES, group.amaxes, strict=True)
+            if kept is not None
+        }
+
     def amaxes_of(self, name: str) -> list[Tensor]:
         """A matrix's amaxes [R, H], of the roles whose scales are delayed, the newest first."""
         return [

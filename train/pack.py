@@ -6,6 +6,9 @@ on its own seeds and settings only, never on its slot or its neighbours, so a di
 
 Nothing in a step waits for the host. The step counter, the batches' positions, the learning rates and the histories live on
 the device, loss scales too; histories leave it every `CHUNK` steps.
+
+What steps leave behind is `state`, in place from the first step to the last; all else follows from the program, the slots and the
+text. A pack of the same into which it is loaded goes on with the same bits (see `checkpoint`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from formats import quantize
 from train.capture import Recorded
+from train.checkpoint import Checkpointer, Times
 from train.compiling import compiled_quantizer, compiler, compiles_steps, quantizer_for
 from train.determinism import deterministic
 from train.dropout import EMBEDDING, dropped
@@ -44,6 +48,7 @@ from train.step import OF_HEAD, Pieces, batch
 from train.text import Text
 from train.weights import as_operand, detached, head_operand, own, parts_of, site_of, weight_of_runs
 
+SHARPNESS = ("logit_sharpness", "logit_sharpness_centred")
 CHUNK = 10  # steps between two reports to the host
 
 
@@ -63,6 +68,7 @@ class Pack:
     `compiled` None lets the device decide (see `compiling`). `parameters[name]`, [R, ...], are the master weights;
     `operands[name]` are the matrices among them as products take them, the LM head's, `wte` where it is tied, among them;
     `kept[name]` is what the optimiser keeps of each. `scale`, [R], are the runs' loss scales, None where no run has one.
+    `made` is how many steps were.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class Pack:
         self.grad_norm_block = torch.full((*self.grad_norm.shape, 1 + program.shape.layers), torch.nan, device=device)
         self.signals = SignalHistories(program.shape, len(program.signal_steps), len(slots), device)
         self._make_loss_scale()
+        self._make_measurements()
         self._evaluated = torch.empty(len(slots), dtype=program.dtype, device=device)
         self._sharpness = torch.empty(2, len(slots), len(program.probe.epsilons), dtype=program.dtype, device=device)
         self._small = torch.ones(len(slots), dtype=torch.bool, device=device)
@@ -92,8 +99,13 @@ class Pack:
         self._statistics = compiler(dynamic=True)(statistics) if self.compiled else statistics
         keys = run_keys([(slot.init_seed, slot.data_seed) for slot in self.slots])
         self._draws = Draws(keys.to(device), bool(program.shape.dropout))
-        self._made = 0
-        self._begin([slot.recipe.before or slot.recipe for slot in slots])
+        self.made = 0
+        self._begin(self._recipes_at(0))
+
+    def _recipes_at(self, made: int) -> list[Recipe]:
+        """The recipes in which a pack stands after so many steps: the switch at `until` belongs to the step after it."""
+        early = made <= self.program.until
+        return [(slot.recipe.before if early else None) or slot.recipe for slot in self.slots]
 
     def _numerics_of(self, recipes: Sequence[Recipe]) -> Numerics:
         program, device = self.program, self.device
@@ -168,6 +180,15 @@ class Pack:
             self.loss_scale = torch.full_like(self.train_loss, torch.nan)
             self.skipped = torch.zeros_like(self.train_loss, dtype=torch.bool)
 
+    def _make_measurements(self) -> None:
+        """NaN where held-out text will be measured, [evaluations, R], and its sharpness, [probes, measures, R, epsilons]."""
+        program, R = self.program, len(self.slots)
+        sizes = (len(program.probe_steps), len(SHARPNESS), R, len(program.probe.epsilons))
+        self.validation = torch.full(
+            (len(program.evaluation_steps), R), torch.nan, dtype=program.dtype, device=self.device
+        )
+        self.probed = torch.full(sizes, torch.nan, dtype=program.dtype, device=self.device)
+
     def _load_text(self, text: Text) -> None:
         program, T = self.program, self.program.shape.context
         for part, tokens in (("training", text.train), ("validation", text.validation)):
@@ -185,13 +206,50 @@ class Pack:
         validation = _tokens(text.validation)
         self.held_out = [tuple(t.to(self.device) for t in batch(validation, row, T)) for row in rows]
 
+    def state(self) -> dict[str, Tensor]:
+        """What steps leave for those after them and for the results, by name: the tensors themselves, detached."""
+        whole = (
+            "counter train_loss grad_norm grad_norm_block validation probed scale good_steps updates loss_scale skipped"
+        )
+        state: dict[str, Tensor | None] = {name: getattr(self, name, None) for name in whole.split()}
+        for name, p in self.parameters.items():
+            kept = self.kept[name]
+            state |= {f"parameter {name}": p, f"first {name}": kept.first, f"second {name}": kept.second}
+            state[f"lost {name}"] = kept.lost
+        for name, operand in self.operands.items():
+            state |= {f"operand {name} {i}": part for i, part in enumerate(parts_of(operand))}
+        state |= {f"amaxes {name}": amaxes for name, amaxes in self.histories.state().items()}
+        state |= {f"signal {name}": values for name, values in self.signals.state().items()}
+        return {name: t.detach() for name, t in state.items() if t is not None}
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from the `state` of a pack of the same program, slots and text, which is copied in place.
+
+        For a pack that has made no step. ValueError, and nothing changed, where the state is of another program.
+        """
+        made = int(saved["counter"]) if "counter" in saved else -1
+        recipes = self._recipes_at(made)
+        if recipes != self._recipes_at(self.made):
+            self._begin(recipes)
+        state = self.state()
+        wrong = sorted(
+            {name for name in state.keys() & saved.keys() if not _alike(state[name], saved[name])}
+            | (state.keys() ^ saved.keys())
+        )
+        if wrong or not 0 <= made <= self.program.steps:
+            self._begin(self._recipes_at(self.made))
+            raise ValueError(f"not a state of this program: {', '.join(wrong[:3]) or f'{made} steps'}")
+        for name, tensor in state.items():
+            tensor.copy_(saved[name])
+        self.made = made
+
     def step(self) -> None:
         """One training step of every run: batch, forward, backward, clipping, update, histories."""
-        if self._made and self._made == self.program.until:
+        if self.made and self.made == self.program.until:
             self._begin([slot.recipe for slot in self.slots])
         every = self.program.signals_every
-        watched = bool(every) and self._made % every == 0
-        self._made += 1
+        watched = bool(every) and self.made % every == 0
+        self.made += 1
         with deterministic(self.tf32):
             if watched:
                 self._watched_step(lambda: self._train(watched=True))
@@ -339,6 +397,14 @@ class Pack:
             tokens = self.held_out[part][0].view(len(self.slots), -1, self.program.shape.context)
             return forward(self.parameters, tokens, self.program.shape, self._draws.at(self.numerics, self.counter))
 
+    def measure(self) -> None:
+        """The validation loss and the sharpness, where they are due after so many steps."""
+        evaluations, probes = self.program.evaluation_steps, self.program.probe_steps
+        if self.made in evaluations:
+            self.validation[evaluations.index(self.made)] = self.validation_loss()
+        if self.made in probes:
+            self.probed[probes.index(self.made)] = torch.stack(list(self.sharpness().values()))
+
     def validation_loss(self) -> Tensor:
         """Mean loss of each run over the held-out batches, nats per token, [R]."""
         with deterministic(self.tf32):
@@ -362,7 +428,7 @@ class Pack:
             self._probe(lambda: self._measure(boxes_are_small=True))
             if not self._small.all():  # a run with wild logits, which is measured again; the others keep their values
                 self._probe_of_any(lambda: self._measure(boxes_are_small=False))
-        return dict(zip(("logit_sharpness", "logit_sharpness_centred"), self._sharpness.clone(), strict=True))
+        return dict(zip(SHARPNESS, self._sharpness.clone(), strict=True))
 
     def _measure(self, boxes_are_small: bool) -> None:
         probe, shape, R = self.program.probe, self.program.shape, len(self.slots)
@@ -398,6 +464,10 @@ class Pack:
             self._sharpness.copy_(torch.where(self._small[:, None], self._sharpness, means))
 
 
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
 def _tokens(tokens: NDArray[Any]) -> Tensor:
     """Tokens as a tensor that can be indexed on every device: uint8 as they are, wider ones as int32."""
     return torch.tensor(tokens if tokens.dtype == np.uint8 else tokens.astype(np.int32))
@@ -410,40 +480,44 @@ def train_pack(
     device: torch.device,
     compiled: bool | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> PackResult:
-    """Train a pack to its end; `on_progress` hears every `CHUNK` steps."""
+    """Train a pack to its end, from its checkpoint if there is one; `on_progress` hears every `CHUNK` steps.
+
+    `Interrupted` where the checkpointer hears a signal.
+    """
     started = time.perf_counter()
     pack = Pack(program, slots, text, device, compiled)
-    evaluations: list[Tensor] = []
-    probes: list[dict[str, Tensor]] = []
-    evaluate_at, probe_at = set(program.evaluation_steps), set(program.probe_steps)
-    first = 0.0
-    for step in range(program.steps + 1):
-        if step in evaluate_at:
-            evaluations.append(pack.validation_loss())
-        if step in probe_at:
-            probes.append(pack.sharpness())
-        if step == program.steps:
+    before = checkpointer.restore(pack.load) if checkpointer else Times()
+    first = before.first_step
+
+    def times() -> Times:
+        return Times(before.total + time.perf_counter() - started, first)
+
+    while True:
+        if checkpointer:
+            checkpointer.after_step(pack.made, pack.state, times)
+        pack.measure()
+        if pack.made == program.steps:
             break
         pack.step()
-        if step == 0:
+        if pack.made == 1:
             pack.train_loss[0].cpu()  # wait, so that compiling is told apart from training
             first = time.perf_counter() - started
-        if on_progress and ((step + 1) % CHUNK == 0 or step + 1 == program.steps):
-            on_progress(Progress(step + 1, pack.train_loss[step].cpu().numpy(), text.unigram_entropy))
-    sharpness = {
-        name: torch.stack([p[name] for p in probes]).cpu().float().numpy() for name in (probes[0] if probes else ())
-    }
+        if on_progress and (pack.made % CHUNK == 0 or pack.made == program.steps):
+            on_progress(Progress(pack.made, pack.train_loss[pack.made - 1].cpu().numpy(), text.unigram_entropy))
+    probed = pack.probed.swapaxes(0, 1).cpu().float().numpy()
+    dynamic = bool(program.dynamic_loss_scale)
     return PackResult(
         pack.train_loss.cpu().numpy(),
         pack.grad_norm.cpu().numpy(),
-        torch.stack(evaluations).cpu().float().numpy(),
-        sharpness,
-        time.perf_counter() - started,
+        pack.validation.cpu().float().numpy(),
+        dict(zip(SHARPNESS, probed, strict=True)) if program.probe_steps else {},
+        times().total,
         first,
         pack.compiled,
-        pack.loss_scale.cpu().numpy() if program.dynamic_loss_scale else None,
-        pack.skipped.cpu().numpy() if program.dynamic_loss_scale else None,
+        pack.loss_scale.cpu().numpy() if dynamic else None,
+        pack.skipped.cpu().numpy() if dynamic else None,
         pack.grad_norm_block.cpu().numpy(),
         {name: values.cpu().numpy() for name, values in pack.signals.values.items()} if program.signal_steps else {},
     )

@@ -249,9 +249,20 @@ class DivergenceTable(Table):
 
 
 class ExecutionTable(Table):
-    """[execution]: how runs become packs; a run's identity does not depend on it."""
+    """[execution]: how runs become packs, and how often a pack's state is kept; a run's identity does not depend on it.
+
+    checkpoint_seconds: between two checkpoints; 0 for none; "auto" for a minute, or as long as keeps their cost below 2 %.
+    """
 
     pack_size: Literal["auto"] | int = "auto"
+    checkpoint_seconds: Literal["auto"] | float = "auto"
+
+    @field_validator("checkpoint_seconds")
+    @classmethod
+    def _not_negative(cls, seconds: Literal["auto"] | float) -> Literal["auto"] | float:
+        if seconds != "auto" and not seconds >= 0:
+            raise ValueError(f'checkpoint_seconds must be "auto" or at least 0, got {seconds:g}; 0 is for none')
+        return seconds
 
     @field_validator("pack_size")
     @classmethod

@@ -215,6 +215,10 @@ class SignalHistories:
         }
         self._counter = torch.zeros(1, dtype=torch.int64, device=device)
 
+    def state(self) -> dict[str, Tensor]:
+        """The signals by name, and "counter", the row that comes next; the tensors themselves."""
+        return {**self.values, "counter": self._counter}
+
     def record(self, found: Mapping[str, Tensor]) -> None:
         """A signal step's row, [R, *dims] by name; of what only blocks have, [R, L]."""
         for name, value in found.items():

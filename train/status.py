@@ -28,6 +28,7 @@ import datetime
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +36,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from train.interruption import Interrupted
 from train.plan import PlannedPack
 from train.program import PackResult, Progress
-from train.store import PACKS, STUDY_FILE, open_study, read_packs
-from train.study import StudyError
-from train.study_file import read_study
+from train.store import PACKS, open_study, read_packs, study_of
 from train.watch import MARGIN, Watch, live_rule
 
 STATUS_FILE = "status.json"
@@ -88,9 +88,11 @@ class StatusFile:
         self.leave(value)
 
     def leave(self, error: BaseException | None) -> None:
-        """Write down that the work is over: finished, interrupted by Ctrl-C, or failed with an error."""
+        """Write down that the work is over: finished, interrupted by Ctrl-C or a signal, or failed with an error."""
         if isinstance(error, KeyboardInterrupt):
             self._state = "interrupted"
+            if isinstance(error, Interrupted) and error.number != signal.SIGINT:
+                self._error = error.name
         elif error is not None:
             self._state, self._error = "failed", " ".join(str(error).split()) or type(error).__name__
         else:
@@ -147,9 +149,7 @@ def study_status(directory: Path | str, now: Callable[[], datetime.datetime] = u
     StudyError where the directory holds no study, or a pack that can't be read.
     """
     directory = Path(directory)
-    if not (directory / STUDY_FILE).is_file():
-        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
-    study = read_study(directory / STUDY_FILE)
+    study = study_of(directory)
     planned = {run.identity for run in study.runs()}
     under_way = read_status(directory)  # before the packs: what finishes in between is then counted twice, not never
     packs = [
@@ -213,7 +213,7 @@ def _state(planned: int, finished: int, under_way: dict[str, Any] | None, now: d
             return "running", rest
         return "stale", f"no sign of life since {_iso(beat)}: the process was killed or its host is gone; {rest}"
     if under_way["state"] == "interrupted":
-        return "interrupted", f"stopped by hand at {under_way['heartbeat']}; {rest}"
+        return "interrupted", f"stopped by {under_way['error'] or 'hand'} at {under_way['heartbeat']}; {rest}"
     if under_way["state"] == "failed":
         return "failed", f"failed at {under_way['heartbeat']}: {under_way['error']}; {rest}"
     return "incomplete", rest

@@ -2,18 +2,18 @@
 
     study.toml            the study as resolved
     packs/<hash>.nc       /history, /evaluation, /sharpness and /signals of one pack's runs
+    packs/<hash>.sha256   its checksum, for `sha256sum -c` too
+    checkpoints/<hash>/   the state of a pack under way (see `checkpoint`)
 
-A file is written aside, flushed to the disk and renamed, so that a reader or a restart never sees half of one. Every group
-carries the run coordinates itself, since coordinates that are no index are not inherited. `/summary` and the gradient ratios
-are derived on opening, from the histories, so that their definitions can be changed without training again.
+A pack is written whole or not at all (see `durable`), and read only if it is what its checksum says. Every group carries the run
+coordinates itself, since coordinates that are no index are not inherited. `/summary` and the gradient ratios are derived on
+opening, from the histories, so that their definitions can be changed without training again.
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from train.durable import atomically, is_intact, seal, set_aside
 from train.gradient_ratio import norm_to_mean
 from train.operands import ROLES
 from train.plan import PlannedPack
@@ -36,6 +37,8 @@ from train.text import Text
 
 STUDY_FILE, PACKS = "study.toml", "packs"
 ENGINE: Final = "h5netcdf"
+
+log = logging.getLogger(__name__)
 
 
 def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Mapping[str, Any]) -> xr.DataTree:
@@ -137,7 +140,7 @@ def run_coordinates(runs: tuple[Run, ...], pack_size: int) -> dict[str, Any]:
 
 
 def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
-    """The tree in packs/<hash>.nc, whole or not at all; OSError where it can't be written."""
+    """The tree in packs/<hash>.nc, whole or not at all, and its checksum; OSError where it can't be written."""
     path = directory / PACKS / f"{pack.hash}.nc"
     compress = {
         node.path: {str(name): {"zlib": True, "complevel": 4} for name, v in node.data_vars.items() if v.ndim > 1}
@@ -145,43 +148,33 @@ def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
         if node.path != "/"
     }
     # Made in memory first: the HDF5 library, writing to a disk that is full, can crash the process.
-    content = tree.to_netcdf(engine=ENGINE, encoding=compress)
+    content = bytes(tree.to_netcdf(engine=ENGINE, encoding=compress))
+    seal(path, content)
     with atomically(path) as aside:
         aside.write_bytes(content)
     return path
 
 
-@contextlib.contextmanager
-def atomically(path: Path) -> Iterator[Path]:
-    """A path to write to; on success it is flushed to the disk and renamed to `path`, on any failure removed."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)
-        aside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def read_packs(directory: Path) -> Iterator[xr.DataTree]:
-    """Every complete pack of a study directory, loaded into memory."""
-    for path in sorted((directory / PACKS).glob("*.nc")):
-        try:
-            with xr.open_datatree(path, engine=ENGINE) as tree:
-                yield tree.load()
-        except (OSError, ValueError, KeyError) as error:
-            raise StudyError(f"{path}: not a readable pack ({error}); move it away and run the sweep again") from None
+    """Every complete pack of a study directory, loaded into memory; StudyError where one is damaged."""
+    for path in _pack_files(directory):
+        yield _read(path)
+
+
+def _pack_files(directory: Path) -> list[Path]:
+    return sorted((directory / PACKS).glob("*.nc"))
+
+
+def _read(path: Path) -> xr.DataTree:
+    try:
+        if is_intact(path) is False:
+            raise ValueError("its SHA-256 does not match")
+        with xr.open_datatree(path, engine=ENGINE) as tree:
+            return tree.load()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StudyError(
+            f"{path}: a damaged pack ({error}); `exmy resume {path.parent.parent}` keeps it aside and trains its runs again"
+        ) from None
 
 
 def _runs(pack: xr.DataTree) -> list[str]:
@@ -189,12 +182,31 @@ def _runs(pack: xr.DataTree) -> list[str]:
     return [str(identity) for identity in pack["history"].to_dataset()["run"].values]
 
 
-def finished_runs(directory: Path) -> dict[str, str]:
-    """Identities of the runs that a directory holds, each with its text's hash."""
+def finished_runs(directory: Path, *, mend: bool = True) -> dict[str, str]:
+    """Identities of the runs that a directory holds, each with its text's hash.
+
+    A damaged pack is set aside, with a line in the log: for whoever has the directory to itself, and trains what is missing. Who
+    only looks does not `mend`: the pack counts as missing, and stays where it is.
+    """
     finished: dict[str, str] = {}
-    for tree in read_packs(directory):
+    for path in _pack_files(directory):
+        try:
+            tree = _read(path)
+        except StudyError:
+            if not mend:
+                continue
+            aside = set_aside(path, "damaged")
+            log.warning("%s: damaged: kept as %s, and its runs are trained again", path, aside.name)
+            continue
         finished |= dict.fromkeys(_runs(tree), str(tree.attrs["dataset_sha256"]))
     return finished
+
+
+def study_of(directory: Path) -> Study:
+    """The study whose directory it is; StudyError where it is none."""
+    if not (directory / STUDY_FILE).is_file():
+        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
+    return read_study(directory / STUDY_FILE)
 
 
 def open_study(directory: Path | str) -> xr.DataTree:
@@ -204,9 +216,7 @@ def open_study(directory: Path | str) -> xr.DataTree:
     StudyError where the directory holds no study or no finished run of it.
     """
     directory = Path(directory)
-    if not (directory / STUDY_FILE).is_file():
-        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
-    study = read_study(directory / STUDY_FILE)
+    study = study_of(directory)
     packs = list(read_packs(directory))
     groups: dict[str, xr.Dataset] = {}
     planned = [run.identity for run in study.runs()]
