@@ -126,6 +126,32 @@ def _sweeping() -> Iterator[None]:
 
 
 @main.command()
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new directory for the merged study.")
+@click.option("--name", help="The merged study's name; the first one's by default.")
+def merge(directories: tuple[Path, ...], out: Path, name: str | None) -> None:
+    """Make one study of several of the same design, trained on several machines: of other seeds, recipes or rates.
+
+    Packs are copied, and checked on the way. What the axes of all multiply out to and nobody trained, a sweep into --out trains.
+
+    \b
+    Example: exmy merge runs/seeds-0-7 runs/seeds-8-15 --out runs/all
+    """  # noqa: D301
+    from train import StudyError, merge_studies
+
+    try:
+        merged = merge_studies(directories, out, name)
+    except StudyError as error:
+        raise Refused(str(error)) from None
+    planned = sum(1 for _ in merged.study.runs())
+    click.echo(
+        f"{out}: {merged.runs} of {planned} runs in {merged.packs} packs; {merged.left_out} packs had nothing new"
+    )
+    if merged.runs < planned:
+        click.echo(f"To train the others: {shlex.join(['exmy', 'resume', str(out)])}")
+
+
+@main.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For machines; the fields are described in train/status.py.")
 def status(directory: Path, as_json: bool) -> None:

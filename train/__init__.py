@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from train.execute import Outcome, run_study
+    from train.merge import merge_studies
     from train.progress import RichObserver
     from train.rates import stability_table, wilson_interval
     from train.stability import DivergenceSettings, divergence
@@ -20,6 +21,7 @@ __all__ = [
     "Study",
     "StudyError",
     "divergence",
+    "merge_studies",
     "open_study",
     "read_study",
     "run_study",
@@ -33,6 +35,7 @@ def __getattr__(name: str) -> Any:
     """Import the module that has a name when the name is asked for: texts can be listed without waiting for torch."""
     modules = {
         "execute": ("Outcome", "run_study"),
+        "merge": ("merge_studies",),
         "progress": ("RichObserver",),
         "rates": ("stability_table", "wilson_interval"),
         "stability": ("DivergenceSettings", "divergence"),

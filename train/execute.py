@@ -28,7 +28,7 @@ from train.program import PackResult, Progress
 from train.progress import RichObserver
 from train.provenance import device_name, provenance
 from train.status import StatusFile
-from train.store import PACKS, STUDY_FILE, finished_runs, pack_tree, write_pack
+from train.store import PACKS, STUDY_FILE, finished_runs, pack_tree, study_text, write_pack
 from train.streams import load_texts, report_epochs
 from train.study import Study, StudyError
 from train.study_file import read_study
@@ -218,9 +218,7 @@ def _enough_disk(directory: Path, packs: list[PlannedPack]) -> None:
 def _write_study(directory: Path, study: Study) -> None:
     try:
         with atomically(directory / STUDY_FILE) as aside:
-            aside.write_text(
-                f"# As resolved, every default spelt out. Hash: {study.hash}\n{study.to_toml()}", encoding="utf-8"
-            )
+            aside.write_text(study_text(study), encoding="utf-8")
     except OSError as error:
         raise StudyError(
             f"{directory / STUDY_FILE}: can't be written ({error.strerror}); make room and run the sweep again"

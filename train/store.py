@@ -157,15 +157,17 @@ def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
 
 def read_packs(directory: Path) -> Iterator[xr.DataTree]:
     """Every complete pack of a study directory, loaded into memory; StudyError where one is damaged."""
-    for path in _pack_files(directory):
-        yield _read(path)
+    for path in pack_files(directory):
+        yield read_pack(path)
 
 
-def _pack_files(directory: Path) -> list[Path]:
+def pack_files(directory: Path) -> list[Path]:
+    """The files of a study directory's finished packs, by name."""
     return sorted((directory / PACKS).glob("*.nc"))
 
 
-def _read(path: Path) -> xr.DataTree:
+def read_pack(path: Path) -> xr.DataTree:
+    """A pack in memory; StudyError where it is damaged."""
     try:
         if is_intact(path) is False:
             raise ValueError("its SHA-256 does not match")
@@ -177,7 +179,7 @@ def _read(path: Path) -> xr.DataTree:
         ) from None
 
 
-def _runs(pack: xr.DataTree) -> list[str]:
+def runs_of(pack: xr.DataTree) -> list[str]:
     """Identities of a pack's runs."""
     return [str(identity) for identity in pack["history"].to_dataset()["run"].values]
 
@@ -189,16 +191,16 @@ def finished_runs(directory: Path, *, mend: bool = True) -> dict[str, str]:
     only looks does not `mend`: the pack counts as missing, and stays where it is.
     """
     finished: dict[str, str] = {}
-    for path in _pack_files(directory):
+    for path in pack_files(directory):
         try:
-            tree = _read(path)
+            tree = read_pack(path)
         except StudyError:
             if not mend:
                 continue
             aside = set_aside(path, "damaged")
             log.warning("%s: damaged: kept as %s, and its runs are trained again", path, aside.name)
             continue
-        finished |= dict.fromkeys(_runs(tree), str(tree.attrs["dataset_sha256"]))
+        finished |= dict.fromkeys(runs_of(tree), str(tree.attrs["dataset_sha256"]))
     return finished
 
 
@@ -207,6 +209,11 @@ def study_of(directory: Path) -> Study:
     if not (directory / STUDY_FILE).is_file():
         raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
     return read_study(directory / STUDY_FILE)
+
+
+def study_text(study: Study) -> str:
+    """What a study directory's study.toml says."""
+    return f"# As resolved, every default spelt out. Hash: {study.hash}\n{study.to_toml()}"
 
 
 def open_study(directory: Path | str) -> xr.DataTree:
@@ -296,7 +303,7 @@ def _bits_per_byte(loss: xr.DataArray, packs: list[xr.DataTree], attribute: str)
 def _per_run(packs: list[xr.DataTree], like: xr.Dataset | xr.DataArray, attribute: str) -> xr.DataArray:
     """A number that packs have, for each run of `like`; what packs of before don't have is NaN, or 1 byte for a token."""
     absent = 1.0 if attribute.endswith("bytes_per_token") else np.nan
-    number = {identity: float(pack.attrs.get(attribute, absent)) for pack in packs for identity in _runs(pack)}
+    number = {identity: float(pack.attrs.get(attribute, absent)) for pack in packs for identity in runs_of(pack)}
     values = [number[str(identity)] for identity in like["run"].values]
     return xr.DataArray(values, dims="run", coords={"run": like["run"].values}, name=attribute)
 

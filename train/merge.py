@@ -1,0 +1,131 @@
+"""Studies of one design from several machines, made one: packs are copied, nothing is trained.
+
+One design is equal in everything but the name, the values on its axes and how it was executed: one machine may have seeds 0 to
+7 and another 8 to 15, or each a part of the same study's runs. The merged study's axes have the values of all; where that
+multiplies out to runs that nobody trained, a sweep into the merged directory trains them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.durable import atomically, seal
+from train.store import PACKS, STUDY_FILE, pack_files, read_pack, runs_of, study_of, study_text
+from train.study import Study, StudyError
+
+SAME_TEXT = ("dataset", "tokenizer", "corruption")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was merged: the study, how many of its runs are there, and packs that were left out, all of whose runs others have."""
+
+    study: Study
+    runs: int
+    packs: int
+    left_out: int
+
+
+def merge_studies(directories: Sequence[Path], out: Path, name: str | None = None) -> Merged:
+    """Copy the packs of several study directories into a new one, `out`, with the study of which all of them are parts.
+
+    Each run is there once: a pack whose runs are all there already is left out. StudyError, and nothing written, where designs
+    differ, or texts, a pack is damaged, or `out` has something in it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudyError(f"{out}: there already; merge into a directory that is new or empty")
+    studies = [study_of(directory) for directory in directories]
+    study = merged_study(studies, [str(directory) for directory in directories], name)
+    wanted = {run.identity for run in study.runs()}
+    chosen, left_out = _chosen(directories, wanted)
+    (out / PACKS).mkdir(parents=True, exist_ok=True)
+    try:
+        for path in chosen:
+            copied = out / PACKS / path.name
+            content = path.read_bytes()
+            seal(copied, content)
+            with atomically(copied) as aside:
+                aside.write_bytes(content)
+        with atomically(out / STUDY_FILE) as aside:
+            aside.write_text(study_text(study), encoding="utf-8")
+    except OSError as error:
+        shutil.rmtree(out / PACKS, ignore_errors=True)
+        raise StudyError(f"{out}: can't be written ({error.strerror}); make room, or name another directory") from None
+    return Merged(study, sum(map(len, chosen.values())), len(chosen), left_out)
+
+
+def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | None = None) -> Study:
+    """The study of which all are parts; StudyError where one differs from the first in more than its name and its axes."""
+    contents = [study.model_dump(mode="json", exclude={"name", "axes", "execution"}) for study in studies]
+    for study, content, directory in zip(studies[1:], contents[1:], where[1:], strict=True):
+        key, first, other = next(_differences(contents[0], content), ("", None, None))
+        if key:
+            raise StudyError(
+                f"{directory}: {key} is {other!r}, and {first!r} in {where[0]}: only studies that differ in nothing but their "
+                "[axes] can be merged"
+            )
+        if study.reference != studies[0].reference:
+            raise StudyError(
+                f"{directory}: its baseline is {study.reference!r}, and {studies[0].reference!r} in {where[0]}"
+            )
+    axes: dict[str, list[Any]] = {}
+    kinds = [{key for key, _ in study.axes.items() if key != "seed" or not _separate(study)} for study in studies]
+    for study, kind, directory in zip(studies, kinds, where, strict=True):
+        if kind != kinds[0]:
+            apart = ", ".join(sorted(kind ^ kinds[0]))
+            raise StudyError(
+                f"{directory}: {apart} is an axis of one study, and not of {where[0]}'s or the other way round"
+            )
+        for key, values in study.axes.items():
+            if key in kind:
+                known = axes.setdefault(key, [])
+                known += [value for value in values if value not in known]
+    content = studies[0].model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    try:
+        return Study.model_validate(content | {"name": name or studies[0].name, "axes": axes})
+    except ValueError as error:
+        raise StudyError(f"the studies together are none: {str(error).splitlines()[-1]}") from None
+
+
+def _separate(study: Study) -> bool:
+    return study.axes.init_seed is not None or study.axes.data_seed is not None
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], within: str = "") -> Any:
+    """Where two studies' tables differ, the key and both values."""
+    for key in dict.fromkeys([*a, *b]):
+        mine, theirs = a.get(key), b.get(key)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            yield from _differences(mine, theirs, f"{within}{key}.")
+        elif mine != theirs and f"{within}{key}" != "baseline":
+            yield f"{within}{key}", mine, theirs
+
+
+def _chosen(directories: Sequence[Path], wanted: set[str]) -> tuple[dict[Path, list[str]], int]:
+    """The packs to be copied, each with the runs that it brings, and how many bring nothing new; StudyError for other texts."""
+    chosen: dict[Path, list[str]] = {}
+    texts: dict[tuple[str, ...], tuple[str, Path]] = {}
+    seen: set[str] = set()
+    left_out = 0
+    for directory in directories:
+        for path in pack_files(directory):
+            tree = read_pack(path)
+            text = tuple(str(tree.attrs.get(key, "")) for key in SAME_TEXT)
+            sha256 = str(tree.attrs["dataset_sha256"])
+            known, first = texts.setdefault(text, (sha256, directory))
+            if known != sha256:
+                raise StudyError(
+                    f"{path}: trained on another text {text[0]!r} ({sha256[:12]}) than {first} ({known[:12]}): "
+                    "runs on two texts are no one study"
+                )
+            new = [run for run in runs_of(tree) if run in wanted - seen]
+            seen.update(new)
+            if new:
+                chosen[path] = new
+            else:
+                left_out += 1
+    return chosen, left_out
