@@ -155,7 +155,7 @@ def test_loading_leaves_every_tensor_where_it_is(name: str, text: Text, device: 
 
 
 # Attributes whose tensors follow from the program, the slots and the text, or are written before they are read.
-DERIVED = {"slots", "program", "rates", "offsets", "text", "held_out", "numerics", "_draws", "rules", "words"}
+DERIVED = {"slots", "program", "rates", "offsets", "text", "held_out", "numerics", "_draws", "rules", "words", "_words"}
 SCRATCH = {"_evaluated", "_sharpness", "_small", "_amaxes"}
 
 
