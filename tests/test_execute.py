@@ -433,6 +433,15 @@ def test_a_second_sweep_on_a_directory_is_refused_before_any_work(tmp_path: Path
     assert run_study(tiny(), tmp_path, "cpu", Recorder()).found == 8
 
 
+def test_a_lock_is_no_link_to_somebodys_file(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious", encoding="utf-8")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "study"):
+        pass
+    assert (tmp_path / "mine").read_text(encoding="utf-8") == "precious"
+
+
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from train.lock import locked\n"

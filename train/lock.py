@@ -22,9 +22,11 @@ def locked(directory: Path) -> Iterator[None]:
     """Hold the directory's lock; StudyError, which names the holder, where another process or thread has it. OSError where there
     can't be a file.
 
-    The file stays, with the last holder's process id and host in it: who removed it could remove another's.
+    The file stays, with the last holder's process id and host in it: who removed it could remove another's. A link is not
+    followed: what it led to, in a directory that somebody sent, would be emptied.
     """
-    with (directory / LOCK_FILE).open("a+", encoding="utf-8") as file:
+    opened = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with open(opened, "r+", encoding="utf-8") as file:  # noqa: PTH123
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -35,7 +37,8 @@ def locked(directory: Path) -> Iterator[None]:
             ) from None
         except OSError as error:  # some network file systems
             log.warning("%s can't be locked (%s): see to it that no other sweep works there", directory, error.strerror)
-        file.truncate(0)
+        file.seek(0)
+        file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
