@@ -47,7 +47,8 @@ def run_compare(
     console = output()
     for panel in comparison.panels():
         console.print(comparison_table(comparison, panel))
-    for line in notes(comparison):
+    rule = f"± is half of the 95 % interval. {interval_rule()} {adjustment(comparison.comparisons)}"
+    for line in (rule, *notes(comparison)):
         console.print(Text(line))
     writers: dict[Path, Callable[[Path], object]] = {}
     if json_file is not None:
@@ -71,12 +72,10 @@ def comparison_table(comparison: Comparison, panel: Panel) -> Table:
     """One learning rate's recipes, in 80 columns."""
     table = Table(
         title=f"{comparison.name}, {panel.label}: difference from {comparison.baseline}, nats/token",
-        caption=f"± is half of the 95 % interval. {interval_rule()} {adjustment(comparison.comparisons)}",
         box=None,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         title_justify="left",
-        caption_justify="left",
         header_style="bold underline",
     )
     table.add_column("recipe", overflow="fold")
