@@ -300,16 +300,8 @@ def test_json_has_every_number_and_null_for_none() -> None:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def drawn(figures: list[Figure], tmp_path: Path) -> Any:
     """Draws a comparison; gives back the figure, laid out. Any warning is an error."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(self: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
 
     def draw(comparison: Comparison) -> Figure:
         with warnings.catch_warnings():

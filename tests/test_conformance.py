@@ -303,16 +303,7 @@ def test_verdicts_of_dtypes_are_joined(verdicts: dict[str, str], verdict: str, d
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[Report]], Figure]:
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(self: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-
+def drawn(figures: list[Figure], tmp_path: Path) -> Callable[[list[Report]], Figure]:
     def draw(listed: list[Report]) -> Figure:
         conformance_figure(matrix(listed), tmp_path / "matrix.png")
         return figures[-1]

@@ -86,16 +86,8 @@ def make_tree(
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def drawn(figures: list[Figure], tmp_path: Path) -> Any:
     """Draws a tree; gives back the figure, laid out, and its pixels. Any warning is an error."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(self: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
 
     def draw(tree: xr.DataTree) -> tuple[Figure, Any]:
         with warnings.catch_warnings():

@@ -68,16 +68,7 @@ def test_the_error_beyond_the_ends() -> None:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str]], Figure]:
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(self: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-
+def drawn(figures: list[Figure], tmp_path: Path) -> Callable[[list[str]], Figure]:
     def draw(names: list[str]) -> Figure:
         grids_figure([float_format(name) for name in names], tmp_path / "formats.png")
         return figures[-1]

@@ -85,7 +85,7 @@ def changed(part: Path, out: Path, old: str, new: str) -> Path:
         ("steps = 4", "steps = 5", r"training.steps is 5, and 4 in .*first: only studies"),
         ("every = 10", "every = 5", r"signals.every is 5, and 10"),
         ('baseline = "e8m7"', 'baseline = "e4m3"', r"baseline is 'e4m3', and 'e8m7'"),
-        ("seed = [", "init_seed = [", "init_seed, seed is an axis of one study"),
+        ("seed = [", "init_seed = [", r"axes.init_seed, seed is in this study or in .*first, and not in both"),
     ],
 )
 def test_other_designs_are_refused(old: str, new: str, message: str, parts: dict[str, Path], tmp_path: Path) -> None:

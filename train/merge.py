@@ -78,7 +78,7 @@ def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | Non
         if kind != kinds[0]:
             apart = ", ".join(sorted(kind ^ kinds[0]))
             raise StudyError(
-                f"{directory}: {apart} is an axis of one study, and not of {where[0]}'s or the other way round"
+                f"{directory}: axes.{apart} is in this study or in {where[0]}, and not in both: write the axes alike"
             )
         for key, values in study.axes.items():
             if key in kind:
