@@ -315,7 +315,7 @@ class _Products(torch.autograd.Function):
         ctx: Any, x: Tensor, w: Tensor, scales: Tensor | None, bare: Precision, counts: tuple[int, ...], site: int,
         is_transposed: bool, prepared: tuple[bool, ...] | None, *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
-        n = len(tensors) if prepared is None else len(tensors) - prepared.count(True)
+        n = sum(counts)
         precision = dress(bare, counts, tensors[:n])._replace(scales=scales)
         x_out = precision.to_output(x.detach())
         if prepared is None:
@@ -405,5 +405,10 @@ def product_by_rules(
         leaf, *others = w
         prepared = tuple(t is not None for t in others)
         tensors += [t for t in others if t is not None]
+    if len(tensors) == 2:
+        # Where nothing is differentiated, the compiler of PyTorch 2.11 knows a function without ctx by its number of
+        # arguments, and takes one whose last, starred one has two for such a function: all would move by a place. A third, which
+        # no one reads, keeps them where they belong.
+        tensors.append(tensors[0])
     result: Tensor = _Products.apply(x, leaf, precision.scales, bare, counts, site, is_transposed, prepared, *tensors)
     return result
