@@ -109,6 +109,17 @@ def test_a_pack_on_a_gpu_is_recorded_with_the_same_bits_and_follows_the_eager_on
     assert (recorded.train_loss[11] < recorded.train_loss[0] - 1).all()
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["native-fp32", "native-fp16-scaled"])
+def test_a_pack_of_one_with_many_tokens_follows_the_eager_one(name: str, text: Text, cuda: torch.device) -> None:
+    """Carriers that no kernel serves, and sums over so many tokens that the compiler chooses other code for them."""
+    compiled, eager = (made(name, text, [0], [1e-3], cuda, None, c, sequences=256) for c in (True, False))
+    for _ in range(4):
+        compiled.step()
+        eager.step()
+    torch.testing.assert_close(compiled.train_loss[:4], eager.train_loss[:4], rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize("name", ["nvfp4", "stochastic-e5m2", "mxfp4", "everything"])
 def test_chance_comes_from_the_runs_own_seeds_and_the_step(name: str, text: Text) -> None:
     """Of a pack's draws: other seeds and other steps draw otherwise, the same ones the same."""

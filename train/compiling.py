@@ -29,6 +29,15 @@ logger = logging.getLogger(__name__)
 
 Quantizer = Callable[..., Tensor]
 
+# One code for one program, on any day: nothing is chosen by a clock. `deterministic` leaves out pointwise code, which is timed in
+# several block sizes all the same; in each, other products are fused with the sum after them, and round once instead of twice.
+# Reductions along both axes at once lose the leading axis of a gradient [1, D], a pack of one's (seen in PyTorch 2.11).
+OPTIONS: dict[str, bool] = {
+    "deterministic": True,
+    "triton.autotune_pointwise": False,
+    "triton.mix_order_reduction": False,
+}
+
 CACHE_VARIABLE, CACHE_CUSTOM = "TORCHINDUCTOR_CACHE_DIR", "autograd_cache_allow_custom_autograd_functions"
 
 # Measured inside packs on two CPU cores: elements a second through the quantiser, and the seconds that compiling
@@ -57,8 +66,8 @@ def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[.
 
     dynamic: for what is asked for tensors of many shapes, and compiled once for them all.
 
-    Code is chosen by shapes, not by a clock, which would sum in another order on another day. The compiler's own cache is in the
-    temporary folder, which machines empty; $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept.
+    Code is chosen by shapes alone (`OPTIONS`). The compiler's own cache is in the temporary folder, which machines empty;
+    $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept.
     """
     if CACHE_VARIABLE not in os.environ:
         # Without a home folder, or one that can be written to, the compiler keeps its own.
@@ -69,7 +78,7 @@ def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[.
                 os.environ[CACHE_VARIABLE] = str(folder)
     if hasattr(functorch_config, CACHE_CUSTOM):  # ours are pure functions of their arguments
         setattr(functorch_config, CACHE_CUSTOM, True)
-    return functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, options={"deterministic": True})
+    return functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, options=dict(OPTIONS))
 
 
 def quantizer_for(device_type: str, elements: float) -> Quantizer:
