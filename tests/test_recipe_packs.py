@@ -113,7 +113,9 @@ def test_a_pack_on_a_gpu_is_recorded_with_the_same_bits_and_follows_the_eager_on
 @pytest.mark.parametrize("name", ["native-fp32", "native-fp16-scaled"])
 def test_a_pack_of_one_with_many_tokens_follows_the_eager_one(name: str, text: Text, cuda: torch.device) -> None:
     """Carriers that no kernel serves, and sums over so many tokens that the compiler chooses other code for them."""
-    compiled, eager = (made(name, text, [0], [1e-3], cuda, None, c, sequences=256) for c in (True, False))
+    compiled, eager = (
+        made(name, text, [0], [1e-3], cuda, None, c, sequences=256, evaluation_sequences=256) for c in (True, False)
+    )
     for _ in range(4):
         compiled.step()
         eager.step()
