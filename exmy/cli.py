@@ -97,7 +97,8 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
 def resume(directory: Path, device: str) -> None:
     """Go on with the study in DIR, after Ctrl-C, a kill or a power cut: `exmy sweep DIR/study.toml --out DIR`.
 
-    What is finished stays, and a pack that was under way goes on from its last checkpoint, with the bits that it would have had.
+    What is finished stays, once it was held against its checksum, and a pack that was under way goes on from its last checkpoint,
+    with the bits that it would have had.
 
     \b
     Example: exmy resume runs/first-look-cpu
@@ -106,7 +107,7 @@ def resume(directory: Path, device: str) -> None:
     from train.store import study_of
 
     with _sweeping():
-        run_sweep(study_of(directory), directory, device)
+        run_sweep(study_of(directory), directory, device, check=True)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,20 @@
 """A study directory: one netCDF file a pack, complete or absent, joined on opening into one labelled DataTree.
 
-    study.toml            the study as resolved
     packs/<hash>.nc       /history, /evaluation, /sharpness and /signals of one pack's runs
     packs/<hash>.sha256   its checksum, for `sha256sum -c` too
-    checkpoints/<hash>/   the state of a pack under way (see `checkpoint`)
 
-A pack is written whole or not at all (see `durable`), and read only if it is what its checksum says. Every group carries the run
-coordinates itself, since coordinates that are no index are not inherited. `/summary` and the gradient ratios are derived on
-opening, from the histories, so that their definitions can be changed without training again.
+What else is there, `directory` lists. A pack is written whole or not at all (see `durable`), and read only if it is what its
+checksum says. Every group carries the run coordinates itself, since coordinates that are no index are not inherited. `/summary`
+and the gradient ratios are derived on opening, from the histories, so that their definitions can be changed without training
+again.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,21 +22,28 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from train.durable import atomically, is_intact, seal, set_aside
+from train.directory import PACK
+from train.directory import PACKS as PACKS
+from train.directory import STUDY_FILE as STUDY_FILE
+from train.directory import pack_files as pack_files
+from train.directory import study_of as study_of
+from train.directory import study_text as study_text
+from train.durable import atomically, read_intact, seal, set_aside
+from train.finished import finished_rows, record
 from train.gradient_ratio import norm_to_mean
 from train.operands import ROLES
+from train.pack_file import DAMAGE, damaged, facts
 from train.plan import PlannedPack
 from train.program import PackResult
 from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
+from train.settings import DivergenceTable
 from train.signal_pass import tensor_names
 from train.signals import OUTSIDE
 from train.stability import DivergenceSettings, divergence
 from train.streams import evaluation_bytes_per_token
 from train.study import Run, Study, StudyError
-from train.study_file import read_study
 from train.text import Text
 
-STUDY_FILE, PACKS = "study.toml", "packs"
 ENGINE: Final = "h5netcdf"
 
 log = logging.getLogger(__name__)
@@ -141,7 +149,7 @@ def run_coordinates(runs: tuple[Run, ...], pack_size: int) -> dict[str, Any]:
 
 def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
     """The tree in packs/<hash>.nc, whole or not at all, and its checksum; OSError where it can't be written."""
-    path = directory / PACKS / f"{pack.hash}.nc"
+    path = directory / PACKS / f"{pack.hash}{PACK}"
     compress = {
         node.path: {str(name): {"zlib": True, "complevel": 4} for name, v in node.data_vars.items() if v.ndim > 1}
         for node in tree.subtree
@@ -152,7 +160,29 @@ def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
     seal(path, content)
     with atomically(path) as aside:
         aside.write_bytes(content)
+    _record(directory, path, pack, tree)
     return path
+
+
+def _record(directory: Path, path: Path, pack: PlannedPack, tree: xr.DataTree) -> None:
+    """Note the pack, which is on the disk, in the study's index; nothing that goes wrong here undoes that."""
+    if not (directory / STUDY_FILE).is_file():
+        return
+    try:
+        runs = [run.identity for run in pack.runs]
+        history = tree["history"].to_dataset()
+        record(directory, path, facts(path.stem, runs, tree.attrs, history, _divergence_table(directory)))
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("%s: not in the index (%s): it is read again at the next start", path, error)
+
+
+def _divergence_table(directory: Path) -> DivergenceTable:
+    """The [divergence] of the directory's study.toml, without reading all of the study; the default where that can't be read."""
+    try:
+        content = tomllib.loads((directory / STUDY_FILE).read_text(encoding="utf-8"))
+        return DivergenceTable.model_validate(content.get("divergence", {}))
+    except (OSError, ValueError):
+        return DivergenceTable()
 
 
 def read_packs(directory: Path) -> Iterator[xr.DataTree]:
@@ -161,22 +191,13 @@ def read_packs(directory: Path) -> Iterator[xr.DataTree]:
         yield read_pack(path)
 
 
-def pack_files(directory: Path) -> list[Path]:
-    """The files of a study directory's finished packs, by name."""
-    return sorted((directory / PACKS).glob("*.nc"))
-
-
 def read_pack(path: Path) -> xr.DataTree:
     """A pack in memory; StudyError where it is damaged."""
     try:
-        if is_intact(path) is False:
-            raise ValueError("its SHA-256 does not match")
-        with xr.open_datatree(path, engine=ENGINE) as tree:
+        with xr.open_datatree(io.BytesIO(read_intact(path)), engine=ENGINE) as tree:
             return tree.load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StudyError(
-            f"{path}: a damaged pack ({error}); `exmy resume {path.parent.parent}` keeps it aside and trains its runs again"
-        ) from None
+    except DAMAGE as error:
+        raise damaged(path, error) from None
 
 
 def runs_of(pack: xr.DataTree) -> list[str]:
@@ -184,36 +205,20 @@ def runs_of(pack: xr.DataTree) -> list[str]:
     return [str(identity) for identity in pack["history"].to_dataset()["run"].values]
 
 
-def finished_runs(directory: Path, *, mend: bool = True) -> dict[str, str]:
-    """Identities of the runs that a directory holds, each with its text's hash.
+def finished_runs(directory: Path, *, mend: bool = True, check: bool = False) -> dict[str, str]:
+    """Identities of the runs that a directory holds, each with its text's hash, from its index where that is up to date.
 
     A damaged pack is set aside, with a line in the log: for whoever has the directory to itself, and trains what is missing. Who
-    only looks does not `mend`: the pack counts as missing, and stays where it is.
+    only looks does not `mend`: the pack counts as missing, and stays where it is. check: hold every file against its checksum.
     """
-    finished: dict[str, str] = {}
-    for path in pack_files(directory):
-        try:
-            tree = read_pack(path)
-        except StudyError:
-            if not mend:
-                continue
+
+    def set_aside_and_say(path: Path, _: StudyError) -> None:
+        if mend:
             aside = set_aside(path, "damaged")
             log.warning("%s: damaged: kept as %s, and its runs are trained again", path, aside.name)
-            continue
-        finished |= dict.fromkeys(runs_of(tree), str(tree.attrs["dataset_sha256"]))
-    return finished
 
-
-def study_of(directory: Path) -> Study:
-    """The study whose directory it is; StudyError where it is none."""
-    if not (directory / STUDY_FILE).is_file():
-        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
-    return read_study(directory / STUDY_FILE)
-
-
-def study_text(study: Study) -> str:
-    """What a study directory's study.toml says."""
-    return f"# As resolved, every default spelt out. Hash: {study.hash}\n{study.to_toml()}"
+    rows = finished_rows(directory, None, "nothing" if check else "stamps", set_aside_and_say, keep=mend)
+    return {run: row["text"] for row in rows.values() for run in row["runs"]}
 
 
 def open_study(directory: Path | str) -> xr.DataTree:
