@@ -71,8 +71,8 @@ class Packs:
         with self._lock:  # HDF5 does one thing at a time anyway
             pack = self._kept.pop(path, None) or PackFile(path)
             self._kept[path] = pack
-            while len(self._kept) > 1 and sum(len(kept.content) for kept in self._kept.values()) > KEPT_BYTES:
-                self._kept.popitem(last=False)[1].close()
+            while len(self._kept) > 1 and sum(kept.bytes for kept in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
             try:
                 return pack.values(group, name)
             except DAMAGE as error:
@@ -89,27 +89,23 @@ def survey(paths: Sequence[Path], settings: DivergenceSettings) -> Survey:
     where: list[tuple[int, int]] = []
     with Waiting("opening packs", len(paths)) as bar:
         for path in paths:
-            with PackFile(path) as pack:
-                key, labels, plain = _kind(pack)
-                if key not in known:
-                    known[key] = len(found.kinds)
-                    found.kinds.append(path)
-                found.kind.append(known[key])
-                found.groups.append(same.setdefault(frozenset(pack.groups), frozenset(pack.groups)))
-                found.attrs.append(
-                    {k: same.setdefault(v, v) if isinstance(v, str) else v for k, v in pack.attrs.items()}
-                )
-                for name in labels:
-                    values = pack.values("history", name).tolist()
-                    columns.setdefault(name, []).extend(
-                        same.setdefault(v, v) if isinstance(v, str) else v for v in values
-                    )
-                for group, name in plain:
-                    column = found.plain.setdefault((group, name), [])
-                    column += [None] * (len(where) - len(column)) + pack.values(group, name).tolist()
-                where += [(len(found.paths), i) for i in range(len(pack.runs))]
-                found.paths.append(path)
-                look.add(path, pack.history())
+            pack = PackFile(path)
+            key, labels, plain = _kind(pack)
+            if key not in known:
+                known[key] = len(found.kinds)
+                found.kinds.append(path)
+            found.kind.append(known[key])
+            found.groups.append(same.setdefault(frozenset(pack.groups), frozenset(pack.groups)))
+            found.attrs.append({k: same.setdefault(v, v) if isinstance(v, str) else v for k, v in pack.attrs.items()})
+            for name in labels:
+                values = pack.values("history", name).tolist()
+                columns.setdefault(name, []).extend(same.setdefault(v, v) if isinstance(v, str) else v for v in values)
+            for group, name in plain:
+                column = found.plain.setdefault((group, name), [])
+                column += [None] * (len(where) - len(column)) + pack.values(group, name).tolist()
+            where += [(len(found.paths), i) for i in range(len(pack.runs))]
+            found.paths.append(path)
+            look.add(path, pack.history())
             bar.advance(1)
     found.runs = columns.pop("run", [])
     found.pack, found.row = (np.array(part, np.int64) for part in (zip(*where, strict=True) if where else ((), ())))
@@ -124,16 +120,21 @@ def _kind(pack: PackFile) -> tuple[Any, list[str], list[tuple[str, str]]]:
     key: list[Any] = []
     labels: list[str] = []
     plain: list[tuple[str, str]] = []
-    for group in pack.groups:
-        for name, shape in pack.variables(group).items():
-            by_run = name not in TICKS
-            key.append((group, name, shape[1:] if by_run else pack.values(group, name).tobytes()))
-            if not by_run or shape != (n,):
-                continue
-            if name in ("last_step", "measured"):
-                plain.append((group, name))
-            elif group == "history":
-                labels.append(name)
+    for group in ("history", *(name for name in pack.groups if name != "history")):
+        for name in pack.names(group):
+            if name in TICKS:
+                key.append((group, name, pack.values(group, name).tobytes()))
+            elif name in labels:  # every group of a pack has the same
+                key.append((group, name))
+            else:
+                shape = pack.shape(group, name)
+                key.append((group, name, shape[1:]))
+                if shape != (n,):
+                    continue
+                if name in ("last_step", "measured"):
+                    plain.append((group, name))
+                else:
+                    labels.append(name)
     return tuple(key), labels, plain
 
 
@@ -176,8 +177,7 @@ class _Look:
             if not np.array_equal(ticks, steps):  # a short run's means are summed in another order beside longer ones
                 parts = []
                 for path in paths:
-                    with PackFile(path) as pack:
-                        parts.append(pack.history())
+                    parts.append(PackFile(path).history())
                 self._done[i] = self._looked(xr.concat(parts, "run").reindex(step=steps))
         return xr.concat(self._done, "run")
 
