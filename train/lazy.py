@@ -29,7 +29,7 @@ from train.stability import DivergenceSettings, outcomes
 from train.waiting import Waiting
 
 TICKS = ("step", "eval_step", "probe_step", "epsilon", "signal_step", "block", "tensor", "role")
-CHUNK_BYTES = 2**26  # of the largest variable of a group
+CHUNK_BYTES = 2**26  # of the largest variable
 KEPT_BYTES = 2**26  # of files that were read last
 TOGETHER = 2048  # runs whose histories are looked at together
 
@@ -238,12 +238,12 @@ class Layout:
     packs: Packs = field(default_factory=Packs)
 
     def groups(self, planned: Sequence[str], chunk: int | None) -> dict[str, xr.Dataset]:
-        """All groups; `chunk` runs at a time, or as many as `chunk_of` says. /signals has all runs that /history has."""
+        """All groups, `chunk` runs at a time or as many as `chunk_of` says for all. /signals has all runs that /history has."""
         rows = {group: self.rows(group, planned) for group in self.patterns}
         rows = {group: where for group, where in rows.items() if where.size or group != "signals"}
+        chunk = chunk or min(map(chunk_of, self.patterns.values()))
         groups = {
-            group: self._dataset(group, where, chunk or chunk_of(self.patterns[group]), self._labels(group, where))
-            for group, where in rows.items()
+            group: self._dataset(group, where, chunk, self._labels(group, where)) for group, where in rows.items()
         }
         if "signals" in groups:
             history, some = groups["history"], groups["signals"]
@@ -251,7 +251,7 @@ class Layout:
             where = np.array([at.get(run, -1) for run in history["run"].values.tolist()], np.int64)
             ticks = {name: of for name, of in some.coords.items() if of.dims != ("run",)}
             labels = {name: of for name, of in history.coords.items() if of.dims == ("run",)}
-            whole = self._dataset("signals", where, chunk or chunk_of(self.patterns["signals"]), {**labels, **ticks})
+            whole = self._dataset("signals", where, chunk, {**labels, **ticks})
             groups["signals"] = whole.assign(measured=measured(some, history))
         return groups
 
