@@ -119,7 +119,8 @@ def _lazy(tree: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
 
 def _parts(tree: xr.DataTree) -> Iterator[slice]:
     """The runs, a chunk at a time."""
-    ends = np.cumsum(tree["history"]["train_loss"].chunksizes["run"]).tolist()
+    chunks = tree["history"]["train_loss"].chunks
+    ends = np.cumsum(chunks[0] if chunks else ()).tolist()
     yield from (slice(start, end) for start, end in pairwise([0, *ends]))
 
 

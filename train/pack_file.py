@@ -47,6 +47,8 @@ class PackFile:
             self._groups: dict[str, Any] = {}
             self.attrs = self._attributes()
             self.runs: list[str] = self.values("history", "run").tolist()
+            if not path.with_suffix(CHECKSUM).exists():
+                self._read_all()
         except DAMAGE as error:
             raise damaged(path, error) from None
 
@@ -104,8 +106,8 @@ class PackFile:
         }
         return xr.Dataset(variables, {"step": self.values("history", "step")})
 
-    def read_all(self) -> None:
-        """Read every variable: a file without a checksum shows damage in no other way."""
+    def _read_all(self) -> None:
+        """Every variable once: a file without a checksum, as those of before, shows damage in no other way."""
         for group in self.groups:
             for name in self.names(group):
                 self.values(group, name)
@@ -139,8 +141,6 @@ def facts_of(path: Path, table: DivergenceTable) -> dict[str, Any]:
     """`facts` of a pack's file; StudyError where it is damaged."""
     pack = PackFile(path)
     try:
-        if not path.with_suffix(CHECKSUM).exists():
-            pack.read_all()
         return facts(path.stem, pack.runs, pack.attrs, pack.history(), table)
     except DAMAGE as error:
         raise damaged(path, error) from None
