@@ -1,10 +1,11 @@
 """The planner and the store with 100,000 packs: `python -m benchmarks.scale --packs 100000`; a quarter of an hour, 10 GB of disk.
 
-A study of 8 runs a pack is planned for true, and its packs are simulated: one of each recipe and rate is written as a sweep writes
-it, with made-up histories, and the others are its bytes with their own identities and seeds, so that `open_study` reads true packs.
-What is measured: planning; `exmy status`, in a process of its own; finding the finished runs as a second start does (by stamps) and
-as `exmy resume` does (every checksum); an index made again; opening, joining and a mean over all histories in bounded memory, each
-in a process of its own, whose peak memory is its own.
+A study of 8 runs a pack is planned for true, and its packs are simulated: one of each recipe and rate is written as a sweep
+writes it, with made-up histories, and the others are its bytes with their own identities and seeds, so that `open_study` reads
+true packs. What is measured: planning; `exmy status`, in a process of its own; finding the finished runs as a second start does (by
+stamps) and as `exmy resume` does (every checksum); an index made again; opening, joining and a mean over all histories in bounded
+memory, each in a process of its own, whose peak memory is its own. Seconds are of a clock on the wall; where others use the machine too, those
+that the processor was at work, `..._cpu`, say more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -141,14 +143,31 @@ def _note(directory: Path, study: Study, rows: list[tuple[PlannedPack, Path, xr.
     rows.clear()
 
 
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
+class Seconds(NamedTuple):
+    """On the wall, and of the processor, children's included."""
+
+    wall: float
+    cpu: float
+
+
+def cpu_seconds() -> float:
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def timed(call: Callable[[], Any]) -> tuple[Seconds, Any]:
+    began, cpu = time.perf_counter(), cpu_seconds()
     found = call()
-    return time.perf_counter() - began, found
+    return Seconds(time.perf_counter() - began, cpu_seconds() - cpu), found
 
 
-def process(*arguments: str) -> tuple[float, str]:
-    """A Python process that runs to its end: seconds, what it printed."""
+def named(name: str, seconds: Seconds) -> Iterator[tuple[str, float]]:
+    yield f"{name}_seconds", round(seconds.wall, 2)
+    yield f"{name}_cpu", round(seconds.cpu, 2)
+
+
+def process(*arguments: str) -> tuple[Seconds, str]:
+    """A Python process that runs to its end, and what it printed."""
     seconds, done = timed(
         lambda: subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     )
@@ -167,11 +186,11 @@ def subset(directory: Path, out: Path, packs: int) -> Path:
 
 def opened(directory: Path, packs: int) -> dict[str, float]:
     """Opening and joining in bounded memory."""
-    _, said = process("-c", OPENED, str(directory))
+    whole, said = process("-c", OPENED, str(directory))
     seconds, joining, peak, runs, _ = map(float, said.split())
     return {
         "packs": packs, "runs": int(runs), "open_seconds": round(seconds, 2), "join_seconds": round(joining, 2),
-        "peak_mib": round(peak / 2**20),
+        "cpu": round(whole.cpu, 2), "peak_mib": round(peak / 2**20),
     }  # fmt: skip
 
 
@@ -188,7 +207,7 @@ def measured(packs: int, folder: Path, *, whole: bool) -> Iterator[tuple[str, An
     seconds, plans = timed(planned)
     yield "packs", len(plans)
     yield "runs", R * len(plans)
-    yield "plan_seconds", round(seconds, 2)
+    yield from named("plan", seconds)
     simulate(study, plans, directory)
     del plans
     there = found_packs(directory)
@@ -199,26 +218,24 @@ def measured(packs: int, folder: Path, *, whole: bool) -> Iterator[tuple[str, An
     yield "files_per_pack", 2
     yield "index_bytes", bytes_of_index
     yield "index_bytes_per_pack", bytes_of_index // len(there)
-    yield "list_names_seconds", round(timed(lambda: sum(1 for _ in os.scandir(directory / PACKS)))[0], 2)
-    yield "list_stamps_seconds", round(timed(lambda: found_packs(directory))[0], 2)
-    yield "read_index_seconds", round(timed(lambda: read_index(directory))[0], 2)
-    status = [process("-m", "exmy", "status", str(directory))[0] for _ in range(3)]
-    yield "status_seconds", round(float(np.median(status)), 2)
+    yield from named("list_names", timed(lambda: sum(1 for _ in os.scandir(directory / PACKS)))[0])
+    yield from named("list_stamps", timed(lambda: found_packs(directory))[0])
+    yield from named("read_index", timed(lambda: read_index(directory))[0])
+    yield from named("status", sorted(process("-m", "exmy", "status", str(directory))[0] for _ in range(3))[1])
     seconds, runs = timed(lambda: finished_runs(directory))
     assert len(runs) == R * len(there)
-    yield "second_start_seconds", round(seconds, 2)
-    yield "resume_seconds", round(timed(lambda: finished_runs(directory, check=True))[0], 2)
+    yield from named("second_start", seconds)
+    yield from named("resume", timed(lambda: finished_runs(directory, check=True))[0])
     part = subset(directory, folder / "part", 1000)
-    yield "reindex_seconds_per_1000", round(timed(lambda: finished_runs(part))[0], 2)
-    yield "opened", [opened(part, 1000)]
-    if packs >= 10_000:
-        more = subset(directory, folder / "more", 10_000)
-        yield "opened", [opened(part, 1000), opened(more, 10_000), *([opened(directory, packs)] if whole else [])]
-    yield "write_pack_seconds", round(_writing(study, folder / "written"), 4)
+    yield from named("reindex_1000", timed(lambda: finished_runs(part))[0])
+    for_all = [(directory, packs)] if whole else []
+    many = [(subset(directory, folder / "more", 10_000), 10_000)] if packs > 10_000 else []
+    yield "opened", [opened(place, count) for place, count in [(part, min(packs, 1000)), *many, *for_all]]
+    yield from named("write_100_packs", _writing(study, folder / "written"))
 
 
-def _writing(study: Study, directory: Path, packs: int = 20) -> float:
-    """Seconds of the store for a pack: made a tree, compressed, flushed to the disk with its checksum, noted in the index."""
+def _writing(study: Study, directory: Path, packs: int = 100) -> Seconds:
+    """Of the store for so many packs: each made a tree, compressed, flushed to the disk with its checksum, noted in the index."""
     (directory / PACKS).mkdir(parents=True)
     (directory / STUDY_FILE).write_text(study_text(study), encoding="utf-8")
     text = Text("python", np.zeros(9000, np.uint8), np.zeros(1000, np.uint8), 256, 3.2, "0" * 64, "simulated")
@@ -229,7 +246,7 @@ def _writing(study: Study, directory: Path, packs: int = 20) -> float:
         for pack in some:
             write_pack(directory, pack, pack_tree(pack, result(pack), text, origin))
 
-    return timed(write)[0] / packs
+    return timed(write)[0]
 
 
 def main() -> None:
@@ -240,8 +257,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     origin = provenance(study_of(1000), CPU)
-    kept = ("version_exmy", "version_torch", "version_numpy", "version_xarray", "version_python", "git_commit", "created")
-    found: dict[str, Any] = {"device": device_name(CPU), "cores": os.cpu_count(), "platform": platform.platform()}
+    kept = (
+        "version_exmy",
+        "version_torch",
+        "version_numpy",
+        "version_xarray",
+        "version_python",
+        "git_commit",
+        "created",
+    )
+    found: dict[str, Any] = {
+        "device": device_name(CPU),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "platform": platform.platform(),
+    }
     found |= {key: origin[key] for key in kept}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         for name, value in measured(arguments.packs, Path(scratch), whole=arguments.whole):

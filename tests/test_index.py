@@ -74,7 +74,7 @@ def index_file(directory: Path) -> Path:
 
 def without_index(directory: Path) -> dict[str, str]:
     """What the packs themselves say."""
-    runs = {}
+    runs: dict[str, str] = {}
     for path in store.pack_files(directory):
         tree = store.read_pack(path)
         runs |= dict.fromkeys(store.runs_of(tree), str(tree.attrs["dataset_sha256"]))
@@ -181,16 +181,11 @@ def test_a_damaged_index_costs_a_reading_and_nothing_else(seed: int, directory: 
 
 def test_rows_that_are_none_are_passed_over(directory: Path) -> None:
     """Their CRC is right, and they say nothing that could be used."""
-    row = next(iter(finished_rows(directory).values()))
-    for wrong in (
-        {**row, "runs": 3},
-        {**row, "file": [1]},
-        {**row, "more": 1},
-        {k: row[k] for k in row if k != "rule"},
-        [],
-        3,
-    ):  # type: ignore[literal-required]
-        append_row(directory, wrong)  # type: ignore[arg-type]
+    row: Any = next(iter(finished_rows(directory).values()))
+    without_rule = {key: row[key] for key in row if key != "rule"}
+    wrongs: list[Any] = [{**row, "runs": 3}, {**row, "file": [1]}, {**row, "more": 1}, without_rule, [], 3]
+    for wrong in wrongs:
+        append_row(directory, wrong)
     assert len(read_index(directory)) == 2
     assert finished_runs(directory) == without_index(directory)
 
@@ -239,7 +234,7 @@ def test_a_bit_that_a_disk_lost_is_found_on_opening_and_mended_by_resume(
 
 def _append(directory: Path, row: Any, first: int) -> None:
     for i in range(first, first + 100):
-        append_row(directory, {**row, "pack": f"{i:016x}"})
+        append_row(directory, row | {"pack": f"{i:016x}"})
 
 
 def test_several_processes_add_rows_at_once(directory: Path) -> None:
