@@ -86,13 +86,10 @@ def _write_zarr(tree: xr.DataTree, out: Path) -> None:
     """Coordinates, attributes and what is in memory first; then every chunk, all variables of the same runs together."""
     import zarr
 
-    with _folder_aside(out) as aside:
-        # A chunk of NaN alone is a chunk too: left out, it would be read back as NaN of another sign.
-        tree.to_zarr(aside, mode="w", compute=False, zarr_format=2, consolidated=True, write_empty_chunks=True)
-        lazy = {
-            name: (array, zarr.open_array(aside / name, mode="r+", zarr_format=2, config={"write_empty_chunks": True}))
-            for name, array in _lazy(tree)
-        }
+    # A chunk of NaN alone is written too: left out, it would be read back as NaN of another sign.
+    with _folder_aside(out) as aside, zarr.config.set({"array.write_empty_chunks": True}):
+        tree.to_zarr(aside, mode="w", compute=False, zarr_format=2, consolidated=True)
+        lazy = {name: (array, zarr.open_array(aside / name, mode="r+", zarr_format=2)) for name, array in _lazy(tree)}
         with Waiting("exporting runs", tree["history"].sizes["run"]) as bar:
             for part in _parts(tree):
                 for array, stored in lazy.values():
