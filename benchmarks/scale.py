@@ -2,10 +2,10 @@
 
 A study of 8 runs a pack is planned for true, and its packs are simulated: one of each recipe and rate is written as a sweep
 writes it, with made-up histories, and the others are its bytes with their own identities and seeds, so that `open_study` reads
-true packs. What is measured: planning; `exmy status`, in a process of its own; finding the finished runs as a second start does (by
-stamps) and as `exmy resume` does (every checksum); an index made again; opening, joining and a mean over all histories in bounded
-memory, each in a process of its own, whose peak memory is its own. Seconds are of a clock on the wall; where others use the machine too, those
-that the processor was at work, `..._cpu`, say more.
+true packs. What is measured: planning; `exmy status`, in a process of its own; finding the finished runs as a second start does
+(by stamps) and as `exmy resume` does (every checksum); an index made again; opening, joining and a mean over all histories in
+bounded memory, each in a process of its own, whose peak memory is its own. Seconds are of a clock on the wall; where others use
+the machine too, those that the processor was at work, `..._cpu`, say more.
 """
 
 from __future__ import annotations
@@ -53,13 +53,18 @@ OPENED = """
 import resource, sys, time
 import dask
 from train import open_study
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
 dask.config.set(scheduler="synchronous")
+before = peak()
 began = time.perf_counter()
 tree = open_study(sys.argv[1], chunks="auto")
 opened = time.perf_counter() - began
 mean = float(tree["history"]["train_loss"].mean())
 joined = time.perf_counter() - began - opened
-print(opened, joined, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, tree["history"].sizes["run"], mean)
+print(opened, joined, before, peak(), tree["history"].sizes["run"], mean)
 """
 
 
@@ -187,10 +192,10 @@ def subset(directory: Path, out: Path, packs: int) -> Path:
 def opened(directory: Path, packs: int) -> dict[str, float]:
     """Opening and joining in bounded memory."""
     whole, said = process("-c", OPENED, str(directory))
-    seconds, joining, peak, runs, _ = map(float, said.split())
+    seconds, joining, before, peak, runs, _ = map(float, said.split())
     return {
         "packs": packs, "runs": int(runs), "open_seconds": round(seconds, 2), "join_seconds": round(joining, 2),
-        "cpu": round(whole.cpu, 2), "peak_mib": round(peak / 2**20),
+        "cpu": round(whole.cpu, 2), "imported_mib": round(before / 2**20), "peak_mib": round(peak / 2**20),
     }  # fmt: skip
 
 
@@ -266,12 +271,8 @@ def main() -> None:
         "git_commit",
         "created",
     )
-    found: dict[str, Any] = {
-        "device": device_name(CPU),
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 1),
-        "platform": platform.platform(),
-    }
+    found: dict[str, Any] = {"device": device_name(CPU), "cores": os.cpu_count(), "platform": platform.platform()}
+    found["load_before"] = round(os.getloadavg()[0], 1)
     found |= {key: origin[key] for key in kept}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         for name, value in measured(arguments.packs, Path(scratch), whole=arguments.whole):

@@ -125,7 +125,7 @@ def test_a_chunk_reads_the_packs_of_its_runs_alone(
         real(self, path)
 
     monkeypatch.setattr(PackFile, "__init__", noted)
-    run = str(tree["history"]["run"].values[9])
+    run = str(tree["history"].to_dataset()["run"].values[9])
     loss = tree["history"].to_dataset()["train_loss"].isel(run=9).compute().values
     assert 1 <= len(set(read)) <= 4
     assert any(run in PackFile(mixed / "packs" / f"{pack}.nc").runs for pack in set(read))
