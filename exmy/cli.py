@@ -97,7 +97,8 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
 def resume(directory: Path, device: str) -> None:
     """Go on with the study in DIR, after Ctrl-C, a kill or a power cut: `exmy sweep DIR/study.toml --out DIR`.
 
-    What is finished stays, and a pack that was under way goes on from its last checkpoint, with the bits that it would have had.
+    What is finished stays, once it was held against its checksum, and a pack that was under way goes on from its last checkpoint,
+    with the bits that it would have had.
 
     \b
     Example: exmy resume runs/first-look-cpu
@@ -106,7 +107,7 @@ def resume(directory: Path, device: str) -> None:
     from train.store import study_of
 
     with _sweeping():
-        run_sweep(study_of(directory), directory, device)
+        run_sweep(study_of(directory), directory, device, check=True)
 
 
 @contextlib.contextmanager
@@ -180,6 +181,33 @@ def status(directory: Path, as_json: bool) -> None:
     console = output()
     for part in status_view(found):
         console.print(part)
+
+
+@main.command()
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--zarr", metavar="OUT", type=click.Path(path_type=Path), help="A Zarr store, for xarray, dask and others."
+)
+@click.option("--netcdf", metavar="OUT.nc", type=click.Path(path_type=Path), help="One netCDF-4 file.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def export(directory: Path, zarr: Path | None, netcdf: Path | None, *, force: bool) -> None:
+    """Write a study as one Zarr store or netCDF file, in bounded memory; xarray.open_datatree(OUT, engine="zarr") opens it.
+
+    \b
+    Example: exmy export runs/mine --zarr mine.zarr
+    Example: exmy export runs/mine --netcdf mine.nc
+    """  # noqa: D301
+    if zarr is None and netcdf is None:
+        raise click.UsageError("name what to write: --zarr OUT, --netcdf OUT.nc or both")
+    from exmy.export import export_study
+    from train import StudyError
+
+    try:
+        written = export_study(directory, zarr, netcdf, force=force)
+    except StudyError as error:
+        raise Refused(str(error)) from None
+    for path in written:
+        click.echo(path)
 
 
 @main.group()

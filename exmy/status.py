@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from train.progress import duration, gibibytes, number
+from train.quantities import duration, gibibytes, number
 
 COLOURS = {"running": "green", "finished": "green", "not_started": "", "incomplete": "yellow"}
 LATEST = 12  # finished packs that are listed

@@ -30,9 +30,12 @@ def default_study(device: str) -> Path:
     return Path(str(importlib.resources.files("studies") / FIRST_LOOK[pick_device(device).type]))
 
 
-def run_sweep(study: Study, directory: Path, device: str) -> None:
-    """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done."""
-    run_study(study, directory, device)
+def run_sweep(study: Study, directory: Path, device: str, *, check: bool = False) -> None:
+    """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done.
+
+    check: hold every finished pack against its checksum first.
+    """
+    run_study(study, directory, device, check=check)
     tree = open_study(directory)
     console = output()
     for table in stability_tables(tree):
@@ -53,7 +56,7 @@ def dry_run_view(study: Study, directory: Path, device: str) -> None:
     finished = finished_runs(directory, mend=False) if directory.is_dir() else {}
     packs = plan(study, where, finished)
     console = output()
-    found = sum(run.identity in finished for run in study.runs())
+    found = sum(identity in finished for identity in study.identities())
     console.print(
         f"{study.name} on {device_name(where)}: {describe(packs)}; {found} runs found finished", soft_wrap=True
     )

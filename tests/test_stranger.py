@@ -19,6 +19,7 @@ from train.named_recipes import NAMED
 from train.plan import plan
 from train.recipe_table import AXES, RecipeTable
 from train.settings import (
+    RUNS_LIMIT,
     Axes,
     DataSettings,
     DivergenceTable,
@@ -107,7 +108,7 @@ def test_any_study_is_read_or_refused_in_a_line(content: dict[str, Any], tmp_pat
         refused = str(error)
         assert_is_a_line(refused)
     if not refused:
-        assert 1 <= sum(len(pack.runs) for pack in packs) <= 100_000
+        assert 1 <= sum(len(pack.runs) for pack in packs) <= RUNS_LIMIT
         out = (tmp_path / "runs" / study.name).resolve()
         assert out.parent == (tmp_path / "runs").resolve()
         assert study.name.isprintable()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from train.optim import AdamW, Muon
-from train.plan import program_of
+from train.plan import plan, program_of
 from train.settings import DataSettings, ModelSettings, ProbeSettings, TrainingSettings
 from train.study import Study, StudyError
 from train.study_file import read_study
@@ -98,6 +102,70 @@ def test_identities_do_not_change_from_version_to_version() -> None:
     assert hashlib.sha256("".join(defaults).encode()).hexdigest()[:16] == "0af90bd7118ce7ae", (
         "a default changed, or a setting is new"
     )
+
+
+MANY: dict[str, Any] = {
+    "axes": {
+        "recipe": ["e8m7", "fp8-hybrid", "native-bf16"], "learning_rate": [1e-3, 2.5e-3, 0.1], "init_seed": [0, 7],
+        "data_seed": [3, 2**31], "width": [16, 32], "rounding": ["nearest_even", "stochastic"], "clip": [1, "none"],
+        "noise": [0.0, 0.25],
+    },
+    "model": {"layers": 1, "heads": 2, "context": 16}, "training": {"steps": 20, "warmup": 3},
+    "execution": {"pack_size": 4},
+}  # fmt: skip
+
+
+def test_plans_do_not_change_from_version_to_version() -> None:
+    """Identities and packs' hashes of 576 runs, as they were when every run's was worked out by itself."""
+
+    def digest(words: Iterable[str]) -> str:
+        return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+    study, cpu = Study.model_validate(MANY), torch.device("cpu")
+    identities = [run.identity for run in study.runs()]
+    packs = plan(study, cpu)
+    assert (len(identities), len(packs)) == (576, 144)
+    assert digest(identities) == "a3da567116e650ec"
+    assert digest(pack.hash for pack in packs) == "022db788977070bd"
+    assert digest(pack.hash for pack in plan(study, cpu, set(identities[::3]))) == "89878c3b1096f9e3"
+
+
+def test_identities_without_runs_are_those_of_the_runs() -> None:
+    for axes in (MANY["axes"], {"recipe": ["e4m3"], "learning_rate": [1e-5, 1, 1e-3], "seed": 3}):
+        study = Study.model_validate(MANY | {"axes": axes})
+        assert list(study.identities()) == [run.identity for run in study.runs()]
+
+
+def test_a_run_that_is_changed_has_an_identity_of_its_own() -> None:
+    """Words that are shared serve only those that share what they are made of."""
+    study = Study.model_validate(MANY)
+    run, *_, other = study.runs()
+    for changes in (
+        {"learning_rate": 0.5}, {"init_seed": 9}, {"recipe": other.recipe}, {"model": other.model}, {"dataset": "x"},
+        {"training": other.training}, {"data": other.data}, {"extra_axes": ()},
+    ):  # fmt: skip
+        changed = dataclasses.replace(run, **changes)
+        alone = dataclasses.replace(changed, words=None)
+        assert changed.identity == alone.identity != run.identity
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (
+            {key: list(range(1, 9)) for key in ("layers", "steps", "warmup", "delayed", "first_blocks", "last_blocks")},
+            "axes of settings multiply to 262144 combinations, more than 100000: split the study",
+        ),
+        (
+            {"seed": 100_000, "learning_rate": [i / 10 for i in range(1, 12)]},
+            "axes multiply to 1100000 runs, more than 1000000: split the study",
+        ),
+    ],
+)
+def test_more_than_can_be_looked_at_is_refused_before_it_is(axes: dict[str, Any], message: str) -> None:
+    """A table of settings takes a hundred times as long as a run."""
+    with pytest.raises(ValueError, match=message):
+        Study.model_validate({"axes": {"recipe": ["e8m7"], "learning_rate": [1e-3], **axes}})
 
 
 def test_no_clipping_is_infinity_however_it_is_written(tmp_path: Path) -> None:

@@ -55,12 +55,26 @@ def seal(path: Path, content: bytes) -> None:
 
 def is_intact(path: Path) -> bool | None:
     """Whether a file is what its checksum says; None where it has none, as files of before."""
-    try:
-        said = path.with_suffix(CHECKSUM).read_bytes()
-    except FileNotFoundError:
+    said = _checksum_of(path)
+    if said is None:
         return None
     with path.open("rb") as file:
         return said == f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode()
+
+
+def read_intact(path: Path) -> bytes:
+    """A file's content; ValueError where that is not what its checksum says, OSError where it can't be read."""
+    said, content = _checksum_of(path), path.read_bytes()
+    if said is not None and said != f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode():
+        raise ValueError("its SHA-256 does not match")
+    return content
+
+
+def _checksum_of(path: Path) -> bytes | None:
+    try:
+        return path.with_suffix(CHECKSUM).read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def set_aside(path: Path, why: str) -> Path:

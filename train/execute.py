@@ -94,12 +94,15 @@ def run_study(
     device: str = "auto",
     observer: Observer | None = None,
     cache: Path | None = None,
+    *,
+    check: bool = False,
 ) -> Outcome:
     """Train every run of the study that `out` does not hold yet; open the results with `open_study(out)`.
 
-    device: "auto" (CUDA where there is one), "cpu" or "cuda". Raises StudyError, before any work, where the study, the
-    directory or the device won't do, or where another sweep has the directory. SIGINT and SIGTERM end the training between two
-    steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
+    device: "auto" (CUDA where there is one), "cpu" or "cuda". check: hold every finished pack against its checksum first,
+    not only those whose files have changed. Raises StudyError, before any work, where the study, the directory or the device
+    won't do, or where another sweep has the directory. SIGINT and SIGTERM end the training between two steps, by `Interrupted`, a
+    KeyboardInterrupt; a second SIGINT ends it at once.
     """
     study = study if isinstance(study, Study) else read_study(study)
     directory = Path(out)
@@ -112,12 +115,14 @@ def run_study(
                 pass
         except OSError as error:
             raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
-        return _run(study, directory, where, observer, cache)
+        return _run(study, directory, where, observer, cache, check=check)
 
 
-def _run(study: Study, directory: Path, where: torch.device, observer: Observer | None, cache: Path | None) -> Outcome:
+def _run(
+    study: Study, directory: Path, where: torch.device, observer: Observer | None, cache: Path | None, *, check: bool
+) -> Outcome:  # fmt: skip
     """`run_study`, in a directory that is there, and ours."""
-    finished = _finished(directory, study)
+    finished = _finished(directory, study, check=check)
     texts = load_texts(study, cache)
     wanted = {run.identity: run.stream.key for run in study.runs()}
     _same_text(directory, finished, wanted, texts)
@@ -180,13 +185,13 @@ def _checkpoint_of(pack: PlannedPack, text: Text, origin: dict[str, Any]) -> dic
     }
 
 
-def _finished(directory: Path, study: Study) -> dict[str, str]:
+def _finished(directory: Path, study: Study, *, check: bool) -> dict[str, str]:
     """The runs that the directory holds; StudyError where they are another study's alone."""
     for folder in (directory, directory / PACKS):
         remove_parts(folder)
-    finished = finished_runs(directory)
+    finished = finished_runs(directory, check=check)
     remove_finished(directory, finished)
-    if finished and not finished.keys() & {run.identity for run in study.runs()}:
+    if finished and not finished.keys() & set(study.identities()):
         raise StudyError(
             f"{directory} holds {len(finished)} runs of another study and none of {study.name!r}: "
             "name another directory with --out"

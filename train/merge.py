@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.directory import INDEX, PACKS, STUDY_FILE, pack_files, study_of, study_text
 from train.durable import atomically, seal
-from train.store import PACKS, STUDY_FILE, pack_files, read_pack, runs_of, study_of, study_text
+from train.finished import record
+from train.pack_file import PackFile, facts_of
 from train.study import Study, StudyError
+from train.waiting import Waiting
 
 SAME_TEXT = ("dataset", "tokenizer", "corruption")
 
@@ -40,22 +43,31 @@ def merge_studies(directories: Sequence[Path], out: Path, name: str | None = Non
         raise StudyError(f"{out}: there already; merge into a directory that is new or empty")
     studies = [study_of(directory) for directory in directories]
     study = merged_study(studies, [str(directory) for directory in directories], name)
-    wanted = {run.identity for run in study.runs()}
-    chosen, left_out = _chosen(directories, wanted)
+    wanted = set(study.identities())
+    with Waiting("reading packs") as bar:
+        chosen, left_out = _chosen(directories, wanted, bar)
     (out / PACKS).mkdir(parents=True, exist_ok=True)
     try:
-        for path in chosen:
-            copied = out / PACKS / path.name
-            content = path.read_bytes()
-            seal(copied, content)
-            with atomically(copied) as aside:
-                aside.write_bytes(content)
+        with Waiting("copying packs", len(chosen)) as bar:
+            for path in chosen:
+                _copy(path, out, study)
+                bar.advance(1)
         with atomically(out / STUDY_FILE) as aside:
             aside.write_text(study_text(study), encoding="utf-8")
     except OSError as error:
-        shutil.rmtree(out / PACKS, ignore_errors=True)
+        for folder in (PACKS, INDEX):
+            shutil.rmtree(out / folder, ignore_errors=True)
         raise StudyError(f"{out}: can't be written ({error.strerror}); make room, or name another directory") from None
     return Merged(study, sum(map(len, chosen.values())), len(chosen), left_out)
+
+
+def _copy(path: Path, out: Path, study: Study) -> None:
+    """A pack, its checksum, and its row in the index."""
+    copied, content = out / PACKS / path.name, path.read_bytes()
+    seal(copied, content)
+    with atomically(copied) as aside:
+        aside.write_bytes(content)
+    record(out, copied, facts_of(copied, study.divergence))
 
 
 def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | None = None) -> Study:
@@ -105,7 +117,7 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any], within: str = "") -
             yield f"{within}{key}", mine, theirs
 
 
-def _chosen(directories: Sequence[Path], wanted: set[str]) -> tuple[dict[Path, list[str]], int]:
+def _chosen(directories: Sequence[Path], wanted: set[str], bar: Waiting) -> tuple[dict[Path, list[str]], int]:
     """The packs to be copied, each with the runs that it brings, and how many bring nothing new; StudyError for other texts."""
     chosen: dict[Path, list[str]] = {}
     texts: dict[tuple[str, ...], tuple[str, Path]] = {}
@@ -113,16 +125,17 @@ def _chosen(directories: Sequence[Path], wanted: set[str]) -> tuple[dict[Path, l
     left_out = 0
     for directory in directories:
         for path in pack_files(directory):
-            tree = read_pack(path)
-            text = tuple(str(tree.attrs.get(key, "")) for key in SAME_TEXT)
-            sha256 = str(tree.attrs["dataset_sha256"])
+            pack = PackFile(path)
+            bar.advance(1)
+            text = tuple(str(pack.attrs.get(key, "")) for key in SAME_TEXT)
+            sha256 = str(pack.attrs["dataset_sha256"])
             known, first = texts.setdefault(text, (sha256, directory))
             if known != sha256:
                 raise StudyError(
                     f"{path}: trained on another text {text[0]!r} ({sha256[:12]}) than {first} ({known[:12]}): "
                     "runs on two texts are no one study"
                 )
-            new = [run for run in runs_of(tree) if run in wanted - seen]
+            new = [run for run in pack.runs if run in wanted - seen]
             seen.update(new)
             if new:
                 chosen[path] = new

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from train.model import ModelShape, is_matrix
 from train.muon import muon_direction
+from train.schedules import MUON_RATE
 from train.state import Chance, Kept, StateFormats, Store, compensated, stored
 
 FP32 = StateFormats()
 CLIP_EPS = 1e-6
-MUON_RATE = 20.0
 
 Parts = Sequence[Tensor]
 """A gradient as tensors whose sum it is: most have one, the tied embedding one from either end."""

@@ -6,9 +6,12 @@ of the study (so that a study started again chooses the same), and a short pack 
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -46,7 +49,7 @@ class PlannedPack:
         ]
         return slots + [slots[-1]] * (self.size - len(slots))
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """16 hex digits over the runs and R; the name of the pack's file."""
         text = " ".join([*(run.identity for run in self.runs), str(self.size)])
@@ -98,16 +101,29 @@ def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> 
     Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
     """
     groups: dict[Program, list[Run]] = {}
-    for run in study.runs():
-        groups.setdefault(program_of(run), []).append(run)
+    with _no_collection():
+        for family in study.families():
+            groups.setdefault(program_of(family[0]), []).extend(family)
     packs: list[PlannedPack] = []
     for program, runs in groups.items():
         _check_device(program, runs[0], device)
         _check_recipe(program, runs[0].recipe)
         size = _pack_size(study, program, len(runs), device)
-        missing = [run for run in runs if run.identity not in finished]
+        missing = [run for run in runs if run.identity not in finished] if finished else runs
         packs += [PlannedPack(program, tuple(missing[i : i + size]), size) for i in range(0, len(missing), size)]
     return packs
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """While runs are made by the hundred thousand: Python's collector would look at all of them again and again, for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def choose_pack_size(runs: int, largest: int, overhead: int) -> int:

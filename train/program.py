@@ -18,7 +18,7 @@ from train.optim import AdamW
 from train.recipe import Recipe, RecipeStructure
 from train.schedules import DECAY_FRACTION
 from train.signals import SIGNALS
-from train.state import StateFormats
+from train.state_formats import StateFormats
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from rich.text import Text
 from train.plan import PlannedPack, describe
 from train.program import PackResult
 from train.program import Progress as PackProgress
+from train.quantities import duration as duration
+from train.quantities import gibibytes as gibibytes
+from train.quantities import number as number
 from train.watch import MARGIN, PackView, Snapshot, Watch, live_rule
 
 EVERY = 30.0  # seconds between two plain lines of one pack
@@ -175,26 +178,3 @@ def _runs(view: PackView) -> str:
 
 def _left(seconds: float | None) -> str:
     return "time left unknown" if seconds is None else f"{duration(seconds)} left"
-
-
-def number(value: float | None) -> str:
-    """Three digits of a rate, or a dash."""
-    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds, as far as they are there: 1:02:03, 2:03, 14 s, 0.3 s; a dash for None."""
-    if seconds is None:
-        return "-"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    if hours:
-        return f"{hours}:{minutes:02}:{whole % 60:02}"
-    return f"{minutes}:{whole % 60:02}" if minutes else f"{whole} s"
-
-
-def gibibytes(count: float) -> str:
-    """Memory, with two digits after the point."""
-    return f"{count / 2**30:.2f} GiB"

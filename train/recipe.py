@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from formats import ElementFormat, FloatFormat, Rounding, ScaledFormat, float_format
-from train.accumulate import Accumulation
 from train.operands import PRODUCTS, ROLES, Described, Rules, fits_bf16, significant
-from train.state import StateFormats
+from train.state_formats import StateFormats
+from train.sums import Accumulation
 
 Native = Literal["bf16", "fp16", "tf32", "fp32", "fp64"]
 Carrier = Literal["bf16", "fp16", "tf32", "fp32", "fp64"]

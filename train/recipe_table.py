@@ -11,8 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from formats import Rounding, get_format
-from train.accumulate import parse_accumulation
 from train.operands import LONGEST_HISTORY, Product, Role
+from train.sums import parse_accumulation
 
 NONE, BODY = "none", "body"  # no format; the recipe's own body, for its LM head
 

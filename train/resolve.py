@@ -14,7 +14,6 @@ from formats import FloatFormat, Rounding, ScaledFormat
 from formats.rounding import Overflow, check_overflow
 from formats.scaled import Granularity, ScaleRule
 from formats.spec import ElementFormat
-from train.accumulate import Accumulation, parse_accumulation
 from train.named_recipes import NAMED, named_table
 from train.operands import (
     OPERANDS,
@@ -42,7 +41,8 @@ from train.recipe import (
     narrowest_carrier,
 )
 from train.recipe_table import BODY, NONE, ProductTable, RecipeTable
-from train.state import StateFormats
+from train.state_formats import StateFormats
+from train.sums import Accumulation, parse_accumulation
 
 ROUNDED_ON_ARRIVAL = (Rounding.NEAREST_EVEN, Rounding.TOWARD_ZERO)
 FP8_UNITS = {"e4m3fn", "e5m2"}

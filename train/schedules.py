@@ -14,6 +14,7 @@ from typing import Literal
 
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 DECAY_FRACTION = 0.2
+MUON_RATE = 20.0  # Muon's learning rate in units of AdamW's
 
 
 def decay_steps(steps: int, decay_fraction: float) -> int:

@@ -22,16 +22,19 @@ from pydantic import (
 )
 
 from train.corruption import Corruption
-from train.optim import MUON_RATE
 from train.presets import check_preset, filled
-from train.schedules import DECAY_FRACTION, Schedule, decay_steps
+from train.schedules import DECAY_FRACTION, MUON_RATE, Schedule, decay_steps
 from train.text import check_dataset, dataset_label
 from train.tokenizer import check_tokenizer, vocabulary_of
 
 PACK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXT_LIMIT, STEPS_LIMIT = 8192, 1_000_000
 VOCABULARY_LIMIT = 2**18
-RUNS_LIMIT, NAME_LIMIT = 100_000, 100  # of a study; characters
+RUNS_LIMIT, SETTINGS_LIMIT = (
+    1_000_000,
+    100_000,
+)  # of a study: its runs, and what its axes make of [model], [training], [data]
+SEEDS_LIMIT, NAME_LIMIT = 100_000, 100  # counted by one number; characters
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
@@ -301,9 +304,9 @@ class Axes(BaseModel):
         lists: dict[str, Any] = {}
         for key, value in data.items():
             if key in ("seed", "init_seed", "data_seed") and isinstance(value, int) and not isinstance(value, bool):
-                if not 1 <= value <= RUNS_LIMIT:
+                if not 1 <= value <= SEEDS_LIMIT:
                     raise ValueError(
-                        f"{key} counts seeds from 0, so it must be from 1 to {RUNS_LIMIT}, got {value}; or give a list"
+                        f"{key} counts seeds from 0, so it must be from 1 to {SEEDS_LIMIT}, got {value}; or give a list"
                     )
                 lists[key] = list(range(value))
             else:

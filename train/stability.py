@@ -168,19 +168,43 @@ def divergence(
     last_step is missing or lies before the first step.
     """
     settings = settings or DivergenceSettings()
+    found = outcomes(history, settings)
+    return judged(found, history["last_step"], unigram_entropy, baseline, settings, within)
+
+
+def outcomes(history: xr.Dataset, settings: DivergenceSettings) -> xr.Dataset:
+    """What each run's history says by itself: first_non_finite_step and first_spike (labels of step, NaN where there is none),
+    recovered, spike_score, final_loss; over run. Runs may be looked at together or apart.
+    """
     loss, last = history["train_loss"], history["last_step"]
-    final = smoothed_final_loss(loss, last, settings.window)
     norm = history["grad_norm"]
     if "skipped" in history:  # a dynamic loss scale found its limit: no weight saw that gradient
         norm = norm.where(history["skipped"] != 1, 0.0)
-    first_bad = first_non_finite_step(loss, norm, last)
     found = spikes(loss, last, settings.sigma, settings.spike_window)
+    rows = xr.Dataset(
+        {
+            "first_non_finite_step": first_non_finite_step(loss, norm, last),
+            "first_spike": _first(_by_run(found).astype(bool), loss),
+            "recovered": recovered(found, loss, last, settings.window, settings.recovery_margin),
+            "spike_score": spike_score(found, loss, last, settings.spike_window),
+            "final_loss": smoothed_final_loss(loss, last, settings.window),
+        }
+    )
+    return rows.drop_vars("step", errors="ignore")
+
+
+def judged(
+    rows: xr.Dataset, last_step: xr.DataArray, unigram_entropy: xr.DataArray | float, baseline: str,
+    settings: DivergenceSettings, within: Sequence[str] = ("dataset", "model"),
+) -> xr.Dataset:  # fmt: skip
+    """`divergence` of all runs, from the `outcomes` of each."""
+    final, first_bad = rows["final_loss"], rows["first_non_finite_step"]
     reference = gap_reference(final, baseline, within)
     if settings.definition == "gap" and bool(reference.isnull().any()):
         warnings.warn(
             f"no finite final loss of the baseline {baseline!r} to hold {int(reference.isnull().sum())} runs against: "
             "there only a non-finite final loss counts as a gap",
-            stacklevel=2,
+            stacklevel=3,  # whoever called `divergence`
         )
     entropy = unigram_entropy if isinstance(unigram_entropy, xr.DataArray) else xr.DataArray(float(unigram_entropy))
     if not set(entropy.dims) <= {"run"}:
@@ -189,18 +213,18 @@ def divergence(
         {
             "non_finite": first_bad.notnull(),
             "no_progress": no_progress(final, entropy.reset_coords(drop=True), settings.progress_margin),
-            "spike": found.any("step"),
+            "spike": rows["first_spike"].notnull(),
             "gap": gap(final, reference, settings.gap_margin),
-            "recovered": recovered(found, loss, last, settings.window, settings.recovery_margin),
-            "spike_score": spike_score(found, loss, last, settings.spike_window),
+            "recovered": rows["recovered"],
+            "spike_score": rows["spike_score"],
             "final_loss": final,
             "gap_reference": reference,
         }
     )
     result["diverged"] = result[settings.definition].copy()
-    when = _first(_by_run(found).astype(bool), loss) if settings.definition == "spike" else first_bad
-    result["diverged_step"] = when.fillna(last.astype(np.float64)).where(result["diverged"])
-    return _described(result.drop_vars("step", errors="ignore"), settings, baseline)
+    when = rows["first_spike"] if settings.definition == "spike" else first_bad
+    result["diverged_step"] = when.fillna(last_step.astype(np.float64)).where(result["diverged"])
+    return _described(result, settings, baseline)
 
 
 def _described(result: xr.Dataset, settings: DivergenceSettings, baseline: str) -> xr.Dataset:

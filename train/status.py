@@ -1,10 +1,10 @@
-"""What a study is doing, for another shell: `status.json` in its directory, and one answer out of it and of the packs.
+"""What a study is doing, for another shell: `status.json` in its directory, and one answer out of it and of the packs' index.
 
-The packs' files are the truth of what is finished. `status.json` tells only what is under way: an observer writes it aside and
-renames it, every `HEARTBEAT` seconds by a thread of its own, so that the heartbeat goes on while a step compiles for a minute and
-ends when the process does. Nobody has to ask whether a process id is alive, which another host could not answer: a file that
-says "running" and is older than `STALE` was left behind by a process that was killed. A status that can't be written never
-stops a training: the first failure is a line in the log.
+The packs' files are the truth of what is finished, and their index says what is in them (see `finished`). `status.json` tells
+only what is under way: an observer writes it aside and renames it, every `HEARTBEAT` seconds by a thread of its own, so that the
+heartbeat goes on while a step compiles for a minute and ends when the process does. Nobody has to ask whether a process id is
+alive, which another host could not answer: a file that says "running" and is older than `STALE` was left behind by a process that
+was killed. A status that can't be written never stops a training: the first failure is a line in the log.
 
 `study_status` gives a dictionary of this form (schema 1), numbers in JSON's sense, null where nothing is known; times are
 ISO 8601 in UTC, durations in seconds, memory in bytes:
@@ -31,16 +31,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from train.directory import study_of
+from train.finished import finished_rows
+from train.index import Row
 from train.interruption import Interrupted
-from train.plan import PlannedPack
-from train.program import PackResult, Progress
-from train.store import PACKS, open_study, read_packs, study_of
-from train.watch import MARGIN, Watch, live_rule
+from train.settings import DivergenceTable
+from train.study import Study
+
+if TYPE_CHECKING:  # torch: who asks for a status does not wait for it
+    from train.plan import PlannedPack
+    from train.program import PackResult, Progress
 
 STATUS_FILE = "status.json"
 SCHEMA = 1
@@ -63,11 +68,14 @@ class StatusFile:
         directory: Path,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime.datetime] = utc_now,
-        margin: float = MARGIN,
+        margin: float = DivergenceTable().progress_margin,
     ) -> None:
+        from train.watch import Watch, live_rule
+
         self.path = directory / STATUS_FILE
         self._aside = directory / f".{STATUS_FILE}.{os.getpid()}"
         self._watch = Watch(clock, margin=margin)
+        self._live_rule = live_rule(margin)
         self._now = now
         self._started = now()
         self._state = "running"
@@ -134,7 +142,7 @@ class StatusFile:
         packs = [dataclasses.asdict(view) for view in state.packs if view.state != "finished"]
         return {
             "schema": SCHEMA, "state": self._state, "error": self._error, "started": _iso(self._started),
-            "heartbeat": _iso(self._now()), "live_rule": live_rule(self._watch.margin),
+            "heartbeat": _iso(self._now()), "live_rule": self._live_rule,
             **dataclasses.asdict(state), "packs": packs,
         }  # fmt: skip
 
@@ -150,22 +158,14 @@ def study_status(directory: Path | str, now: Callable[[], datetime.datetime] = u
     """
     directory = Path(directory)
     study = study_of(directory)
-    planned = {run.identity for run in study.runs()}
+    planned = set(study.identities())
     under_way = read_status(directory)  # before the packs: what finishes in between is then counted twice, not never
-    packs = [
-        (pack.attrs, [str(run) for run in pack["history"].to_dataset()["run"].values]) for pack in read_packs(directory)
-    ]
-    diverged: dict[str, bool] = {}
-    if any(not planned.isdisjoint(runs) for _, runs in packs):
-        summary = open_study(directory)["summary"].to_dataset()
-        diverged = dict(zip(map(str, summary["run"].values), map(bool, summary["diverged"].values), strict=True))
+    packs = finished_rows(directory, study.divergence)
+    diverged = _diverged(study, planned, packs.values())
     state, message = _state(len(planned), len(diverged), under_way, now())
-    rows = sorted(
-        (_pack_row(directory, attrs, runs, diverged) for attrs, runs in packs), key=lambda row: row["written"]
-    )
+    rows = [_pack_row(row, diverged) for row in sorted(packs.values(), key=lambda row: row["file"][1])]
     if under_way:
-        written = {row["hash"] for row in rows}
-        under_way["packs"] = [pack for pack in under_way["packs"] if pack["hash"] not in written]
+        under_way["packs"] = [pack for pack in under_way["packs"] if pack["hash"] not in packs]
     return {
         "schema": SCHEMA,
         "name": study.name,
@@ -184,19 +184,32 @@ def study_status(directory: Path | str, now: Callable[[], datetime.datetime] = u
     }
 
 
-def _pack_row(
-    directory: Path, attrs: Mapping[Any, Any], runs: Sequence[str], diverged: Mapping[str, bool]
-) -> dict[str, Any]:
-    written = (directory / PACKS / f"{attrs['pack']}.nc").stat().st_mtime
+def _diverged(study: Study, planned: set[str], packs: Collection[Row]) -> dict[str, bool]:
+    """Whether each finished run of the study diverged, by the study's definition; of a run that two packs have, the first's."""
+    if study.divergence.definition == "gap":
+        from train.gaps import gaps
+
+        return gaps(study, packs)
+    diverged: dict[str, bool] = {}
+    for row in packs:
+        said = row[study.divergence.definition]
+        for run, bit in zip(row["runs"], said, strict=True):
+            if run in planned:
+                diverged.setdefault(run, bit == "1")
+    return diverged
+
+
+def _pack_row(row: Row, diverged: Mapping[str, bool]) -> dict[str, Any]:
+    written = datetime.datetime.fromtimestamp(row["file"][1] / 1e9, datetime.UTC)
     return {
-        "hash": str(attrs["pack"]),
-        "runs": len(runs),
-        "pack_size": int(attrs["pack_size"]),
-        "diverged": sum(diverged.get(run, False) for run in runs),
-        "device": str(attrs["device"]),
-        "written": _iso(datetime.datetime.fromtimestamp(written, datetime.UTC)),
-        "seconds": float(attrs["seconds"]),
-        "seconds_first_step": float(attrs["seconds_first_step"]),
+        "hash": row["pack"],
+        "runs": len(row["runs"]),
+        "pack_size": row["size"],
+        "diverged": sum(diverged.get(run, False) for run in row["runs"]),
+        "device": row["device"],
+        "written": _iso(written),
+        "seconds": row["seconds"],
+        "seconds_first_step": row["first_step"],
     }
 
 

@@ -1,42 +1,50 @@
 """A study directory: one netCDF file a pack, complete or absent, joined on opening into one labelled DataTree.
 
-    study.toml            the study as resolved
     packs/<hash>.nc       /history, /evaluation, /sharpness and /signals of one pack's runs
     packs/<hash>.sha256   its checksum, for `sha256sum -c` too
-    checkpoints/<hash>/   the state of a pack under way (see `checkpoint`)
 
-A pack is written whole or not at all (see `durable`), and read only if it is what its checksum says. Every group carries the run
-coordinates itself, since coordinates that are no index are not inherited. `/summary` and the gradient ratios are derived on
-opening, from the histories, so that their definitions can be changed without training again.
+What else is there, `directory` lists. A pack is written whole or not at all (see `durable`), and read only if it is what its
+checksum says. Every group carries the run coordinates itself, since coordinates that are no index are not inherited. `/summary`
+and the gradient ratios are derived on opening, from the histories, so that their definitions can be changed without training
+again.
 """
 
 from __future__ import annotations
 
+import io
 import logging
-import math
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import xarray as xr
 
-from train.durable import atomically, is_intact, seal, set_aside
-from train.gradient_ratio import norm_to_mean
+from train.derived import for_all_runs, in_bits, join, shared_attributes, summary_of, with_ratios
+from train.directory import PACK
+from train.directory import PACKS as PACKS
+from train.directory import STUDY_FILE as STUDY_FILE
+from train.directory import pack_files as pack_files
+from train.directory import study_of as study_of
+from train.directory import study_text as study_text
+from train.durable import atomically, read_intact, seal, set_aside
+from train.finished import finished_rows, record
 from train.operands import ROLES
+from train.pack_file import DAMAGE, damaged, facts
 from train.plan import PlannedPack
 from train.program import PackResult
 from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
+from train.settings import DivergenceTable
 from train.signal_pass import tensor_names
 from train.signals import OUTSIDE
-from train.stability import DivergenceSettings, divergence
+from train.stability import DivergenceSettings, divergence, judged
 from train.streams import evaluation_bytes_per_token
 from train.study import Run, Study, StudyError
-from train.study_file import read_study
 from train.text import Text
 
-STUDY_FILE, PACKS = "study.toml", "packs"
 ENGINE: Final = "h5netcdf"
+RECORDED = ("history", "evaluation", "sharpness", "signals")  # groups that packs have; /summary is derived
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +149,7 @@ def run_coordinates(runs: tuple[Run, ...], pack_size: int) -> dict[str, Any]:
 
 def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
     """The tree in packs/<hash>.nc, whole or not at all, and its checksum; OSError where it can't be written."""
-    path = directory / PACKS / f"{pack.hash}.nc"
+    path = directory / PACKS / f"{pack.hash}{PACK}"
     compress = {
         node.path: {str(name): {"zlib": True, "complevel": 4} for name, v in node.data_vars.items() if v.ndim > 1}
         for node in tree.subtree
@@ -152,7 +160,29 @@ def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
     seal(path, content)
     with atomically(path) as aside:
         aside.write_bytes(content)
+    _record(directory, path, pack, tree)
     return path
+
+
+def _record(directory: Path, path: Path, pack: PlannedPack, tree: xr.DataTree) -> None:
+    """Note the pack, which is on the disk, in the study's index; nothing that goes wrong here undoes that."""
+    if not (directory / STUDY_FILE).is_file():
+        return
+    try:
+        runs = [run.identity for run in pack.runs]
+        history = tree["history"].to_dataset()
+        record(directory, path, facts(path.stem, runs, tree.attrs, history, _divergence_table(directory)))
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("%s: not in the index (%s): it is read again at the next start", path, error)
+
+
+def _divergence_table(directory: Path) -> DivergenceTable:
+    """The [divergence] of the directory's study.toml, without reading all of the study; the default where that can't be read."""
+    try:
+        content = tomllib.loads((directory / STUDY_FILE).read_text(encoding="utf-8"))
+        return DivergenceTable.model_validate(content.get("divergence", {}))
+    except (OSError, ValueError):
+        return DivergenceTable()
 
 
 def read_packs(directory: Path) -> Iterator[xr.DataTree]:
@@ -161,22 +191,13 @@ def read_packs(directory: Path) -> Iterator[xr.DataTree]:
         yield read_pack(path)
 
 
-def pack_files(directory: Path) -> list[Path]:
-    """The files of a study directory's finished packs, by name."""
-    return sorted((directory / PACKS).glob("*.nc"))
-
-
 def read_pack(path: Path) -> xr.DataTree:
     """A pack in memory; StudyError where it is damaged."""
     try:
-        if is_intact(path) is False:
-            raise ValueError("its SHA-256 does not match")
-        with xr.open_datatree(path, engine=ENGINE) as tree:
+        with xr.open_datatree(io.BytesIO(read_intact(path)), engine=ENGINE) as tree:
             return tree.load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StudyError(
-            f"{path}: a damaged pack ({error}); `exmy resume {path.parent.parent}` keeps it aside and trains its runs again"
-        ) from None
+    except DAMAGE as error:
+        raise damaged(path, error) from None
 
 
 def runs_of(pack: xr.DataTree) -> list[str]:
@@ -184,138 +205,117 @@ def runs_of(pack: xr.DataTree) -> list[str]:
     return [str(identity) for identity in pack["history"].to_dataset()["run"].values]
 
 
-def finished_runs(directory: Path, *, mend: bool = True) -> dict[str, str]:
-    """Identities of the runs that a directory holds, each with its text's hash.
+def finished_runs(directory: Path, *, mend: bool = True, check: bool = False) -> dict[str, str]:
+    """Identities of the runs that a directory holds, each with its text's hash, from its index where that is up to date.
 
     A damaged pack is set aside, with a line in the log: for whoever has the directory to itself, and trains what is missing. Who
-    only looks does not `mend`: the pack counts as missing, and stays where it is.
+    only looks does not `mend`: the pack counts as missing, and stays where it is. check: hold every file against its checksum.
     """
-    finished: dict[str, str] = {}
-    for path in pack_files(directory):
-        try:
-            tree = read_pack(path)
-        except StudyError:
-            if not mend:
-                continue
+
+    def set_aside_and_say(path: Path, _: StudyError) -> None:
+        if mend:
             aside = set_aside(path, "damaged")
             log.warning("%s: damaged: kept as %s, and its runs are trained again", path, aside.name)
-            continue
-        finished |= dict.fromkeys(runs_of(tree), str(tree.attrs["dataset_sha256"]))
-    return finished
+
+    rows = finished_rows(directory, None, "nothing" if check else "stamps", set_aside_and_say, keep=mend)
+    return {run: row["text"] for row in rows.values() for run in row["runs"]}
 
 
-def study_of(directory: Path) -> Study:
-    """The study whose directory it is; StudyError where it is none."""
-    if not (directory / STUDY_FILE).is_file():
-        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
-    return read_study(directory / STUDY_FILE)
-
-
-def study_text(study: Study) -> str:
-    """What a study directory's study.toml says."""
-    return f"# As resolved, every default spelt out. Hash: {study.hash}\n{study.to_toml()}"
-
-
-def open_study(directory: Path | str) -> xr.DataTree:
+def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = None) -> xr.DataTree:
     """A study directory as one DataTree: /history, /evaluation, /sharpness, /signals and /summary, aligned to all finished runs.
 
     Runs stand in the study's order; padding is NaN after `last_step`, and where a run has no such block, tensor or signal.
-    StudyError where the directory holds no study or no finished run of it.
+    chunks: None for all in memory; a number of runs, or "auto", for dask arrays that read that many runs' histories at a time
+    (see `lazy`), with the same values. StudyError where the directory holds no study, no finished run of it, or a damaged pack.
     """
     directory = Path(directory)
     study = study_of(directory)
+    if chunks is not None:
+        return _open_lazily(study, directory, chunks)
     packs = list(read_packs(directory))
     groups: dict[str, xr.Dataset] = {}
-    planned = [run.identity for run in study.runs()]
-    for group in ("history", "evaluation", "sharpness", "signals"):
+    planned = list(study.identities())
+    for group in RECORDED:
         parts = [pack[group].to_dataset() for pack in packs if group in pack]
         if not parts:
             continue
-        joined = xr.concat(parts, dim="run", join="outer", combine_attrs="override", data_vars="all", coords="all")
+        joined = join(parts)
         joined = joined.isel(run=~joined.get_index("run").duplicated())
         present = set(joined["run"].values.tolist())
         groups[group] = joined.sel(run=[identity for identity in planned if identity in present])
     if "history" not in groups or not groups["history"].sizes["run"]:
-        raise StudyError(
-            f"{directory}: none of the study's {len(planned)} runs is finished; run the sweep again to go on"
-        )
-    groups["history"] = _with_ratios(groups["history"])
+        raise _none_finished(directory, len(planned))
+    groups["history"] = with_ratios(groups["history"])
     if "signals" in groups:
-        groups["signals"] = _for_all_runs(groups["signals"], groups["history"])
+        groups["signals"] = for_all_runs(groups["signals"], groups["history"])
     if "evaluation" in groups:
-        groups["evaluation"] = _in_bits(groups["evaluation"], packs)
+        by_byte = _per_run(packs, groups["evaluation"], "evaluation_bytes_per_token")
+        groups["evaluation"] = in_bits(groups["evaluation"], by_byte)
     groups["summary"] = summarise(study, groups["history"], packs)
+    return _tree(study, groups, len(planned), [pack.attrs for pack in packs])
+
+
+def _open_lazily(study: Study, directory: Path, chunks: int | Literal["auto"]) -> xr.DataTree:
+    """`open_study` with chunks; StudyError where they are none, or dask is missing."""
+    if chunks != "auto" and chunks < 1:
+        raise StudyError(f'chunks must be "auto" or a number of runs, at least 1, got {chunks}')
+    from train.lazy import layout, survey  # dask, for those who ask for it
+
+    planned = list(study.identities())
+    settings = DivergenceSettings(**study.divergence.model_dump())
+    found = survey(pack_files(directory), settings)
+    laid = layout(found, read_pack, join, RECORDED)
+    if not laid.rows("history", planned).size:
+        raise _none_finished(directory, len(planned))
+    groups = laid.groups(planned, None if chunks == "auto" else chunks)
+    history = groups["history"] = with_ratios(groups["history"])
+
+    def number(attribute: str, like: xr.Dataset = history) -> xr.DataArray:
+        values = laid.numbers(like["run"].values, attribute, _absent(attribute))
+        return xr.DataArray(values, dims="run", coords={"run": like["run"].values}, name=attribute)
+
+    if "evaluation" in groups:
+        groups["evaluation"] = in_bits(groups["evaluation"], number("evaluation_bytes_per_token", groups["evaluation"]))
+    labels = {name: of for name, of in history.coords.items() if of.dims == ("run",)}
+    rows = found.outcomes.isel(run=laid.rows("history", planned)).assign_coords(labels)
+    within = ("dataset", "model", *(study.axes.model_extra or {}))
+    judgement = judged(rows, history["last_step"], number("unigram_entropy"), study.reference, settings, within)
+    groups["summary"] = summary_of(judgement, history["last_step"], number)
+    return _tree(study, groups, len(planned), found.attrs)
+
+
+def _none_finished(directory: Path, planned: int) -> StudyError:
+    return StudyError(f"{directory}: none of the study's {planned} runs is finished; run the sweep again to go on")
+
+
+def _tree(
+    study: Study, groups: Mapping[str, xr.Dataset], planned: int, packs: Sequence[Mapping[Any, Any]]
+) -> xr.DataTree:
     tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
     tree.attrs = {
-        "name": study.name, "baseline": study.reference, "study_hash": study.hash, "runs_planned": len(planned),
-        "runs_finished": groups["history"].sizes["run"], "packs": len(packs), **_shared_attributes(packs),
+        "name": study.name, "baseline": study.reference, "study_hash": study.hash, "runs_planned": planned,
+        "runs_finished": groups["history"].sizes["run"], "packs": len(packs), **shared_attributes(packs),
     }  # fmt: skip
     return tree
 
 
 def summarise(study: Study, history: xr.Dataset, packs: list[xr.DataTree]) -> xr.Dataset:
     """/summary: each definition of divergence, the final loss and the yardstick, for every run."""
-    unigram = _per_run(packs, history, "unigram_entropy")
     settings = DivergenceSettings(**study.divergence.model_dump())
     within = ("dataset", "model", *(study.axes.model_extra or {}))
-    summary = divergence(history, unigram, study.reference, settings, within)
-    tokens = (history["last_step"] + 1) * _per_run(packs, history, "tokens_per_step")
-    derived = {
-        "unigram_entropy": unigram,
-        "final_bits_per_byte": _bits_per_byte(summary["final_loss"], packs, "train_bytes_per_token"),
-        "epochs": tokens / _per_run(packs, history, "train_tokens"),
-    }
-    return summary.assign(
-        {name: ("run", values.values, GROUPS["summary"][name].attrs()) for name, values in derived.items()}
-    )
-
-
-def _with_ratios(history: xr.Dataset) -> xr.Dataset:
-    """/history with the ratios of gradient norms to those before."""
-    for name, of in (("gnmr", "grad_norm"), ("gnmr_block", "grad_norm_block")):
-        if of in history:  # runs of before have no norms of blocks
-            row = GROUPS["history"][name]
-            ratio = norm_to_mean(history[of].transpose(*row.dims).values)
-            history = history.assign({name: (row.dims, ratio, row.attrs())})
-    return history
-
-
-def _for_all_runs(group: xr.Dataset, history: xr.Dataset) -> xr.Dataset:
-    """A group that some runs have, with NaN for the others, and `measured` telling which."""
-    runs = {name: values for name, values in history.coords.items() if values.dims == ("run",)}
-    measured = history.get_index("run").isin(group.get_index("run"))
-    row = group["measured"]
-    whole = group.drop_vars("measured").reindex(run=history["run"]).assign_coords(runs)
-    return whole.assign(measured=("run", measured, row.attrs))
-
-
-def _in_bits(evaluation: xr.Dataset, packs: list[xr.DataTree]) -> xr.Dataset:
-    """/evaluation with the losses in bits per byte beside those in nats per token."""
-    bits = _bits_per_byte(evaluation["validation_loss"], packs, "evaluation_bytes_per_token")
-    row = GROUPS["evaluation"]["bits_per_byte"]
-    return evaluation.assign(bits_per_byte=(row.dims, bits.transpose(*row.dims).values, row.attrs()))
-
-
-def _bits_per_byte(loss: xr.DataArray, packs: list[xr.DataTree], attribute: str) -> xr.DataArray:
-    return loss / (math.log(2) * _per_run(packs, loss, attribute))
+    unigram = _per_run(packs, history, "unigram_entropy")
+    judgement = divergence(history, unigram, study.reference, settings, within)
+    return summary_of(judgement, history["last_step"], lambda attribute: _per_run(packs, history, attribute))
 
 
 def _per_run(packs: list[xr.DataTree], like: xr.Dataset | xr.DataArray, attribute: str) -> xr.DataArray:
-    """A number that packs have, for each run of `like`; what packs of before don't have is NaN, or 1 byte for a token."""
-    absent = 1.0 if attribute.endswith("bytes_per_token") else np.nan
+    """A number that packs have, for each run of `like`."""
+    absent = _absent(attribute)
     number = {identity: float(pack.attrs.get(attribute, absent)) for pack in packs for identity in runs_of(pack)}
     values = [number[str(identity)] for identity in like["run"].values]
     return xr.DataArray(values, dims="run", coords={"run": like["run"].values}, name=attribute)
 
 
-def _shared_attributes(packs: list[xr.DataTree]) -> dict[str, Any]:
-    """Provenance over all packs: a value that all share, or every different one, joined by " | "; seconds are added up."""
-    shared: dict[str, Any] = {}
-    for key in map(str, packs[0].attrs):
-        values = [pack.attrs[key] for pack in packs if key in pack.attrs]
-        if key in ("seconds", "seconds_first_step"):
-            shared[key] = float(sum(values))
-        elif key not in ("pack", "created"):
-            distinct = list(dict.fromkeys(values))
-            shared[key] = distinct[0] if len(distinct) == 1 else " | ".join(map(str, distinct))
-    return shared
+def _absent(attribute: str) -> float:
+    """What packs of before don't have: NaN, or 1 byte for a token."""
+    return 1.0 if attribute.endswith("bytes_per_token") else np.nan

@@ -12,8 +12,9 @@ import hashlib
 import itertools
 import json
 import math
+import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import tomli_w
@@ -27,6 +28,7 @@ from train.resolve import resolve_recipe
 from train.settings import (
     NAME_LIMIT,
     RUNS_LIMIT,
+    SETTINGS_LIMIT,
     Axes,
     DataSettings,
     DivergenceTable,
@@ -64,10 +66,29 @@ class TokenStream:
 
 
 @dataclass(frozen=True)
+class IdentityWords:
+    """An identity's text around a run's own rate and seeds, and what the text was made of.
+
+    A study's runs are many and what they are made of is little: made once for all that share it, the text leaves a run no more to
+    do than to hash it.
+    """
+
+    parts: tuple[Any, ...]
+    before: str
+    between: str
+    after: str
+
+    def serve(self, parts: tuple[Any, ...]) -> bool:
+        """Whether a run of these parts has this text: they are the very objects."""
+        return all(map(operator.is_, self.parts, parts))
+
+
+@dataclass(frozen=True)
 class Run:
     """One run of a study, wholly resolved. Two runs with equal identity give the same numbers.
 
-    `dataset` is the text's name, or the last part of its path: `stream` has the whole path.
+    `dataset` is the text's name, or the last part of its path: `stream` has the whole path. `words` save work where they serve,
+    and decide nothing.
     """
 
     recipe: Recipe
@@ -82,6 +103,7 @@ class Run:
     data: DataSettings = field(default_factory=DataSettings)
     path: str | None = None
     signals: SignalsTable = field(default_factory=SignalsTable)
+    words: IdentityWords | None = field(default=None, compare=False, repr=False)
 
     @property
     def stream(self) -> TokenStream:
@@ -98,6 +120,33 @@ class Run:
         """Axes that change words of recipes: two of their values can mean the same, and are two runs all the same."""
         return [f"{key}={word}" for key, word in self.extra_axes if key in AXES]
 
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """What decides the run's numbers, its rate and its seeds apart."""
+        return (self.recipe, self.dataset, self.model, self.training, self.probe, self.data, self.extra_axes)
+
+    def identity_words(self) -> IdentityWords:
+        """The text of the run's identity, for it and for those that differ from it in the rate and the seeds alone."""
+        settings: list[Table] = [self.model, self.training, self.probe]
+        if self.data != DataSettings():  # a table that runs of before did not have
+            settings.append(self.data)
+        content = {
+            "version": IDENTITY_VERSION,
+            "recipe": [self.recipe.name, self.recipe.arithmetic, *self._recipe_words],
+            "dataset": self.dataset,
+            # A preset counts by what it came to.
+            "settings": [
+                table.model_dump(mode="json", exclude_defaults=True, exclude={"preset"}) for table in settings
+            ],
+        }
+        # In the order in which JSON sorts the keys, "learning_rate" and "seeds" between them.
+        dataset, recipe, tables, version = (
+            json.dumps({key: content[key]}, sort_keys=True)[1:-1] for key in sorted(content)
+        )
+        return IdentityWords(
+            self.parts, f'{{{dataset}, "learning_rate": ', f', {recipe}, "seeds": [', f"], {tables}, {version}}}"
+        )
+
     @functools.cached_property
     def identity(self) -> str:
         """24 hex digits over everything that decides the run's numbers, the device and the pack's size apart.
@@ -106,21 +155,21 @@ class Run:
         before, leaves finished runs finished. Whoever changes a default raises IDENTITY_VERSION. A text counts by its name,
         without the place where it lies, so that one that moves is the same; that it still holds the same is `execute`'s to see.
         """
-        settings: list[Table] = [self.model, self.training, self.probe]
-        if self.data != DataSettings():  # a table that runs of before did not have
-            settings.append(self.data)
-        content = {
-            "version": IDENTITY_VERSION,
-            "recipe": [self.recipe.name, self.recipe.arithmetic, *self._recipe_words],
-            "learning_rate": self.learning_rate,
-            "seeds": [self.init_seed, self.data_seed],
-            "dataset": self.dataset,
-            # A preset counts by what it came to.
-            "settings": [
-                table.model_dump(mode="json", exclude_defaults=True, exclude={"preset"}) for table in settings
-            ],
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+        words = self.words
+        if words is None or not words.serve(self.parts):
+            words = self.identity_words()
+        return identity_of(words, _as_json(self.learning_rate), f"{self.init_seed}, {self.data_seed}")
+
+
+def _as_json(rate: float) -> str:
+    """As json.dumps writes it, which takes a microsecond for a number."""
+    return float.__repr__(rate) if isinstance(rate, float) else json.dumps(rate)
+
+
+def identity_of(words: IdentityWords, rate: str, seeds: str) -> str:
+    """The identity of a run of these words; its rate and "init seed, data seed" as JSON writes them."""
+    text = f"{words.before}{rate}{words.between}{seeds}{words.after}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _tick(key: str, word: Any, tables: tuple[Table, ...]) -> Any:
@@ -157,6 +206,7 @@ class Study(Table):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Study:
+        self._check_size()
         for changes in self._recipe_changes():
             _check_words(changes)
             for name in {*self.axes.recipe, *([self.baseline] if self.baseline else [])}:
@@ -181,12 +231,22 @@ class Study(Table):
                 raise ValueError(
                     f"a recipe's name and a text's path have at most {10 * NAME_LIMIT} characters, which print; got {name!r}"
                 )
-        count = math.prod(len(values) for _, values in self.axes.items())
-        if count > RUNS_LIMIT:
-            raise ValueError(f"axes multiply to {count} runs, more than {RUNS_LIMIT}: split the study")
         for _ in self._settings():  # every combination of axes makes valid tables
             pass
         return self
+
+    def _check_size(self) -> None:
+        """ValueError for more runs than a study may have, or more tables of settings, which take a hundred times as long."""
+        runs = math.prod(len(values) for _, values in self.axes.items())
+        if runs > RUNS_LIMIT:
+            raise ValueError(f"axes multiply to {runs} runs, more than {RUNS_LIMIT}: split the study")
+        settings = math.prod(
+            len(values) for values in (self.axes.model_extra or {}).values() if isinstance(values, list)
+        )
+        if settings > SETTINGS_LIMIT:
+            raise ValueError(
+                f"axes of settings multiply to {settings} combinations, more than {SETTINGS_LIMIT}: split the study"
+            )
 
     def recipe(self, name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe called `name`, from [recipes] or by its format, with some words changed."""
@@ -226,20 +286,50 @@ class Study(Table):
             )
             yield *tables, {key: _tick(key, word, tables) for key, word in chosen.items()}
 
-    def runs(self) -> Iterator[Run]:
-        """Every run, the first axis slowest."""
+    @property
+    def _seeds(self) -> list[tuple[int, int]]:
+        """Every run's initial seed and data seed."""
         axes = self.axes
-        seeds: list[tuple[int, int]] = [(s, s) for s in axes.seed]
         if self._separate_seeds:
-            seeds = list(itertools.product(axes.init_seed or [0], axes.data_seed or [0]))
+            return list(itertools.product(axes.init_seed or [0], axes.data_seed or [0]))
+        return [(s, s) for s in axes.seed]
+
+    def _first_runs(self) -> Iterator[Run]:
+        """A run for each combination of the axes, rates and seeds apart; its `words` are those of all that share it."""
+        axes = self.axes
+        rate, (init_seed, data_seed) = axes.learning_rate[0], self._seeds[0]
         for name, dataset in itertools.product(axes.recipe, axes.dataset):
             for model, training, data, chosen in self._settings():
                 recipe = self._resolved(name, {key: value for key, value in chosen.items() if key in AXES})
-                for rate, (init_seed, data_seed) in itertools.product(axes.learning_rate, seeds):
-                    yield Run(
-                        recipe, rate, init_seed, data_seed, dataset_label(dataset), model, training, self.probe,
-                        tuple(chosen.items()), data, dataset, self.signals,
-                    )  # fmt: skip
+                run = Run(
+                    recipe, rate, init_seed, data_seed, dataset_label(dataset), model, training, self.probe,
+                    tuple(chosen.items()), data, dataset, self.signals,
+                )  # fmt: skip
+                yield replace(run, words=run.identity_words())
+
+    def families(self) -> Iterator[list[Run]]:
+        """`runs`, those together that differ in rate and seeds alone."""
+        rates_and_seeds = list(itertools.product(self.axes.learning_rate, self._seeds))
+        for first in self._first_runs():
+            recipe = first.recipe
+            shared = (
+                first.dataset, first.model, first.training, first.probe, first.extra_axes, first.data, first.path,
+                first.signals, first.words,
+            )  # fmt: skip
+            yield [Run(recipe, rate, init_seed, data_seed, *shared) for rate, (init_seed, data_seed) in rates_and_seeds]
+
+    def runs(self) -> Iterator[Run]:
+        """Every run, the first axis slowest."""
+        return itertools.chain.from_iterable(self.families())
+
+    def identities(self) -> Iterator[str]:
+        """The identities of `runs`, in their order, without making the runs: ten times as fast."""
+        rates = [_as_json(rate) for rate in self.axes.learning_rate]
+        seeds = [f"{init_seed}, {data_seed}" for init_seed, data_seed in self._seeds]
+        for first in self._first_runs():
+            words = first.words or first.identity_words()
+            for rate, pair in itertools.product(rates, seeds):
+                yield identity_of(words, rate, pair)
 
     def to_toml(self) -> str:
         """The study as resolved, with every default, as a study file."""

@@ -1,0 +1,112 @@
+"""An exported study is the study: every bit, label and attribute; and what is there is not lost to one that fails."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+from click.testing import CliRunner, Result
+
+from exmy import export
+from exmy.cli import main
+from tests.test_lazy import Silent, study
+from train import lazy, open_study, run_study
+
+pytest.importorskip("zarr")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two kinds, some of which end in NaN."""
+    directory = tmp_path_factory.mktemp("exported")
+    run_study(study(axes={"seed": 1, "layers": [2]}), directory, "cpu", Silent())
+    return directory
+
+
+def exported(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["export", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(("option", "name", "engine"), [("--zarr", "s.zarr", "zarr"), ("--netcdf", "s.nc", "h5netcdf")])
+@pytest.mark.parametrize("chunk_bytes", [2**26, 1])
+def test_a_round_trip(
+    option: str, name: str, engine: Any, chunk_bytes: int, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """In one piece, and a run at a time."""
+    monkeypatch.setattr(lazy, "CHUNK_BYTES", chunk_bytes)
+    done = exported(directory, option, tmp_path / name)
+    assert (done.exit_code, done.output) == (0, f"{tmp_path / name}\n")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    whole = open_study(directory)
+    assert bool(whole["history"]["train_loss"].isnull().any())
+    with xr.open_datatree(tmp_path / name, engine=engine) as tree:
+        loaded = tree.load()
+    assert set(loaded.children) == set(whole.children)
+    assert loaded.attrs == whole.attrs
+    for group in whole.children:
+        ours, theirs = loaded[group].to_dataset(), whole[group].to_dataset()
+        xr.testing.assert_identical(ours, theirs)
+        for variable in theirs.variables:
+            assert ours[variable].dtype == theirs[variable].dtype
+            assert ours[variable].values.tobytes() == theirs[variable].values.tobytes(), f"{group}/{variable}"
+
+
+def test_what_is_there_is_replaced_only_by_force(directory: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    assert exported(directory, "--zarr", out).exit_code == 0
+    (out / "mine").write_text("kept")
+    refused = exported(directory, "--zarr", out)
+    assert refused.exit_code == 2
+    assert refused.output == f"exmy: {out}: there already; name another place, or replace it with --force\n"
+    assert (out / "mine").exists()
+    assert exported(directory, "--zarr", out, "--force").exit_code == 0
+    assert not (out / "mine").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_force_is_for_stores_alone(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    for out in (tmp_path / "mine", directory, directory.parent, tmp_path / "mine" / "letter"):
+        refused = exported(directory, "--zarr", out, "--force")
+        assert refused.exit_code == 2, out
+        assert refused.output.count("\n") == 1
+    assert (tmp_path / "mine" / "letter").read_text() == "dear"
+    assert (directory / "study.toml").exists()
+
+
+@pytest.mark.parametrize("option", ["--zarr", "--netcdf"])
+def test_one_that_fails_leaves_what_was_there(
+    option: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert exported(directory, option, out).exit_code == 0
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lazy.Packs, "values", full)
+    failed = exported(directory, option, out, "--force")
+    assert failed.exit_code == 2
+    assert failed.output == "exmy: can't be written: No space left on device; make room, or name another place\n"
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_without_zarr_a_line_says_how_to_get_it(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    refused = exported(directory, "--zarr", tmp_path / "s.zarr")
+    assert (refused.exit_code, refused.output) == (2, "exmy: zarr is not installed: pip install 'exmy[zarr]'\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_requests_are_refused(directory: Path, tmp_path: Path) -> None:
+    assert "name what to write: --zarr OUT, --netcdf OUT.nc or both" in exported(directory).output
+    assert exported(directory, "--zarr", tmp_path / "no" / "s.zarr").output.endswith("make it, or name another place\n")
+    assert "no study.toml here" in exported(tmp_path, "--zarr", tmp_path / "s.zarr").output
+    assert export.ZARR_MARKS == (".zgroup", "zarr.json")

@@ -1,0 +1,81 @@
+"""What lies where in a study directory, and whose it is; without torch or xarray, so that a look at one takes no second.
+
+study.toml            the study as resolved
+packs/<hash>.nc       the results of one pack
+packs/<hash>.sha256   its checksum
+index/<host>.jsonl    which runs the packs hold (see `index`); a copy of what they say, and made again where it is lost
+checkpoints/<hash>/   the state of a pack under way (see `checkpoint`)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from train.durable import CHECKSUM
+from train.study import Study, StudyError
+from train.study_file import read_study
+
+STUDY_FILE, PACKS, INDEX = "study.toml", "packs", "index"
+PACK = ".nc"
+
+
+class Stamp(NamedTuple):
+    """By what a file is known to be the one that it was: bytes, and when its content and its entry were changed, ns.
+
+    Programs that copy set the first time and can't set the second.
+    """
+
+    size: int
+    modified: int
+    changed: int
+
+
+class Found(NamedTuple):
+    """A pack's file, and its checksum's, None where it has none."""
+
+    file: Stamp
+    seal: Stamp | None
+
+
+def stamp_of(path: Path) -> Stamp:
+    """A file's stamp; OSError where there is none."""
+    return _stamp(path.stat())
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def found_packs(directory: Path, *, seals: bool = True) -> dict[str, Found]:
+    """The packs whose files a study directory has, by their hashes, in the order of `pack_files`, by one look at the folder.
+
+    seals: whether to look at the checksums too.
+    """
+    files: dict[str, Stamp] = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory / PACKS) as entries:
+        for entry in entries:
+            if entry.name.endswith((PACK, CHECKSUM) if seals else PACK):
+                with contextlib.suppress(FileNotFoundError):  # gone since
+                    files[entry.name] = _stamp(entry.stat())
+    hashes = (name.removesuffix(PACK) for name in sorted(files) if name.endswith(PACK))
+    return {name: Found(files[name + PACK], files.get(name + CHECKSUM)) for name in hashes}
+
+
+def pack_files(directory: Path) -> list[Path]:
+    """The files of a study directory's finished packs, by name."""
+    return sorted((directory / PACKS).glob(f"*{PACK}"))
+
+
+def study_of(directory: Path) -> Study:
+    """The study whose directory it is; StudyError where it is none."""
+    if not (directory / STUDY_FILE).is_file():
+        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
+    return read_study(directory / STUDY_FILE)
+
+
+def study_text(study: Study) -> str:
+    """What a study directory's study.toml says."""
+    return f"# As resolved, every default spelt out. Hash: {study.hash}\n{study.to_toml()}"
