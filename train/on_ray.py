@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import shutil
 import tempfile
 import threading
@@ -25,6 +26,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from train.board import Board, Line
 from train.interruption import Interruption
 from train.local import count_workers
 from train.observer import Observer
@@ -46,32 +48,6 @@ TICK = 1.0  # seconds between two looks at the board, from either side
 log = logging.getLogger(__name__)
 
 
-class Board:
-    """An actor: what workers said last, until it is taken, and the signal that ends them all."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, Progress | None] = {}
-        self._lines: list[tuple[str, int, str]] = []
-        self._number: int | None = None
-
-    def say(self, pack: str, progress: Progress | None, lines: list[tuple[str, int, str]]) -> int | None:
-        """A worker's word on its pack, None where there is nothing new; gives the signal's number, if one came."""
-        if progress is not None or pack not in self._said:
-            self._said[pack] = progress
-        self._lines += lines
-        return self._number
-
-    def take(self) -> tuple[dict[str, Progress | None], list[tuple[str, int, str]]]:
-        """What was said since the last time."""
-        said, lines = self._said, self._lines
-        self._said, self._lines = {}, []
-        return said, lines
-
-    def end(self, number: int) -> None:
-        """Every worker ends its step, keeps a checkpoint and leaves."""
-        self._number = number
-
-
 class Voice(logging.Handler):
     """A worker's link to the board: a thread that says the latest every `TICK` seconds, and sets the interruption."""
 
@@ -79,7 +55,7 @@ class Voice(logging.Handler):
         super().__init__(logging.INFO)
         self._board, self._pack, self._interruption = board, pack, interruption
         self._progress: Progress | None = None
-        self._lines: list[tuple[str, int, str]] = []
+        self._lines: list[Line] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._speak, daemon=True)
 
@@ -112,7 +88,8 @@ class Voice(logging.Handler):
         progress, self._progress = self._progress, None
         lines, self._lines = self._lines, []
         try:
-            number = ray.get(self._board.say.remote(self._pack, progress, lines), timeout=60)
+            said = None if progress is None else pickle.dumps(progress)
+            number = ray.get(self._board.say.remote(self._pack, said, lines), timeout=60)
         except ray.exceptions.RayError:  # the board is being moved: training goes on without it
             return
         if number is not None and self._interruption.number is None:
@@ -278,7 +255,7 @@ def _news(board: Any, schedule: Schedule, begun: set[str], observer: Observer) -
             begun.add(key)
             observer.pack_started(pack)
         if pack is not None and progress is not None:
-            observer.pack_progress(pack, progress)
+            observer.pack_progress(pack, pickle.loads(progress))
 
 
 def _task(function: Callable[..., Any], device: str) -> Any:
