@@ -309,7 +309,10 @@ def _connect(device: str, workers: int | None, address: str | None) -> None:
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise StudyError(f"no Ray cluster at {address} ({one_line(error)}); start one by `ray start --head`") from None
+        raise StudyError(
+            f"no Ray cluster at {address} ({one_line(error)}); start one by `ray start --head`; if it asks for a token, set "
+            "RAY_AUTH_MODE=token"
+        ) from None
 
 
 def _kind(device: str) -> str:
