@@ -21,7 +21,7 @@ from tests.kill_harness import differences
 from tests.test_execute import Recorder, tiny
 from train import Study, StudyError, one_pack, open_study, run_study
 from train.interruption import Interrupted, Interruption
-from train.one_pack import Report
+from train.one_pack import Report, Setting, Trainer
 from train.pack import Pack, train_pack
 from train.pack_sizes import (
     PACK_SIZES_FILE,
@@ -287,6 +287,16 @@ def test_a_record_of_a_size_that_is_none_is_left_out(row: dict[str, Any], tmp_pa
     content["programs"][0] |= row
     (tmp_path / PACK_SIZES_FILE).write_text(json.dumps(content))
     assert read_lowered(tmp_path) == {}
+
+
+def test_a_worker_that_reads_another_text_stops_the_sweep(tmp_path: Path) -> None:
+    study = tiny()
+    pack = packs_of(study)[0]
+    trainer = Trainer(Setting(study, tmp_path, "cpu", {"python": "0" * 64}), CPU, Interruption())
+    report = trainer(pack, lambda _: None)
+    assert report.end == "stopped"
+    assert "python: a worker reads another text (" in report.message
+    assert "than the sweep (000000000000); see to it that it stays the same" in report.message
 
 
 def trains_until(step: int, fails: Callable[[int], Exception | None]) -> Any:
