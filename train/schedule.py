@@ -58,8 +58,7 @@ class Schedule:
         self._lines: dict[Program, _Line] = {}
         for group in grouped.values():
             self._lines.setdefault(group[0].program, _Line(group[0].program, deque())).packs += group
-        # Python's sort is stable: programs that are equally long stay in the study's order.
-        self._order = sorted((line.weigh() for line in self._lines.values()), key=lambda line: -line.work)
+        self._order = [line.weigh() for line in self._lines.values()]  # the study's, which decides between equals
         self._again: deque[PlannedPack] = deque()
         self._lost: Counter[str] = Counter()
         self._lowered: dict[Program, Lowered] = {}
