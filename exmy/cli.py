@@ -12,7 +12,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -62,15 +62,48 @@ _device = click.option(
 )
 
 
+def _site(command: Callable[..., None]) -> Callable[..., None]:
+    """Where packs are trained: options of `sweep` and `resume`, which `run_study` takes by these names."""
+    for option in (
+        click.option("--ray-address", metavar="HOST:PORT", help="A Ray cluster; without it, one is started here."),
+        click.option("--workers", metavar="N", type=click.IntRange(min=1), help="Packs at once; one a GPU by default."),
+        click.option(
+            "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+            help="This machine's GPUs, or a Ray cluster's.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _place(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | str | None:  # noqa: ARG001
+    """A path, or a URL as it is."""
+    return Path(value) if value is not None and "://" not in value else value
+
+
 @main.command()
 @click.argument("study_file", metavar="[STUDY.toml]", required=False, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Study directory; runs/NAME by default.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    callback=_place,
+    help="Study directory; runs/NAME by default. With --executor ray, a URL too.",
+)
 @click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change the study: training.steps=500, seed=4, ..."
 )
 @_device
+@_site
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
-def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str, *, dry_run: bool) -> None:
+def sweep(
+    study_file: Path | None,
+    out: Path | str | None,
+    overrides: tuple[str, ...],
+    device: str,
+    *,
+    dry_run: bool,
+    **site: Any,
+) -> None:
     """Train every run of a study, and say which diverged.
 
     Without STUDY.toml: a first look, a few minutes long, chosen for this machine. Started again on the same directory,
@@ -79,6 +112,7 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
     \b
     Example: exmy sweep mine.toml --out runs/mine --set seed=16
     Example: exmy sweep mine.toml --dry-run
+    Example: exmy sweep mine.toml --executor ray --ray-address auto --out s3://bucket/mine
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep
     from train import read_study
@@ -86,15 +120,16 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
     with _sweeping():
         study = read_study(study_file or default_study(device), list(overrides))
         if dry_run:
-            dry_run_view(study, out or Path("runs") / study.name, device)
+            dry_run_view(study, out or Path("runs") / study.name, device, site["workers"])
             return
-        run_sweep(study, out or Path("runs") / study.name, device)
+        run_sweep(study, out or Path("runs") / study.name, device, **site)
 
 
 @main.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @_device
-def resume(directory: Path, device: str) -> None:
+@_site
+def resume(directory: Path, device: str, **site: Any) -> None:
     """Go on with the study in DIR, after Ctrl-C, a kill or a power cut: `exmy sweep DIR/study.toml --out DIR`.
 
     What is finished stays, once it was held against its checksum, and a pack that was under way goes on from its last checkpoint,
@@ -107,7 +142,7 @@ def resume(directory: Path, device: str) -> None:
     from train.store import study_of
 
     with _sweeping():
-        run_sweep(study_of(directory), directory, device, check=True)
+        run_sweep(study_of(directory), directory, device, check=True, **site)
 
 
 @contextlib.contextmanager

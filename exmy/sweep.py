@@ -8,14 +8,17 @@ import importlib.resources
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from exmy.console import output, stability_tables
 from exmy.data import epochs_seen
 from exmy.report import write_report
-from train import Study, open_study, run_study
+from train import Study, StudyError, open_study, run_study
 from train.estimate import Estimate, estimate, measured_rates, total
+from train.local import count_workers
+from train.pack_sizes import read_lowered
 from train.plan import PlannedPack, describe, pick_device, plan
 from train.progress import duration
 from train.provenance import device_name
@@ -30,12 +33,12 @@ def default_study(device: str) -> Path:
     return Path(str(importlib.resources.files("studies") / FIRST_LOOK[pick_device(device).type]))
 
 
-def run_sweep(study: Study, directory: Path, device: str, *, check: bool = False) -> None:
-    """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done.
+def run_sweep(study: Study, out: Path | str, device: str, *, check: bool = False, **site: Any) -> None:
+    """Train what is missing in `out`, print the table, write the report. StudyError where that can't be done.
 
-    check: hold every finished pack against its checksum first.
+    check: hold every finished pack against its checksum first. site: `run_study`'s executor, workers and ray_address.
     """
-    run_study(study, directory, device, check=check)
+    directory = run_study(study, out, device, check=check, **site).directory
     tree = open_study(directory)
     console = output()
     for table in stability_tables(tree):
@@ -50,11 +53,15 @@ def run_sweep(study: Study, directory: Path, device: str, *, check: bool = False
     )
 
 
-def dry_run_view(study: Study, directory: Path, device: str) -> None:
-    """What a sweep into `directory` would train, and about what it would take; nothing is written. StudyError as `run_sweep`."""
+def dry_run_view(study: Study, directory: Path | str, device: str, workers: int | None = None) -> None:
+    """What a sweep into `directory` would train here, and about what it takes; nothing is written. StudyError as `run_sweep`."""
+    if not isinstance(directory, Path):
+        raise StudyError(f"--dry-run looks into a directory of this machine: leave --out {directory} out")
     where = pick_device(device)
+    at_once = count_workers(where, workers)
     finished = finished_runs(directory, mend=False) if directory.is_dir() else {}
-    packs = plan(study, where, finished)
+    packs = plan(study, where, finished, read_lowered(directory).get(device_name(where)))
+    at_once = min(at_once, len(packs))
     console = output()
     found = sum(identity in finished for identity in study.identities())
     console.print(
@@ -67,9 +74,13 @@ def dry_run_view(study: Study, directory: Path, device: str) -> None:
     console.print(_plan_table(packs, estimates))
     whole = total(packs, estimates)
     compiling = f" and {duration(whole.compiling)} of compiling, less where code is cached" if whole.compiling else ""
+    beside = f", {at_once} packs at once" if at_once > 1 else ""
     console.print(
-        f"about {duration(whole.seconds)} of training{compiling}; as a rule within a factor of two", soft_wrap=True
+        f"about {duration(whole.seconds / at_once)} of training{beside}{compiling}; as a rule within a factor of two",
+        soft_wrap=True,
     )
+    if at_once > 1:
+        whole = whole._replace(memory=whole.memory * (at_once if where.type == "cpu" else 1))
     above = next(folder for folder in (directory, *directory.absolute().parents) if folder.is_dir())
     console.print(
         f"at most {_size(whole.memory)} of memory at a time; at most {_size(whole.disk)} of files in {directory}, where "

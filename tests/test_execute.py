@@ -23,7 +23,7 @@ import pytest
 import torch
 import xarray as xr
 
-from train import Study, StudyError, durable, execute, open_study, run_study, store, streams, text
+from train import Study, StudyError, durable, one_pack, open_study, run_study, site, store, streams, text
 from train.interruption import Interrupted
 from train.lock import locked
 from train.loss_scale import DynamicLossScale
@@ -186,7 +186,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(directory, pack, tree)
 
-    monkeypatch.setattr(execute, "write_pack", full)
+    monkeypatch.setattr(one_pack, "write_pack", full)
     with pytest.raises(StudyError, match=r"No space left on device.*move it to") as refusal:
         run_study(tiny(), study_directory, "cpu", Recorder())
     assert "\n" not in str(refusal.value)
@@ -527,7 +527,7 @@ def test_dynamic_loss_scales_are_stored_beside_runs_without_any(
             for pack in plan(*arguments)
         ]
 
-    monkeypatch.setattr(execute, "plan", planned)
+    monkeypatch.setattr(site, "plan", planned)
     study = tiny(axes={"recipe": ["e8m7", "native-fp32"]})
     run_study(study, tmp_path, "cpu", Recorder())
     tree = open_study(tmp_path)

@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 from exmy.cli import main
 from tests.test_execute import Recorder, Stopper, tiny
 from train import StudyError, run_study, study_status
-from train.execute import Together
 from train.interruption import Interrupted
+from train.observer import Together
 from train.status import HEARTBEAT, STALE, STATUS_FILE, StatusFile
 from train.store import STUDY_FILE
 

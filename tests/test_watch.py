@@ -220,6 +220,74 @@ def test_a_terminal_gets_a_table_that_fits(clock: Clock, width: int) -> None:
     assert shown.rstrip().endswith("\x1b[?25h")  # the cursor is back
 
 
+def test_packs_that_train_at_once_have_each_its_own_account(watch: Watch, clock: Clock) -> None:
+    """Two at 10 and 5 steps a second, with 980 and 4 steps to go, while two of 1000 steps wait: two go on at a time."""
+    todo = packs(size=2)
+    watch.planned(todo, 0, "cpu")
+    watch.pack_started(todo[0])
+    watch.pack_started(todo[1])
+    for first_step, second_step in ((10, 991), (20, 996)):
+        watch.pack_progress(todo[0], Progress(first_step, np.ones(2, np.float32), ENTROPY, memory=2**30))
+        watch.pack_progress(todo[1], Progress(second_step, np.full(2, np.nan, np.float32), ENTROPY, memory=2**31))
+        clock.now += 1
+    clock.now -= 1
+    state = watch.snapshot()
+    first, second = state.packs
+    assert (first.hash, first.step, second.hash, second.step) == (todo[0].hash, 20, todo[1].hash, 996)
+    assert (first.non_finite, second.non_finite, state.alive) == (0, 2, 2)
+    assert state.memory_bytes == 3 * 2**30
+    assert [first.seconds_left, second.seconds_left] == pytest.approx([98, 4 / 5])
+    # All are of one program, whose latest pack makes 5 steps a second.
+    assert state.seconds_left == pytest.approx((98 + 4 / 5 + 2 * STEPS / 5) / 2)
+    watch.pack_finished(todo[1], result(300, 100))
+    assert [view.state for view in watch.snapshot().packs] == ["training", "finished"]
+
+
+def test_what_is_left_is_never_less_than_the_longest_pack_under_way(watch: Watch, clock: Clock) -> None:
+    todo = packs()
+    watch.planned(todo, 0, "cpu")
+    for pack, step in zip(todo, (10, 900), strict=True):
+        watch.pack_started(pack)
+        watch.pack_progress(pack, report(step))
+    clock.now += 1
+    watch.pack_progress(todo[0], report(20))
+    watch.pack_progress(todo[1], report(910))
+    assert watch.snapshot().seconds_left == pytest.approx(980 / 10)
+
+
+def test_packs_that_are_planned_anew_take_the_place_of_those_they_were(watch: Watch, clock: Clock) -> None:
+    whole, halves = packs(), packs(size=2)
+    watch.planned(whole, 3, "cpu")
+    clock.now += 5
+    for pack in whole:
+        watch.pack_started(pack)
+        watch.pack_progress(pack, report(10))
+    watch.planned([whole[1], *halves[:2]], 3, "cpu")
+    state = watch.snapshot()
+    assert (state.packs_planned, state.runs_planned, state.run_steps, state.seconds) == (3, 8, 8 * STEPS, 5)
+    assert [view.hash for view in state.packs] == [whole[1].hash]
+    assert state.run_steps_done == 40
+
+
+def test_the_table_shows_every_pack_under_way_and_the_latest_before_them(clock: Clock) -> None:
+    watch, todo = Watch(clock), packs(models=2, size=1)
+    watch.planned(todo, 0, "cpu")
+    for pack in todo[:10]:
+        watch.pack_started(pack)
+    for pack in todo[:3]:
+        watch.pack_finished(pack, result(2, 1))
+
+    def shown() -> list[str]:
+        out = io.StringIO()
+        Console(file=out, width=100).print(status_table(watch.snapshot()))
+        return [word for word in out.getvalue().split() if word.endswith("/16")]
+
+    assert shown() == [f"{number}/16" for number in range(4, 11)]
+    for pack in todo[3:8]:
+        watch.pack_finished(pack, result(2, 1))
+    assert shown() == ["7/16", "8/16", "9/16", "10/16"]
+
+
 def test_the_table_is_drawn_before_anything_began() -> None:
     out = io.StringIO()
     Console(file=out, width=100).print(status_table(Watch().snapshot()))

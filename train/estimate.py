@@ -92,8 +92,7 @@ def estimate(pack: PlannedPack, device_type: str, rates: Rates) -> Estimate:
 def step_seconds(program: Program, size: int, device_type: str, rates: Rates) -> float:
     """Of one step of a pack of R = size."""
     shape, tokens = program.shape, program.sequences * program.shape.context
-    embedded = shape.context * shape.width if shape.positions == "learned" else 0
-    operations = tokens * (6 * (shape.size - embedded) + 12 * shape.layers * shape.width * shape.context)
+    operations = step_operations(program)
     slower = SLOWER[program.structure.body.carrier] if device_type == "cuda" else 1.0
     rules = _has_rules(program)
     activations = tokens * shape.layers * (22 * shape.width + 4 * shape.features + 16 * shape.width)
@@ -106,6 +105,18 @@ def step_seconds(program: Program, size: int, device_type: str, rates: Rates) ->
     # Eager code on a CPU reads and writes a tensor several times where fused code does so once, and slower than a copy.
     passes = 1.0 if device_type == "cuda" else 8.0
     return size * (slower * operations / rates.products + passes * moved / rates.copied) + launches
+
+
+def step_operations(program: Program) -> int:
+    """Of one run's training step."""
+    shape, tokens = program.shape, program.sequences * program.shape.context
+    embedded = shape.context * shape.width if shape.positions == "learned" else 0
+    return tokens * (6 * (shape.size - embedded) + 12 * shape.layers * shape.width * shape.context)
+
+
+def pack_operations(pack: PlannedPack) -> float:
+    """Of all that a pack trains and measures: what packs are ordered by, on any device."""
+    return pack.size * step_operations(pack.program) * _steps_worth(pack.program)
 
 
 def _steps_worth(program: Program) -> float:

@@ -15,11 +15,13 @@ KEPT = "the packs that were finished are kept"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work between two steps. step: up to which the pack under way is kept, 0 where nothing of it is."""
+    """A signal ended the work between two steps. steps: up to which packs under way are kept, 0 where nothing of one is."""
 
-    def __init__(self, number: int, step: int = 0) -> None:
-        super().__init__(KEPT + (f", and the one under way up to step {step}" if step else ""))
-        self.number = number
+    def __init__(self, number: int, *steps: int) -> None:
+        kept = sorted(step for step in steps if step)
+        under_way = "the one under way up to step" if len(kept) == 1 else "those under way up to steps"
+        super().__init__(KEPT + (f", and {under_way} {', '.join(map(str, kept))}" if kept else ""))
+        self.number, self.steps = number, tuple(kept)
 
     @property
     def name(self) -> str:

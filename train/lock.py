@@ -6,21 +6,27 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from train.study import StudyError
 
 LOCK_FILE = ".lock"
+PATIENCE = 30.0  # seconds that the workers of a sweep that was killed have to end: a GPU's memory is given back first
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[int]:
     """Hold the directory's lock; StudyError, which names the holder, where another process or thread has it. OSError where there
     can't be a file.
+
+    Gives the lock's file descriptor. A process that inherits it holds the lock too, until it ends: so workers that outlive, for a
+    moment, a sweep that was killed keep the next one waiting, and never write beside it.
 
     The file stays, with the last holder's process id and host in it: who removed it could remove another's. A link is not
     followed: what it led to, in a directory that somebody sent, would be emptied.
@@ -28,17 +34,45 @@ def locked(directory: Path) -> Iterator[None]:
     opened = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with open(opened, "r+", encoding="utf-8") as file:  # noqa: PTH123
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise StudyError(
-                f"{directory}: another sweep is at work there ({holder}); wait for it, stop it, or name another with --out"
-            ) from None
+            holder = _taken(file.fileno())
         except OSError as error:  # some network file systems
             log.warning("%s can't be locked (%s): see to it that no other sweep works there", directory, error.strerror)
+            holder = None
+        if holder is not None:
+            raise StudyError(
+                f"{directory}: another sweep is at work there ({holder}); wait for it, stop it, or name another with --out"
+            )
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        yield file.fileno()
+
+
+def _taken(file: int) -> str | None:
+    """Lock an open file; who has it already, where somebody has. Whose own process is dead has workers that are ending."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(file, 1000, 0).decode(errors="replace").strip() or "another process"
+            if not _is_dead(holder) or time.monotonic() > until:
+                return holder
+            time.sleep(0.05)
+        else:
+            return None
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether "process 12 on here" is of this host, and no more."""
+    found = re.fullmatch(r"process (\d{1,9}) on (.*)", holder)
+    if found is None or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

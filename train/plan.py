@@ -11,7 +11,7 @@ import functools
 import gc
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -20,6 +20,7 @@ from train.compiling import compiles_steps
 from train.loss_scale import DynamicLossScale
 from train.model import ModelShape
 from train.optim import AdamW, Muon
+from train.pack_sizes import Lowered, program_key
 from train.program import Probe, Program, Slot
 from train.recipe import Recipe
 from train.settings import PACK_SIZES, ModelSettings, TrainingSettings
@@ -34,11 +35,15 @@ MEMORY_SHARE = 0.8
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Runs that train together: `size` is R, with padding where there are fewer runs."""
+    """Runs that train together: `size` is R, with padding where there are fewer runs.
+
+    restarted_from: the R that was planned first, where the program was out of memory at it.
+    """
 
     program: Program
     runs: tuple[Run, ...]
     size: int
+    restarted_from: int | None = None
 
     @property
     def slots(self) -> list[Slot]:
@@ -94,9 +99,11 @@ def _optimizer(training: TrainingSettings) -> AdamW:
     return Muon(*adamw, t.muon_rate) if t.optimizer == "muon" else AdamW(*adamw)
 
 
-def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> list[PlannedPack]:
+def plan(
+    study: Study, device: torch.device, finished: Collection[str] = (), lowered: Mapping[str, Lowered] | None = None
+) -> list[PlannedPack]:
     """The packs that a study still needs, programs in order of first appearance; `finished` are identities of runs to
-    leave out.
+    leave out, `lowered` the R of programs that were out of memory before (see `pack_sizes`).
 
     Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
     """
@@ -109,8 +116,13 @@ def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> 
         _check_device(program, runs[0], device)
         _check_recipe(program, runs[0].recipe)
         size = _pack_size(study, program, len(runs), device)
+        low = (lowered or {}).get(program_key(program))
         missing = [run for run in runs if run.identity not in finished] if finished else runs
-        packs += [PlannedPack(program, tuple(missing[i : i + size]), size) for i in range(0, len(missing), size)]
+        packs += (
+            chunked(program, missing, low.size, low.planned)
+            if low and low.size < size
+            else chunked(program, missing, size)
+        )
     return packs
 
 
@@ -124,6 +136,11 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def chunked(program: Program, runs: Sequence[Run], size: int, restarted_from: int | None = None) -> list[PlannedPack]:
+    """Runs of one program in packs of R = size, in their order."""
+    return [PlannedPack(program, tuple(runs[i : i + size]), size, restarted_from) for i in range(0, len(runs), size)]
 
 
 def choose_pack_size(runs: int, largest: int, overhead: int) -> int:
@@ -194,9 +211,10 @@ def describe(packs: Sequence[PlannedPack]) -> str:
     runs, programs = sum(len(p.runs) for p in packs), len({p.program for p in packs})
     steps = sum(len(p.runs) * p.program.steps for p in packs)
     sizes = ", ".join(map(str, sorted({p.size for p in packs})))
+    packed = f"{counted(len(packs), 'pack')} of {sizes} ({counted(programs, 'program')})"
+    return f"{counted(runs, 'run')} in {packed}, {steps:,} run-steps"
 
-    def count(number: int, noun: str) -> str:
-        return f"{number} {noun}" + ("s" if number != 1 else "")
 
-    packed = f"{count(len(packs), 'pack')} of {sizes} ({count(programs, 'program')})"
-    return f"{count(runs, 'run')} in {packed}, {steps:,} run-steps"
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}" + ("s" if number != 1 else "")

@@ -205,13 +205,20 @@ class PackResult:
     grad_norm_block: NDArray[np.float32] | None = None
     signals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
+    def times_alone(self) -> PackResult:
+        """The same without its histories, for who has the pack's file and wants no more than how long it took."""
+        none = np.empty(0, np.float32)
+        return PackResult(none, none, none, {}, self.seconds, self.seconds_first_step, self.compiled)
+
 
 @dataclass(frozen=True)
 class Progress:
     """A report from a pack under way: updates done, each slot's training loss of the last of them, [R], and the text's
-    unigram entropy, where a run that learns nothing from context stays; nats per token.
+    unigram entropy, where a run that learns nothing from context stays; nats per token. memory: in bytes, of the process that
+    trains it, where that is another.
     """
 
     step: int
     loss: NDArray[np.float32]
     unigram_entropy: float = float("nan")
+    memory: int | None = None

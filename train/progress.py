@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -27,7 +27,9 @@ from train.quantities import number as number
 from train.watch import MARGIN, PackView, Snapshot, Watch, live_rule
 
 EVERY = 30.0  # seconds between two plain lines of one pack
-SHOWN = 4  # packs in the table; the finished ones before them are counted
+SHOWN = (
+    4  # packs in the table, or all that are under way, where they are more; the finished ones before them are counted
+)
 
 
 class RichObserver:
@@ -70,14 +72,14 @@ class RichObserver:
         """Announce it."""
         self._watch.pack_started(pack)
         if not self._live:
-            state, view = self._latest()
+            state, view = self._of(pack)
             self._say(f"{_name(state, view)}: {_content(view)}; the first step may have to compile")
 
     def pack_progress(self, pack: PlannedPack, progress: PackProgress) -> None:
         """A line, where the last one is long ago."""
         self._watch.pack_progress(pack, progress)
         if not self._live and self._clock() - self._said >= EVERY:
-            state, view = self._latest()
+            state, view = self._of(pack)
             self._say(f"{_name(state, view)}: {plain_line(state, view)}")
 
     def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:
@@ -86,15 +88,15 @@ class RichObserver:
         if self._live:
             self._live.refresh()
             return
-        state, view = self._latest()
+        state, view = self._of(pack)
         left = "" if state.packs_finished == state.packs_planned else f"; {_left(state.seconds_left)} for all"
         first = duration(view.seconds_first_step)
         took = f"{view.steps} steps in {duration(view.seconds)}, {first} of it for the first"
         self._say(f"{_name(state, view)} finished: {took}, then {_rates(view)}; {_runs(view)}{left}")
 
-    def _latest(self) -> tuple[Snapshot, PackView]:
+    def _of(self, pack: PlannedPack) -> tuple[Snapshot, PackView]:
         state = self._watch.snapshot()
-        return state, state.packs[-1]
+        return state, next(view for view in state.packs if view.hash == pack.hash)
 
     def _say(self, line: str) -> None:
         self._said = self._clock()
@@ -113,7 +115,7 @@ def status_table(state: Snapshot, margin: float = MARGIN) -> Group:
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold", collapse_padding=True)
     for heading in ("pack", "runs", "step", "steps/s", "run-steps/s", "alive", "no progress", "left"):
         table.add_column(heading, justify="left" if heading == "pack" else "right", no_wrap=heading != "pack")
-    for view in state.packs[-SHOWN:]:
+    for view in _shown(state.packs):
         done = view.state == "finished"
         bad = "red" if view.non_finite == view.runs else "yellow"
         table.add_row(
@@ -135,6 +137,14 @@ def status_table(state: Snapshot, margin: float = MARGIN) -> Group:
     began = state.alive + state.non_finite
     counts = f"of {began} runs so far {state.non_finite} non-finite and {state.no_progress} without progress"
     return Group(table, totals, Text(counts), Text(live_rule(margin), style="dim"))
+
+
+def _shown(packs: Sequence[PackView]) -> list[PackView]:
+    """Those under way, and as many of the latest before them as there is room for."""
+    under_way = [view for view in packs if view.state != "finished"]
+    finished = [view for view in packs if view.state == "finished"]
+    latest = finished[max(0, len(finished) - max(0, SHOWN - len(under_way))) :]
+    return [view for view in packs if view in under_way or view in latest]
 
 
 def totals_line(state: Snapshot) -> str:

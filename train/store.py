@@ -102,6 +102,7 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
         "recipes": " | ".join(dict.fromkeys(f"{run.recipe.name}: {run.recipe.description}" for run in runs)),
         "pack": pack.hash,
         "pack_size": pack.size,
+        **({"restarted_from_pack_size": pack.restarted_from} if pack.restarted_from else {}),
         "tokens_per_step": program.sequences * program.shape.context,
         "parameters_per_run": program.shape.size,
         "compiled": int(result.compiled),

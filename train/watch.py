@@ -102,6 +102,7 @@ class _Account:
     reports: deque[tuple[float, int]] = field(default_factory=deque)
     losses: deque[NDArray[np.float32]] = field(default_factory=lambda: deque(maxlen=REPORTS))
     unigram_entropy: float = math.nan
+    memory: int | None = None
     ended: float | None = None
     seconds_first_step: float | None = None
     steady: float | None = None  # steps a second of the whole pack, once it has ended
@@ -116,7 +117,7 @@ class _Account:
 
     def hear(self, progress: Progress, now: float) -> None:
         """Take a report in, and forget those that are older than the window, the two latest apart."""
-        self.step, self.unigram_entropy = progress.step, progress.unigram_entropy
+        self.step, self.unigram_entropy, self.memory = progress.step, progress.unigram_entropy, progress.memory
         self.losses.append(progress.loss[: len(self.pack.runs)])
         self.reports.append((now, progress.step))
         while len(self.reports) > 2 and self.reports[1][0] < now - WINDOW:
@@ -149,33 +150,41 @@ class Watch:
         self._lock = threading.Lock()
         self._began = clock()
         self._packs: list[PlannedPack] = []
-        self._accounts: list[_Account] = []
+        self._accounts: dict[str, _Account] = {}
         self._device, self._found = "", 0
         self._bytes: tuple[float, int | None] = (-math.inf, None)
 
     def planned(self, packs: list[PlannedPack], finished: int, device: str) -> None:
-        """All that this call will train."""
+        """All that this call will train; told again, what that has become, and packs that are not among them are forgotten."""
         with self._lock:
+            if not self._packs:
+                self._began = self._clock()
             self._packs, self._found, self._device = packs, finished, device
-            self._began = self._clock()
+            still = {pack.hash for pack in packs}
+            self._accounts = {key: account for key, account in self._accounts.items() if key in still}
 
     def pack_started(self, pack: PlannedPack) -> None:
-        """A pack begins."""
+        """A pack begins, or begins again."""
         with self._lock:
-            self._accounts.append(_Account(pack, len(self._accounts) + 1, self._clock()))
+            before = self._accounts.get(pack.hash)
+            number = before.number if before else 1 + max((a.number for a in self._accounts.values()), default=0)
+            self._accounts[pack.hash] = _Account(pack, number, self._clock())
 
-    def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:  # noqa: ARG002
-        """A report of the pack under way."""
+    def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:
+        """A report of a pack under way."""
         with self._lock:
             now = self._clock()
-            self._accounts[-1].hear(progress, now)
-            if now - self._bytes[0] >= 1:  # asking costs more than a report
+            self._accounts[pack.hash].hear(progress, now)
+            if progress.memory is not None:
+                under_way = (account for account in self._accounts.values() if account.ended is None)
+                self._bytes = (now, sum(account.memory or 0 for account in under_way))
+            elif now - self._bytes[0] >= 1:  # asking costs more than a report
                 self._bytes = (now, self._memory())
 
     def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:
         """A pack's end; its own clock knows exactly how long the first step took."""
         with self._lock:
-            account = self._accounts[-1]
+            account = self._accounts[pack.hash]
             account.ended, account.step = self._clock(), pack.program.steps
             account.seconds_first_step = result.seconds_first_step
             rest = result.seconds - result.seconds_first_step
@@ -186,7 +195,7 @@ class Watch:
         """Everything at this moment."""
         with self._lock:
             now = self._clock()
-            views = tuple(self._view(account, now) for account in self._accounts)
+            views = tuple(self._view(account, now) for account in self._accounts.values())
             return Snapshot(
                 device=self._device,
                 runs_found=self._found,
@@ -241,21 +250,24 @@ class Watch:
 
     def _left(self, now: float) -> float | None:
         """Seconds until all packs are done; None where no rate is known to reckon with."""
-        waiting = self._packs[len(self._accounts) :]
-        under_way = [account for account in self._accounts if account.ended is None]
+        waiting = [pack for pack in self._packs if pack.hash not in self._accounts]
+        under_way = [account for account in self._accounts.values() if account.ended is None]
         parts = [self._pack_left(account, now) for account in under_way]
-        compiled = {account.pack.program for account in self._accounts}
+        compiled = {account.pack.program for account in self._accounts.values()}
         for pack in waiting:
             per_step = self._seconds_per_step(pack)
             first = self._first_step(pack) if pack.program not in compiled else self._next_first_step(pack)
             compiled.add(pack.program)
             parts.append(None if per_step is None else pack.program.steps * per_step + first)
         known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+        if len(known) < len(parts):
+            return None
+        # As many go on at once as are under way now, and none of them ends before it is done.
+        return max([sum(known) / max(1, len(under_way)), *known[: len(under_way)]], default=0.0)
 
     def _seconds_per_step(self, pack: PlannedPack) -> float | None:
         """Of the latest pack of the same program, or of another, scaled by its work."""
-        measured = [(account.pack, account.rate) for account in self._accounts if account.rate]
+        measured = [(account.pack, account.rate) for account in self._accounts.values() if account.rate]
         same = [rate for other, rate in measured if (other.program, other.size) == (pack.program, pack.size)]
         if same:
             return 1 / same[-1]
@@ -266,7 +278,7 @@ class Watch:
 
     def _first_step(self, pack: PlannedPack) -> float:
         """Seconds of a pack's first step, as far as packs before it tell."""
-        ended = [a for a in self._accounts if a.seconds_first_step is not None]
+        ended = [a for a in self._accounts.values() if a.seconds_first_step is not None]
         if any(a.pack.program == pack.program for a in ended):
             return self._next_first_step(pack)
         return next((a.seconds_first_step or 0.0 for a in reversed(ended)), 0.0)
@@ -274,7 +286,9 @@ class Watch:
     def _next_first_step(self, pack: PlannedPack) -> float:
         """The same for a program that has been compiled before: as the second of its packs took; little, if none has."""
         again = [
-            a.seconds_first_step for a in self._accounts if a.pack.program == pack.program and a.seconds_first_step
+            a.seconds_first_step
+            for a in self._accounts.values()
+            if a.pack.program == pack.program and a.seconds_first_step
         ]
         return again[-1] if len(again) > 1 else 0.0
 

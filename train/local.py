@@ -1,0 +1,208 @@
+"""`--executor local`: packs on the GPUs of this machine, a process each, or one pack after the other in this process.
+
+A free worker is sent the next pack. Messages on the socket that a worker shares with this process, pickled, since both are ours:
+
+    to it       Setting, first;  ("train", PlannedPack);  ("stop", signal's number): end the step, keep a checkpoint
+    from it     ("progress", Progress);  ("log", logger, level, line);  ("report", Report)
+
+A worker has a session of its own, so that Ctrl-C reaches this process alone, which says it to all. Where it dies, its pack is
+tried again by a fresh one; where this process dies, they end by themselves (see `worker`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.interruption import Interruption
+from train.observer import Observer
+from train.one_pack import Setting, Trainer
+from train.plan import PlannedPack
+from train.program import Program
+from train.schedule import Schedule
+from train.study import StudyError
+
+MODULE = "train.worker"
+TICK = 0.2  # seconds between two looks at whether a signal came
+PATIENCE = 10.0  # seconds that a worker has to end when nothing is left for it
+
+
+def count_workers(device: torch.device, asked: int | None) -> int:
+    """How many packs are trained at once: as asked, else as many as there are GPUs, one on a CPU; StudyError for too many."""
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if asked is None:
+        return max(1, gpus)
+    most = gpus if device.type == "cuda" else os.cpu_count() or 1
+    if not 1 <= asked <= most:
+        of = "GPUs" if device.type == "cuda" else "CPUs"
+        raise StudyError(
+            f"workers must be 1 to {most}, the {of} of this machine, got {asked}; leave it out for {max(1, gpus)}"
+        )
+    return asked
+
+
+def train_here(schedule: Schedule, trainer: Trainer, observer: Observer, interruption: Interruption) -> None:
+    """One pack after the other in this process, each on the disk before the next begins."""
+    while interruption.number is None and (pack := schedule.take()) is not None:
+        observer.pack_started(pack)
+        report = trainer(pack, lambda progress, pack=pack: observer.pack_progress(pack, progress))  # type: ignore[misc]
+        schedule.hear(pack, report)
+        if report.result is not None:
+            observer.pack_finished(pack, report.result)
+
+
+def train_in_processes(
+    schedule: Schedule, setting: Setting, workers: int, lock: int, observer: Observer, interruption: Interruption
+) -> None:
+    """As many packs at once as there are workers, on a GPU each where the setting has them. lock: the directory's."""
+    crew: list[Worker] = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: _end(crew))
+        told = False
+        while True:
+            if interruption.number is not None and not told:
+                told = True
+                for worker in crew:
+                    worker.tell("stop", interruption.number)
+            if not told:
+                _give(schedule, crew, workers, lambda number: Worker(setting, number, lock), observer)
+            busy = {worker.connection: worker for worker in crew if worker.pack is not None}
+            if not busy:
+                return
+            for connection in wait(list(busy), TICK):
+                worker = busy[connection]  # type: ignore[index]
+                if not _hear(worker, schedule, observer, told):
+                    crew.remove(worker)
+
+
+def _give(
+    schedule: Schedule, crew: list[Worker], workers: int, start: Callable[[int], Worker], observer: Observer
+) -> None:
+    """Each free worker, and each that is still to be started, the next pack, while there are some."""
+    places: dict[int, Worker | None] = dict.fromkeys(range(workers))
+    for number, worker in (places | {worker.number: worker for worker in crew}).items():
+        if worker is not None and worker.pack is not None:
+            continue
+        pack = schedule.take(worker.last if worker else None)
+        if pack is None:
+            return
+        if worker is None:
+            worker = start(number)
+            crew.append(worker)
+        observer.pack_started(pack)
+        worker.train(pack)
+
+
+def _hear(worker: Worker, schedule: Schedule, observer: Observer, told: bool) -> bool:
+    """One message of a worker that trains; False where it is the last, since the worker is dead."""
+    pack = worker.pack
+    assert pack is not None
+    try:
+        word, *content = worker.connection.recv()
+    except (EOFError, OSError):
+        schedule.lost(pack, worker.buried())
+        return False
+    if word == "progress":
+        observer.pack_progress(pack, content[0])
+    elif word == "log":
+        logging.getLogger(content[0]).log(content[1], "%s", content[2])
+    else:
+        report, worker.pack = content[0], None
+        if report.end == "interrupted" and not told:  # by a signal that it alone got
+            schedule.lost(pack, "was stopped by a signal")
+            worker.kill()
+            return False
+        schedule.hear(pack, report)
+        if report.result is not None:
+            observer.pack_finished(pack, report.result)
+    return True
+
+
+class Worker:
+    """A process of `train.worker`; `pack` is what it trains, None where it is free, `last` the program that it has compiled."""
+
+    def __init__(self, setting: Setting, number: int, lock: int) -> None:
+        mine, theirs = socket.socketpair()
+        with theirs:
+            self.number, self.pack, self.last = number, None, None
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+            self.process = subprocess.Popen(
+                # Without -P a folder `train` where the sweep was started would come before ours.
+                [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(lock)], env=_environment(setting.device, number),
+                pass_fds=(theirs.fileno(), lock), stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
+                start_new_session=True,
+            )  # fmt: skip
+        self.connection = Connection(mine.detach())
+        self._send(setting)
+
+    pack: PlannedPack | None
+    last: Program | None
+
+    def train(self, pack: PlannedPack) -> None:
+        """Give it a pack."""
+        self.pack, self.last = pack, pack.program
+        self.tell("train", pack)
+
+    def tell(self, word: str, content: object) -> None:
+        """Send a message; that it is dead is heard when it is listened to."""
+        self._send((word, content))
+
+    def _send(self, message: object) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.send(message)
+
+    def buried(self) -> str:
+        """How a worker ended whose socket has."""
+        self.kill(PATIENCE)
+        status = self.process.returncode
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        said = _last_line(self._errors)
+        self._errors.close()
+        return f"{how} ({said})" if said else how
+
+    def kill(self, patience: float = 0.0) -> None:
+        """End it, where it has not ended in so many seconds."""
+        self.connection.close()
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _end(crew: Sequence[Worker]) -> None:
+    """The free ones end by themselves, once their sockets have; those that train, where an error left them, are killed."""
+    for worker in crew:
+        worker.connection.close()
+        if worker.pack is not None:
+            worker.process.kill()
+    for worker in crew:
+        worker.kill(PATIENCE)
+
+
+def _environment(device: str, number: int) -> dict[str, str]:
+    """As here, with the same modules to be found, and one GPU to be seen."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+    if device == "cuda":
+        seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        environment["CUDA_VISIBLE_DEVICES"] = seen[number] if number < len(seen) else str(number)
+    return environment
+
+
+def _last_line(file: Any) -> str:
+    """What a dead process said last, at most 200 characters of it."""
+    file.seek(0)
+    lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return str(lines[-1][:200]) if lines else ""

@@ -1,0 +1,104 @@
+"""A process that trains the packs that it is sent, one after the other: `python -P -m train.worker CHANNEL LOCK`.
+
+CHANNEL is a socket that it shares with the sweep's own process (`local` writes down the messages), LOCK the study directory's
+lock, which it holds too by having it open. Where that process is gone, the socket ends, and so does this process, at once: what
+is on the disk is whole at any instant. A GPU is chosen by CUDA_VISIBLE_DEVICES, so that each worker sees its own as the first:
+compiled code is kept by the device's number, and so one worker's serves all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from train.interruption import Interruption
+from train.one_pack import Setting, Trainer
+from train.plan import PlannedPack, pick_device
+from train.program import Progress
+from train.watch import memory_in_use
+
+
+class Channel:
+    """The worker's end of the socket; messages are (word, ...)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._sending = connection, threading.Lock()
+
+    def send(self, *message: Any) -> None:
+        """From any thread; nothing where nobody listens any more."""
+        with self._sending:
+            try:
+                self._connection.send(message)
+            except OSError:
+                os._exit(1)
+
+    def receive(self) -> Any:
+        """The next message; the end of the process where there will be none."""
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+
+
+class Lines(logging.Handler):
+    """Lines of the log, for the sweep's process to say."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        self._channel.send("log", record.name, record.levelno, record.getMessage())
+
+
+def serve(channel: Channel) -> None:
+    """Train until the channel ends."""
+    setting: Setting = channel.receive()
+    if torch.get_num_threads() != setting.threads:
+        torch.set_num_threads(setting.threads)
+    device = pick_device(setting.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(0)
+    packs: queue.SimpleQueue[PlannedPack] = queue.SimpleQueue()
+    with Interruption() as interruption:
+        threading.Thread(target=_listen, args=(channel, packs, interruption), daemon=True).start()
+        trainer = Trainer(setting, device, interruption)
+        while True:
+            channel.send("report", trainer(packs.get(), lambda progress: channel.send("progress", _measured(progress))))
+
+
+def _listen(channel: Channel, packs: queue.SimpleQueue[PlannedPack], interruption: Interruption) -> None:
+    while True:
+        word, content = channel.receive()
+        if word == "train":
+            packs.put(content)
+        elif interruption.number is None:
+            interruption.number = content
+
+
+def _measured(progress: Progress) -> Progress:
+    return Progress(progress.step, progress.loss, progress.unigram_entropy, memory_in_use())
+
+
+def main() -> None:
+    """The process, from its arguments on."""
+    channel = Channel(Connection(int(sys.argv[1])))
+    for descriptor in map(int, sys.argv[1:3]):
+        os.set_inheritable(descriptor, False)
+    logging.basicConfig(level=logging.INFO, handlers=[Lines(channel)], force=True)
+    for noisy in ("torch", "matplotlib", "h5py"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+    serve(channel)
+
+
+if __name__ == "__main__":
+    main()
