@@ -158,7 +158,7 @@ def _train(
         result = train_pack(
             pack.program, pack.slots, text, where,
             on_progress=lambda progress, pack=pack: observer.pack_progress(pack, progress),  # type: ignore[misc]
-            checkpointer=checkpointer,
+            checkpointer=checkpointer, dead_after=pack.dead_after,
         )  # fmt: skip
         _save(directory, pack, result, text, origin)
         checkpointer.remove()

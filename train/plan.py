@@ -31,11 +31,12 @@ MEMORY_SHARE = 0.8
 
 @dataclass(frozen=True)
 class PlannedPack:
-    """Runs that train together: `size` is R, with padding where there are fewer runs."""
+    """Runs that train together: `size` is R, with padding where there are fewer runs. dead_after: see `dead`, 0 for never."""
 
     program: Program
     runs: tuple[Run, ...]
     size: int
+    dead_after: int = 0
 
     @property
     def slots(self) -> list[Slot]:
@@ -106,7 +107,10 @@ def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> 
         _check_recipe(program, runs[0].recipe)
         size = _pack_size(study, program, len(runs), device)
         missing = [run for run in runs if run.identity not in finished]
-        packs += [PlannedPack(program, tuple(missing[i : i + size]), size) for i in range(0, len(missing), size)]
+        dead_after = study.execution.dead_after
+        packs += [
+            PlannedPack(program, tuple(missing[i : i + size]), size, dead_after) for i in range(0, len(missing), size)
+        ]
     return packs
 
 

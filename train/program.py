@@ -190,7 +190,8 @@ class PackResult:
     """Histories of a pack's runs, the run axis last, in nats per token; sharpness in percent, [probes, R, epsilons].
 
     loss_scale and skipped are there only where the program's loss scale is dynamic. grad_norm_block: [steps, R, 1 + L], what is
-    outside the blocks first; signals, by the names of `signals`: [signal steps, R, ...].
+    outside the blocks first; signals, by the names of `signals`: [signal steps, R, ...]. steps_made: fewer than the program's if
+    the pack ended early (see `dead`), None where nobody counted; peak_bytes: the most memory that tensors took on a GPU at once.
     """
 
     train_loss: NDArray[np.float32]
@@ -204,14 +205,17 @@ class PackResult:
     skipped: NDArray[np.bool_] | None = None
     grad_norm_block: NDArray[np.float32] | None = None
     signals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    steps_made: int | None = None
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Progress:
     """A report from a pack under way: updates done, each slot's training loss of the last of them, [R], and the text's
-    unigram entropy, where a run that learns nothing from context stays; nats per token.
+    unigram entropy, where a run that learns nothing from context stays; nats per token. dead: which runs are, [R], see `dead`.
     """
 
     step: int
     loss: NDArray[np.float32]
     unigram_entropy: float = float("nan")
+    dead: NDArray[np.bool_] | None = None

@@ -14,10 +14,10 @@ ISO 8601 in UTC, durations in seconds, memory in bytes:
     message         one sentence on the state
     runs            planned, finished, diverged; definition: the one of divergence that counts; unreadable packs are an error
     packs           finished ones, from their files, oldest first: hash, runs, pack_size, diverged, device, written,
-                    seconds, seconds_first_step
+                    seconds, seconds_first_step, ended_early_at: null, or the step after which all runs were dead (`dead`)
     under_way       null, or the last `status.json`: state, error, started, heartbeat, live_rule and `watch.Snapshot`
                     (runs_found, runs_planned, packs_planned, packs_finished, run_steps, run_steps_done, seconds, seconds_left,
-                    alive, non_finite, no_progress, memory_bytes, packs: those under way, as `watch.PackView`)
+                    alive, non_finite, no_progress, dead, memory_bytes, packs: those under way, as `watch.PackView`)
 """
 
 from __future__ import annotations
@@ -153,7 +153,11 @@ def study_status(directory: Path | str, now: Callable[[], datetime.datetime] = u
     planned = {run.identity for run in study.runs()}
     under_way = read_status(directory)  # before the packs: what finishes in between is then counted twice, not never
     packs = [
-        (pack.attrs, [str(run) for run in pack["history"].to_dataset()["run"].values]) for pack in read_packs(directory)
+        (
+            pack.attrs | {"steps": pack["history"].sizes["step"]},
+            [str(run) for run in pack["history"].to_dataset()["run"].values],
+        )
+        for pack in read_packs(directory)
     ]
     diverged: dict[str, bool] = {}
     if any(not planned.isdisjoint(runs) for _, runs in packs):
@@ -197,6 +201,7 @@ def _pack_row(
         "written": _iso(datetime.datetime.fromtimestamp(written, datetime.UTC)),
         "seconds": float(attrs["seconds"]),
         "seconds_first_step": float(attrs["seconds_first_step"]),
+        "ended_early_at": None if (made := int(attrs.get("steps_made", attrs["steps"]))) == attrs["steps"] else made,
     }
 
 

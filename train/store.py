@@ -99,7 +99,10 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
         "compiled": int(result.compiled),
         "seconds": result.seconds,
         "seconds_first_step": result.seconds_first_step,
+        "steps_made": program.steps if result.steps_made is None else result.steps_made,
     }
+    if result.peak_bytes is not None:
+        tree.attrs["peak_bytes"] = result.peak_bytes
     return tree
 
 
@@ -309,12 +312,16 @@ def _per_run(packs: list[xr.DataTree], like: xr.Dataset | xr.DataArray, attribut
 
 
 def _shared_attributes(packs: list[xr.DataTree]) -> dict[str, Any]:
-    """Provenance over all packs: a value that all share, or every different one, joined by " | "; seconds are added up."""
+    """Provenance over all packs: a value that all share, or every different one, joined by " | "; seconds are added up, and of
+    peaks the highest counts.
+    """
     shared: dict[str, Any] = {}
     for key in map(str, packs[0].attrs):
         values = [pack.attrs[key] for pack in packs if key in pack.attrs]
         if key in ("seconds", "seconds_first_step"):
             shared[key] = float(sum(values))
+        elif key == "peak_bytes":
+            shared[key] = max(values)
         elif key not in ("pack", "created"):
             distinct = list(dict.fromkeys(values))
             shared[key] = distinct[0] if len(distinct) == 1 else " | ".join(map(str, distinct))
