@@ -62,6 +62,13 @@ _device = click.option(
 )
 
 
+def _hooked(command: Any) -> Any:
+    """The options of what else is told of a study, off by default."""
+    files = click.option("--tensorboard", is_flag=True, help="Event files in DIR/tensorboard; needs exmy[tensorboard].")
+    project = click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases; needs exmy[wandb].")
+    return files(project(command))
+
+
 @main.command()
 @click.argument("study_file", metavar="[STUDY.toml]", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Study directory; runs/NAME by default.")
@@ -70,7 +77,11 @@ _device = click.option(
 )
 @_device
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
-def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str, *, dry_run: bool) -> None:
+@_hooked
+def sweep(
+    study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str, *, dry_run: bool,
+    tensorboard: bool, wandb: str | None,
+) -> None:  # fmt: skip
     """Train every run of a study, and say which diverged.
 
     Without STUDY.toml: a first look, a few minutes long, chosen for this machine. Started again on the same directory,
@@ -88,13 +99,14 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
         if dry_run:
             dry_run_view(study, out or Path("runs") / study.name, device)
             return
-        run_sweep(study, out or Path("runs") / study.name, device)
+        run_sweep(study, out or Path("runs") / study.name, device, tensorboard=tensorboard, wandb=wandb)
 
 
 @main.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @_device
-def resume(directory: Path, device: str) -> None:
+@_hooked
+def resume(directory: Path, device: str, *, tensorboard: bool, wandb: str | None) -> None:
     """Go on with the study in DIR, after Ctrl-C, a kill or a power cut: `exmy sweep DIR/study.toml --out DIR`.
 
     What is finished stays, and a pack that was under way goes on from its last checkpoint, with the bits that it would have had.
@@ -106,7 +118,7 @@ def resume(directory: Path, device: str) -> None:
     from train.store import study_of
 
     with _sweeping():
-        run_sweep(study_of(directory), directory, device)
+        run_sweep(study_of(directory), directory, device, tensorboard=tensorboard, wandb=wandb)
 
 
 @contextlib.contextmanager

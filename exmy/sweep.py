@@ -4,6 +4,7 @@ show what that would take.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import shutil
 from collections.abc import Sequence
@@ -16,10 +17,13 @@ from exmy.data import epochs_seen
 from exmy.report import write_report
 from train import Study, open_study, run_study
 from train.estimate import Estimate, estimate, measured_rates, total
+from train.hooks import Hook
 from train.plan import PlannedPack, describe, pick_device, plan
 from train.progress import duration
 from train.provenance import device_name
 from train.store import finished_runs
+from train.tensorboard import EventFiles
+from train.wandb import WandbRuns
 
 FIRST_LOOK = {"cpu": "first-look-cpu.toml", "cuda": "first-look-gpu.toml"}
 REPORT = "report"
@@ -30,9 +34,16 @@ def default_study(device: str) -> Path:
     return Path(str(importlib.resources.files("studies") / FIRST_LOOK[pick_device(device).type]))
 
 
-def run_sweep(study: Study, directory: Path, device: str) -> None:
-    """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done."""
-    run_study(study, directory, device)
+def run_sweep(
+    study: Study, directory: Path, device: str, *, tensorboard: bool = False, wandb: str | None = None
+) -> None:
+    """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done.
+
+    tensorboard: write event files, of what is there already too. wandb: the project of Weights & Biases that is told.
+    """
+    with contextlib.ExitStack() as stack:
+        hooks = [stack.enter_context(hook) for hook in _hooks(study, directory, tensorboard=tensorboard, wandb=wandb)]
+        run_study(study, directory, device, hooks=hooks)
     tree = open_study(directory)
     console = output()
     for table in stability_tables(tree):
@@ -45,6 +56,18 @@ def run_sweep(study: Study, directory: Path, device: str) -> None:
     console.print(
         f'Results: python -c "from train import open_study; print(open_study({str(directory)!r}))"', soft_wrap=True
     )
+
+
+def _hooks(study: Study, directory: Path, *, tensorboard: bool, wandb: str | None) -> list[Hook]:
+    """What was asked for; StudyError, before any work, where its extra is missing."""
+    hooks = []
+    if tensorboard:
+        files = EventFiles(directory)
+        hooks.append(Hook("TensorBoard", study, directory, lambda: files, found=True))
+    if wandb:
+        runs = WandbRuns(directory, wandb, study.name)
+        hooks.append(Hook("Weights & Biases", study, directory, lambda: runs, found=False))
+    return hooks
 
 
 def dry_run_view(study: Study, directory: Path, device: str) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,12 +94,13 @@ def run_study(
     device: str = "auto",
     observer: Observer | None = None,
     cache: Path | None = None,
+    hooks: Sequence[Observer] = (),
 ) -> Outcome:
     """Train every run of the study that `out` does not hold yet; open the results with `open_study(out)`.
 
-    device: "auto" (CUDA where there is one), "cpu" or "cuda". Raises StudyError, before any work, where the study, the
-    directory or the device won't do, or where another sweep has the directory. SIGINT and SIGTERM end the training between two
-    steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
+    device: "auto" (CUDA where there is one), "cpu" or "cuda". hooks hear of it beside the observer. Raises StudyError, before any
+    work, where the study, the directory or the device won't do, or where another sweep has the directory. SIGINT and SIGTERM end
+    the training between two steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
     """
     study = study if isinstance(study, Study) else read_study(study)
     directory = Path(out)
@@ -112,10 +113,13 @@ def run_study(
                 pass
         except OSError as error:
             raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
-        return _run(study, directory, where, observer, cache)
+        return _run(study, directory, where, observer, cache, hooks)
 
 
-def _run(study: Study, directory: Path, where: torch.device, observer: Observer | None, cache: Path | None) -> Outcome:
+def _run(
+    study: Study, directory: Path, where: torch.device, observer: Observer | None, cache: Path | None,
+    hooks: Sequence[Observer],
+) -> Outcome:  # fmt: skip
     """`run_study`, in a directory that is there, and ours."""
     finished = _finished(directory, study)
     texts = load_texts(study, cache)
@@ -140,7 +144,17 @@ def _run(study: Study, directory: Path, where: torch.device, observer: Observer 
             seconds = study.execution.checkpoint_seconds
             return Checkpointer(directory / CHECKPOINTS / pack.hash, of, seconds, interruption)
 
-        _train(packs, texts, where, directory, origin, Together(status, observer), found, checkpointer, interruption)
+        _train(
+            packs,
+            texts,
+            where,
+            directory,
+            origin,
+            Together(status, observer, *hooks),
+            found,
+            checkpointer,
+            interruption,
+        )
     return Outcome(directory, sum(len(pack.runs) for pack in packs), found, len(finished) - found)
 
 
