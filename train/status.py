@@ -214,7 +214,7 @@ def _state(planned: int, finished: int, under_way: dict[str, Any] | None, now: d
         return ("incomplete", rest) if finished else ("not_started", f"none of {planned} runs has begun")
     if under_way["state"] == "running":
         beat = datetime.datetime.fromisoformat(under_way["heartbeat"])
-        if (now - beat).total_seconds() <= STALE:
+        if abs((now - beat).total_seconds()) <= STALE:  # one that lies far ahead is of before the clock was set
             return "running", rest
         return "stale", f"no sign of life since {_iso(beat)}: the process was killed or its host is gone; {rest}"
     if under_way["state"] == "interrupted":
