@@ -80,11 +80,15 @@ def make_study(size: Size, model: str, steps: int, axes: dict[str, Any], **execu
     )
 
 
-def one_pack(size: Size, model: str, recipe: str, steps: int) -> tuple[PlannedPack, Pack, float]:
-    """A full pack of one recipe, as the planner makes it, and the seconds that making it took."""
+def one_pack(
+    size: Size, model: str, recipe: str, steps: int, runs: int | None = None
+) -> tuple[PlannedPack, Pack, float]:
+    """A full pack of one recipe, as the planner makes it, and the seconds that making it took; of as many `runs` if told."""
     device = pick_device("auto")
     study = make_study(size, model, steps, {"recipe": [recipe], "learning_rate": [1e-3], "seed": 128})
     planned = plan(study, device)[0]
+    if runs is not None:
+        planned = PlannedPack(planned.program, planned.runs[:runs], runs)
     text = load_texts(study)[planned.program.dataset]
     begun = time.perf_counter()
     pack = Pack(planned.program, planned.slots, text, device)

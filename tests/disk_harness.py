@@ -2,8 +2,8 @@
 
 In a mount namespace of its own, where it may mount small file systems in memory that vanish with it: as root, or, with
 `unshare -r`, where a user may have such a namespace. A study is trained on one whose room runs out at an instant that the
-scenario chooses, once as it is and then, with room again, to its end. For each scenario a line of JSON says what was told, and in which
-variables the outcome differs from that of a study that nobody disturbed.
+scenario chooses, once as it is and then, with room again, to its end. For each scenario a line of JSON says what was told, and
+in which variables the outcome differs from that of a study that nobody disturbed.
 """
 
 from __future__ import annotations

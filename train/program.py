@@ -156,7 +156,7 @@ class Program:
         gated = 2 if shape.mlp == "swiglu" else 1
         widest = max(tokens * max(sum(shape.attention_features), gated * shape.features), logits)
         drawn = any(place.rules is not None and (place.rules.is_stochastic or place.rules.hadamard) for place in places)
-        return tokens * inputs + 2 * wide * shape.size + widest * (24 if compiled else 70 if drawn else 35)
+        return tokens * inputs + 2 * wide * shape.size + widest * (24 if compiled else 96 if drawn else 35)
 
     def _bytes_of_written_attention(self, compiled: bool) -> int:
         """Scores of attention that is written out: three tensors of them a layer, five and roundings where they are rounded."""

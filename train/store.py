@@ -146,7 +146,11 @@ def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
     """The tree in packs/<hash>.nc, whole or not at all, and its checksum; OSError where it can't be written."""
     path = directory / PACKS / f"{pack.hash}.nc"
     compress = {
-        node.path: {str(name): {"zlib": True, "complevel": 4} for name, v in node.data_vars.items() if v.ndim > 1}
+        node.path: {
+            str(name): {"zlib": True, "complevel": 4, "shuffle": True}
+            for name, v in node.data_vars.items()
+            if v.ndim > 1
+        }
         for node in tree.subtree
         if node.path != "/"
     }
