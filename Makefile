@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Tests beside each other, a process each; every one of them takes a gigabyte or two.
 JOBS   ?= 2
 
-.PHONY: install sweep test survive verify verify-gpu conformance recipes recipes-page bench lint clean
+.PHONY: install sweep test survive fuzz verify verify-gpu conformance recipes recipes-page bench lint clean
 
 install: $(READY)
 
@@ -26,6 +26,10 @@ test: $(READY)
 # 200 kills of small studies at random instants, files damaged between them; the same bits in the end. Ten minutes.
 survive: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_harness --kills 200 $(ARGS)
+
+# Study files by a fuzzer that follows coverage; needs atheris (pip install -e ".[fuzz]"), which has wheels for Linux.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_study -max_total_time=300 $(ARGS)
 
 # All FP32 inputs of six formats, then every test of verification, the longer proofs among them.
 verify: $(READY)

@@ -81,6 +81,13 @@ def _place(context: click.Context, parameter: click.Parameter, value: str | None
     return Path(value) if value is not None and "://" not in value else value
 
 
+def _hooked(command: Any) -> Any:
+    """The options of what else is told of a study, off by default."""
+    files = click.option("--tensorboard", is_flag=True, help="Event files in DIR/tensorboard; needs exmy[tensorboard].")
+    project = click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases; needs exmy[wandb].")
+    return files(project(command))
+
+
 @main.command()
 @click.argument("study_file", metavar="[STUDY.toml]", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -95,15 +102,11 @@ def _place(context: click.Context, parameter: click.Parameter, value: str | None
 @_device
 @_site
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
+@_hooked
 def sweep(
-    study_file: Path | None,
-    out: Path | str | None,
-    overrides: tuple[str, ...],
-    device: str,
-    *,
-    dry_run: bool,
-    **site: Any,
-) -> None:
+    study_file: Path | None, out: Path | str | None, overrides: tuple[str, ...], device: str, *, dry_run: bool,
+    **how: Any,
+) -> None:  # fmt: skip
     """Train every run of a study, and say which diverged.
 
     Without STUDY.toml: a first look, a few minutes long, chosen for this machine. Started again on the same directory,
@@ -120,16 +123,17 @@ def sweep(
     with _sweeping():
         study = read_study(study_file or default_study(device), list(overrides))
         if dry_run:
-            dry_run_view(study, out or Path("runs") / study.name, device, site["workers"])
+            dry_run_view(study, out or Path("runs") / study.name, device, how["workers"])
             return
-        run_sweep(study, out or Path("runs") / study.name, device, **site)
+        run_sweep(study, out or Path("runs") / study.name, device, **how)
 
 
 @main.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @_device
 @_site
-def resume(directory: Path, device: str, **site: Any) -> None:
+@_hooked
+def resume(directory: Path, device: str, **how: Any) -> None:
     """Go on with the study in DIR, after Ctrl-C, a kill or a power cut: `exmy sweep DIR/study.toml --out DIR`.
 
     What is finished stays, once it was held against its checksum, and a pack that was under way goes on from its last checkpoint,
@@ -142,7 +146,7 @@ def resume(directory: Path, device: str, **site: Any) -> None:
     from train.store import study_of
 
     with _sweeping():
-        run_sweep(study_of(directory), directory, device, check=True, **site)
+        run_sweep(study_of(directory), directory, device, check=True, **how)
 
 
 @contextlib.contextmanager

@@ -45,10 +45,15 @@ def _finished_packs(packs: list[Mapping[str, Any]]) -> Table:
         )
     for pack in packs[-LATEST:]:
         table.add_row(
-            pack["hash"], str(pack["runs"]), str(pack["diverged"]), duration(pack["seconds"]),
+            pack["hash"], str(pack["runs"]), str(pack["diverged"]), _took(pack),
             duration(pack["seconds_first_step"]), pack["written"][:19].replace("T", " "), pack["device"],
         )  # fmt: skip
     return table
+
+
+def _took(pack: Mapping[str, Any]) -> str:
+    early = pack["ended_early_at"]
+    return duration(pack["seconds"]) + (f", all dead at step {early}" if early is not None else "")
 
 
 def _under_way(told: Mapping[str, Any], *, at_work: bool) -> Iterator[RenderableType]:

@@ -4,6 +4,7 @@ show what that would take.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import shutil
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from exmy.data import epochs_seen
 from exmy.report import write_report
 from train import Study, StudyError, open_study, run_study
 from train.estimate import Estimate, estimate, measured_rates, total
+from train.hooks import Hook
 from train.local import count_workers
 from train.pack_sizes import read_lowered
 from train.plan import PlannedPack, describe, pick_device, plan
 from train.progress import duration
 from train.provenance import device_name
 from train.store import finished_runs
+from train.tensorboard import EventFiles
+from train.wandb import WandbRuns
 
 FIRST_LOOK = {"cpu": "first-look-cpu.toml", "cuda": "first-look-gpu.toml"}
 REPORT = "report"
@@ -33,12 +37,18 @@ def default_study(device: str) -> Path:
     return Path(str(importlib.resources.files("studies") / FIRST_LOOK[pick_device(device).type]))
 
 
-def run_sweep(study: Study, out: Path | str, device: str, *, check: bool = False, **site: Any) -> None:
+def run_sweep(
+    study: Study, out: Path | str, device: str, *, check: bool = False, tensorboard: bool = False, wandb: str | None = None,
+    **site: Any,
+) -> None:  # fmt: skip
     """Train what is missing in `out`, print the table, write the report. StudyError where that can't be done.
 
-    check: hold every finished pack against its checksum first. site: `run_study`'s executor, workers and ray_address.
+    check: hold every finished pack against its checksum first. tensorboard: write event files, of what is there already too.
+    wandb: the project of Weights & Biases that is told. site: `run_study`'s executor, workers and ray_address.
     """
-    directory = run_study(study, out, device, check=check, **site).directory
+    with contextlib.ExitStack() as stack:
+        hooks = [stack.enter_context(hook) for hook in _hooks(study, out, tensorboard=tensorboard, wandb=wandb)]
+        directory = run_study(study, out, device, check=check, hooks=hooks, **site).directory
     tree = open_study(directory)
     console = output()
     for table in stability_tables(tree):
@@ -51,6 +61,24 @@ def run_sweep(study: Study, out: Path | str, device: str, *, check: bool = False
     console.print(
         f'Results: python -c "from train import open_study; print(open_study({str(directory)!r}))"', soft_wrap=True
     )
+
+
+def _hooks(study: Study, out: Path | str, *, tensorboard: bool, wandb: str | None) -> list[Hook]:
+    """What was asked for; StudyError, before any work, where its extra is missing."""
+    hooks: list[Hook] = []
+    if not (tensorboard or wandb):
+        return hooks
+    if not isinstance(out, Path):
+        raise StudyError(
+            f"--tensorboard and --wandb take packs from a directory of this machine: leave --out {out} out"
+        )
+    if tensorboard:
+        files = EventFiles(out)
+        hooks.append(Hook("TensorBoard", study, out, lambda: files, found=True))
+    if wandb:
+        runs = WandbRuns(out, wandb, study.name)
+        hooks.append(Hook("Weights & Biases", study, out, lambda: runs, found=False))
+    return hooks
 
 
 def dry_run_view(study: Study, directory: Path | str, device: str, workers: int | None = None) -> None:

@@ -161,7 +161,9 @@ def _float(name: str, match: re.Match[str]) -> FloatFormat:
     given = early if early is not None else late
     unsigned = suffix == "fnu"
     specials: Specials = "finite" if name in NAN_IN_NAME_ONLY else "fn" if unsigned else SUFFIXES[suffix]
-    bias = int(given) if given is not None else default_bias(exponent_bits, specials) if exponent_bits else 0
+    # Of a width that is refused below: 2 to the power of any number that somebody writes may not fit the memory.
+    usual = default_bias(min(exponent_bits, 64), specials) if exponent_bits else 0
+    bias = usual if given is None else int(given)
     problem = None if match[0] == ALIASES["fp64"] else impossible_width(exponent_bits, mantissa_bits)
     problem = problem or impossible(exponent_bits, mantissa_bits, specials, bias)
     if unsigned and (mantissa_bits or given or nosub):

@@ -86,10 +86,10 @@ class After(Interruption):
 
 
 def arrays(result: PackResult) -> Iterator[tuple[str, Any]]:
-    """All that a pack gives back but its times."""
+    """All that a pack gives back but its times and its memory."""
     for field in dataclasses.fields(result):
         value = getattr(result, field.name)
-        if not field.name.startswith("seconds"):
+        if not field.name.startswith(("seconds", "peak")):
             yield from value.items() if isinstance(value, dict) else [(field.name, value)]
 
 

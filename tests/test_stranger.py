@@ -141,9 +141,10 @@ BASES = "\n".join(f'{"a" * i} = {{lm_head = "{"a" * (i + 1)}", base = "e8m7"}}' 
         "[axes]\nrecipe = [" + '"e8m7",' * 200_000 + "]",
         "[axes]\nlearning_rate = [" + "1e-3," * 100_000 + ']\nrecipe = ["e8m7", "e8m3"]',
         '[axes]\nlearning_rate = [1e-3]\nrecipe = ["a"]\n[recipes]\n' + BASES,
+        '[axes]\nlearning_rate = [1e-3]\nrecipe = ["a"]\n[recipes.a]\nbase = "e2' + "3" * 50 + 'm3fn"',
         "name = '/dev/zero'",
     ],
-    ids=["arrays", "tables", "dotted", "digits", "long", "recipes", "axes", "bases", "empty"],
+    ids=["arrays", "tables", "dotted", "digits", "long", "recipes", "axes", "bases", "bits", "empty"],
 )  # fmt: skip
 def test_what_is_deep_long_or_large_is_refused_in_a_line(content: str, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"

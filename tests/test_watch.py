@@ -53,8 +53,8 @@ def report(step: int, *losses: float) -> Progress:
     return Progress(step, np.array(losses or (2.0,) * 4, np.float32), ENTROPY)
 
 
-def result(seconds: float, first: float) -> PackResult:
-    return SimpleNamespace(seconds=seconds, seconds_first_step=first)  # type: ignore[return-value]
+def result(seconds: float, first: float, made: int | None = None) -> PackResult:
+    return SimpleNamespace(seconds=seconds, seconds_first_step=first, steps_made=made)  # type: ignore[return-value]
 
 
 @pytest.fixture
@@ -157,6 +157,23 @@ def test_one_batch_that_is_hard_is_no_lack_of_progress(watch: Watch) -> None:
     for step, loss in ((60, 2.0), (70, 2.0), (80, 4.0)):
         watch.pack_progress(todo[0], report(step, *(loss,) * 4))
     assert watch.snapshot().no_progress == 0
+
+
+def test_a_pack_that_ended_early_is_done_and_its_rate_is_of_the_steps_that_it_made(watch: Watch, clock: Clock) -> None:
+    planned = packs()
+    first = planned[0]
+    watch.planned(planned, 0, "cpu")
+    watch.pack_started(first)
+    clock.now += 31.0
+    dead = np.array([True, True, False, True])
+    watch.pack_progress(first, Progress(101, np.full(4, np.nan, np.float32), ENTROPY, dead))
+    assert (watch.snapshot().dead, watch.snapshot().packs[0].dead) == (3, 3)
+    watch.pack_finished(first, result(seconds=31.0, first=21.0, made=101))
+    state = watch.snapshot()
+    assert state.packs[0].step == 101
+    assert state.packs[0].steps_per_second == 10.0
+    assert state.run_steps_done == state.run_steps / 2
+    assert state.seconds_left == pytest.approx(STEPS / 10.0)
 
 
 def test_padding_is_not_counted(watch: Watch) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,16 +56,17 @@ def run_study(
     ray_address: str | None = None,
     *,
     check: bool = False,
+    hooks: Sequence[Observer] = (),
 ) -> Outcome:
     """Train every run of the study that `out` does not hold yet; open the results with `open_study(outcome.directory)`.
 
     device: "auto" (CUDA where there is one), "cpu" or "cuda". executor: "local" for this machine, "ray" for a Ray cluster, at
     `ray_address` or one that is started here. workers: how many packs at once, on this machine; if not given, one a GPU.
     out: a directory, or for "ray" the URL of one that fsspec can write to, of which `outcome.directory` is a copy. check: hold
-    every finished pack against its checksum first, not only those whose files have changed.
-    Raises StudyError, before any work, where the study, the directory or the device won't do, or where another sweep has the
-    directory; and after all that could be trained, where packs could not. SIGINT and SIGTERM end the training between two
-    steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
+    every finished pack against its checksum first, not only those whose files have changed. hooks hear of it beside the
+    observer. Raises StudyError, before any work, where the study, the directory or the device won't do, or where another sweep
+    has the directory; and after all that could be trained, where packs could not. SIGINT and SIGTERM end the training between
+    two steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
     """
     study = study if isinstance(study, Study) else read_study(study)
     with contextlib.ExitStack() as stack:
@@ -78,11 +80,12 @@ def run_study(
         except OSError as error:
             raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
         site.fetch()
-        return _run(study, directory, site, lock, observer, cache, check=check)
+        return _run(study, directory, site, lock, observer, cache, hooks, check=check)
 
 
 def _run(
-    study: Study, directory: Path, site: Site, lock: int, observer: Observer | None, cache: Path | None, *, check: bool
+    study: Study, directory: Path, site: Site, lock: int, observer: Observer | None, cache: Path | None,
+    hooks: Sequence[Observer], *, check: bool,
 ) -> Outcome:  # fmt: skip
     """`run_study`, in a directory that is there, and ours."""
     finished = _finished(directory, study, check=check)
@@ -102,7 +105,7 @@ def _run(
         observer = observer or stack.enter_context(RichObserver(margin=margin))
         status = stack.enter_context(StatusFile(directory, margin=margin))
         interruption = stack.enter_context(Interruption())
-        told = Together(status, observer)
+        told = Together(status, observer, *hooks)
 
         def planned_anew(program: Program, lowered: Lowered) -> None:
             write_lowered(directory, device, program, lowered)

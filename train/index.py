@@ -12,8 +12,8 @@ hosts of one name can at worst spoil each other's lines, which their CRC shows. 
 counts whose file was changed last. A sweep that has the directory writes the index anew once most of its rows are dead.
 
 A row: pack, file and seal (stamps; seal is null without a checksum), text (SHA-256), size (R), device, seconds,
-first_step, runs (identities), and by the rule `rule` (`rule_of`), for each run: final_loss (null for NaN) and, as strings of 0
-and 1, non_finite, no_progress and spike.
+first_step, ended (null, or the step after which all runs were dead), runs (identities), and by the rule `rule`
+(`rule_of`), for each run: final_loss (null for NaN) and, as strings of 0 and 1, non_finite, no_progress and spike.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Row(TypedDict):
     device: str
     seconds: float
     first_step: float
+    ended: int | None
     runs: list[str]
     rule: str
     final_loss: list[float | None]
@@ -63,7 +64,8 @@ class Row(TypedDict):
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     "pack": str, "file": list, "seal": (list, type(None)), "text": str, "size": int, "device": str,
-    "seconds": float, "first_step": float, "runs": list, "rule": str, "final_loss": list, "non_finite": str,
+    "seconds": float, "first_step": float, "ended": (int, type(None)),
+    "runs": list, "rule": str, "final_loss": list, "non_finite": str,
     "no_progress": str, "spike": str,
 }  # fmt: skip
 

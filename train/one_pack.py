@@ -115,7 +115,8 @@ class Trainer:
             self._folder(pack), checkpoint_of(pack, text, self.origin),
             self.setting.study.execution.checkpoint_seconds, self.interruption,
         )  # fmt: skip
-        result = train_pack(pack.program, pack.slots, text, self.device, None, on_progress, checkpointer)
+        dead_after = self.setting.study.execution.dead_after
+        result = train_pack(pack.program, pack.slots, text, self.device, None, on_progress, checkpointer, dead_after)
         save(self.setting.directory, pack, result, text, self.origin)
         checkpointer.remove()
         with contextlib.suppress(OSError):

@@ -27,6 +27,7 @@ from formats import quantize
 from train.capture import Recorded
 from train.checkpoint import Checkpointer, Times
 from train.compiling import compiled_quantizer, compiler, compiles_steps, quantizer_for
+from train.dead import Vigil, with_one_nan
 from train.determinism import deterministic
 from train.dropout import EMBEDDING, dropped
 from train.head import chunks, head_over_chunks, of_runs
@@ -481,15 +482,19 @@ def train_pack(
     compiled: bool | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     checkpointer: Checkpointer | None = None,
+    dead_after: int = 0,
 ) -> PackResult:
     """Train a pack to its end, from its checkpoint if there is one; `on_progress` hears every `CHUNK` steps.
 
-    `Interrupted` where the checkpointer hears a signal.
+    dead_after: how many steps of NaN a run has to have to be called dead (see `dead`), 0 for never. `Interrupted` where the
+    checkpointer hears a signal.
     """
     started = time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     pack = Pack(program, slots, text, device, compiled)
     before = checkpointer.restore(pack.load) if checkpointer else Times()
-    first = before.first_step
+    first, vigil = before.first_step, Vigil(pack, dead_after)
 
     def times() -> Times:
         return Times(before.total + time.perf_counter() - started, first)
@@ -504,20 +509,32 @@ def train_pack(
         if pack.made == 1:
             pack.train_loss[0].cpu()  # wait, so that compiling is told apart from training
             first = time.perf_counter() - started
-        if on_progress and (pack.made % CHUNK == 0 or pack.made == program.steps):
-            on_progress(Progress(pack.made, pack.train_loss[pack.made - 1].cpu().numpy(), text.unigram_entropy))
-    probed = pack.probed.swapaxes(0, 1).cpu().float().numpy()
+        if (on_progress or vigil.watches) and (pack.made % CHUNK == 0 or pack.made == program.steps):
+            losses = pack.train_loss[pack.made - 1].cpu().numpy()  # the one place where the host waits for the device
+            vigil.hear(losses)
+            if on_progress:
+                on_progress(Progress(pack.made, losses, text.unigram_entropy, vigil.dead.copy()))
+            if vigil.ends():
+                break
+    probed = _numbers(pack.probed.swapaxes(0, 1))
     dynamic = bool(program.dynamic_loss_scale)
     return PackResult(
-        pack.train_loss.cpu().numpy(),
-        pack.grad_norm.cpu().numpy(),
-        pack.validation.cpu().float().numpy(),
+        _numbers(pack.train_loss),
+        _numbers(pack.grad_norm),
+        _numbers(pack.validation),
         dict(zip(SHARPNESS, probed, strict=True)) if program.probe_steps else {},
         times().total,
         first,
         pack.compiled,
-        pack.loss_scale.cpu().numpy() if dynamic else None,
+        _numbers(pack.loss_scale) if dynamic else None,
         pack.skipped.cpu().numpy() if dynamic else None,
-        pack.grad_norm_block.cpu().numpy(),
-        {name: values.cpu().numpy() for name, values in pack.signals.values.items()} if program.signal_steps else {},
+        _numbers(pack.grad_norm_block),
+        {name: _numbers(values) for name, values in pack.signals.values.items()} if program.signal_steps else {},
+        pack.made,
+        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
+
+
+def _numbers(history: Tensor) -> NDArray[np.float32]:
+    """On the host, in FP32."""
+    return with_one_nan(history.detach().to("cpu", torch.float32, copy=True).numpy())

@@ -120,6 +120,8 @@ def facts(
     settings = DivergenceSettings(**table.model_dump())
     found = outcomes(history, settings)
     final = found["final_loss"]
+    steps = history.sizes["step"]
+    made = int(attrs.get("steps_made", steps))
     stuck = no_progress(final, float(attrs.get("unigram_entropy", math.nan)), settings.progress_margin)
     return {
         "pack": pack,
@@ -128,6 +130,7 @@ def facts(
         "device": str(attrs["device"]),
         "seconds": float(attrs["seconds"]),
         "first_step": float(attrs["seconds_first_step"]),
+        "ended": None if made == steps else made,
         "runs": list(map(str, runs)),
         "rule": rule_of(table),
         "final_loss": [None if math.isnan(loss) else loss for loss in final.values.tolist()],

@@ -156,7 +156,7 @@ class Program:
         gated = 2 if shape.mlp == "swiglu" else 1
         widest = max(tokens * max(sum(shape.attention_features), gated * shape.features), logits)
         drawn = any(place.rules is not None and (place.rules.is_stochastic or place.rules.hadamard) for place in places)
-        return tokens * inputs + 2 * wide * shape.size + widest * (24 if compiled else 70 if drawn else 35)
+        return tokens * inputs + 2 * wide * shape.size + widest * (24 if compiled else 96 if drawn else 35)
 
     def _bytes_of_written_attention(self, compiled: bool) -> int:
         """Scores of attention that is written out: three tensors of them a layer, five and roundings where they are rounded."""
@@ -190,7 +190,8 @@ class PackResult:
     """Histories of a pack's runs, the run axis last, in nats per token; sharpness in percent, [probes, R, epsilons].
 
     loss_scale and skipped are there only where the program's loss scale is dynamic. grad_norm_block: [steps, R, 1 + L], what is
-    outside the blocks first; signals, by the names of `signals`: [signal steps, R, ...].
+    outside the blocks first; signals, by the names of `signals`: [signal steps, R, ...]. steps_made: fewer than the program's if
+    the pack ended early (see `dead`), None where nobody counted; peak_bytes: the most memory that tensors took on a GPU at once.
     """
 
     train_loss: NDArray[np.float32]
@@ -204,21 +205,34 @@ class PackResult:
     skipped: NDArray[np.bool_] | None = None
     grad_norm_block: NDArray[np.float32] | None = None
     signals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    steps_made: int | None = None
+    peak_bytes: int | None = None
 
     def times_alone(self) -> PackResult:
         """The same without its histories, for who has the pack's file and wants no more than how long it took."""
         none = np.empty(0, np.float32)
-        return PackResult(none, none, none, {}, self.seconds, self.seconds_first_step, self.compiled)
+        return PackResult(
+            none,
+            none,
+            none,
+            {},
+            self.seconds,
+            self.seconds_first_step,
+            self.compiled,
+            steps_made=self.steps_made,
+            peak_bytes=self.peak_bytes,
+        )
 
 
 @dataclass(frozen=True)
 class Progress:
     """A report from a pack under way: updates done, each slot's training loss of the last of them, [R], and the text's
     unigram entropy, where a run that learns nothing from context stays; nats per token. memory: in bytes, of the process that
-    trains it, where that is another.
+    trains it, where that is another. dead: which runs are, [R], see `dead`.
     """
 
     step: int
     loss: NDArray[np.float32]
     unigram_entropy: float = float("nan")
+    dead: NDArray[np.bool_] | None = None
     memory: int | None = None

@@ -91,7 +91,8 @@ class RichObserver:
         state, view = self._of(pack)
         left = "" if state.packs_finished == state.packs_planned else f"; {_left(state.seconds_left)} for all"
         first = duration(view.seconds_first_step)
-        took = f"{view.steps} steps in {duration(view.seconds)}, {first} of it for the first"
+        made = f"{view.step} steps" + (f" of {view.steps}, then all runs were dead," if view.step < view.steps else "")
+        took = f"{made} in {duration(view.seconds)}, {first} of it for the first"
         self._say(f"{_name(state, view)} finished: {took}, then {_rates(view)}; {_runs(view)}{left}")
 
     def _of(self, pack: PlannedPack) -> tuple[Snapshot, PackView]:
@@ -135,7 +136,8 @@ def status_table(state: Snapshot, margin: float = MARGIN) -> Group:
         ProgressBar(total=1.0, completed=share, width=16), Text(f"{100 * share:.0f} %  {totals_line(state)}")
     )
     began = state.alive + state.non_finite
-    counts = f"of {began} runs so far {state.non_finite} non-finite and {state.no_progress} without progress"
+    for_good = f" ({state.dead} for good)" if state.dead else ""
+    counts = f"of {began} runs so far {state.non_finite} non-finite{for_good} and {state.no_progress} without progress"
     return Group(table, totals, Text(counts), Text(live_rule(margin), style="dim"))
 
 

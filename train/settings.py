@@ -255,10 +255,12 @@ class ExecutionTable(Table):
     """[execution]: how runs become packs, and how often a pack's state is kept; a run's identity does not depend on it.
 
     checkpoint_seconds: between two checkpoints; 0 for none; "auto" for a minute, or as long as keeps their cost below 2 %.
+    dead_after: steps of NaN after which a run of nothing but NaN counts as dead, and a pack of such runs ends; 0 for never.
     """
 
     pack_size: Literal["auto"] | int = "auto"
     checkpoint_seconds: Literal["auto"] | float = "auto"
+    dead_after: Annotated[int, Field(ge=0, le=STEPS_LIMIT)] = 50
 
     @field_validator("checkpoint_seconds")
     @classmethod

@@ -14,10 +14,10 @@ ISO 8601 in UTC, durations in seconds, memory in bytes:
     message         one sentence on the state
     runs            planned, finished, diverged; definition: the one of divergence that counts; unreadable packs are an error
     packs           finished ones, from their files, oldest first: hash, runs, pack_size, diverged, device, written,
-                    seconds, seconds_first_step
+                    seconds, seconds_first_step, ended_early_at: null, or the step after which all runs were dead (`dead`)
     under_way       null, or the last `status.json`: state, error, started, heartbeat, live_rule and `watch.Snapshot`
                     (runs_found, runs_planned, packs_planned, packs_finished, run_steps, run_steps_done, seconds, seconds_left,
-                    alive, non_finite, no_progress, memory_bytes, packs: those under way, as `watch.PackView`)
+                    alive, non_finite, no_progress, dead, memory_bytes, packs: those under way, as `watch.PackView`)
 """
 
 from __future__ import annotations
@@ -210,6 +210,7 @@ def _pack_row(row: Row, diverged: Mapping[str, bool]) -> dict[str, Any]:
         "written": _iso(written),
         "seconds": row["seconds"],
         "seconds_first_step": row["first_step"],
+        "ended_early_at": row["ended"],
     }
 
 
@@ -222,7 +223,7 @@ def _state(planned: int, finished: int, under_way: dict[str, Any] | None, now: d
         return ("incomplete", rest) if finished else ("not_started", f"none of {planned} runs has begun")
     if under_way["state"] == "running":
         beat = datetime.datetime.fromisoformat(under_way["heartbeat"])
-        if (now - beat).total_seconds() <= STALE:
+        if abs((now - beat).total_seconds()) <= STALE:  # one that lies far ahead is of before the clock was set
             return "running", rest
         return "stale", f"no sign of life since {_iso(beat)}: the process was killed or its host is gone; {rest}"
     if under_way["state"] == "interrupted":

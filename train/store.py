@@ -108,7 +108,10 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
         "compiled": int(result.compiled),
         "seconds": result.seconds,
         "seconds_first_step": result.seconds_first_step,
+        "steps_made": program.steps if result.steps_made is None else result.steps_made,
     }
+    if result.peak_bytes is not None:
+        tree.attrs["peak_bytes"] = result.peak_bytes
     return tree
 
 
@@ -152,7 +155,11 @@ def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
     """The tree in packs/<hash>.nc, whole or not at all, and its checksum; OSError where it can't be written."""
     path = directory / PACKS / f"{pack.hash}{PACK}"
     compress = {
-        node.path: {str(name): {"zlib": True, "complevel": 4} for name, v in node.data_vars.items() if v.ndim > 1}
+        node.path: {
+            str(name): {"zlib": True, "complevel": 4, "shuffle": True}
+            for name, v in node.data_vars.items()
+            if v.ndim > 1
+        }
         for node in tree.subtree
         if node.path != "/"
     }

@@ -8,7 +8,8 @@ for each program that has not been compiled yet. Where nothing is measured yet t
 Whether a run *diverged* is decided when it has ended (`stability`). While it runs, two counts are cheap and honest:
 `non_finite`, a training loss that is NaN or infinite, and `no_progress`: after warm-up, the mean of the last `REPORTS` reported
 losses is not below the line that the ended run will be held against: the text's unigram entropy, as `text` defines it where a
-share is noise, less the study's margin.
+share is noise, less the study's margin. `dead` are those of the first that nothing can bring back (see `dead`); a pack of these
+alone ends before its last step, which its rate does not count as made.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class PackView:
     alive: int
     non_finite: int
     no_progress: int
+    dead: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Snapshot:
     alive: int
     non_finite: int
     no_progress: int
+    dead: int
     memory_bytes: int | None
     packs: tuple[PackView, ...]
 
@@ -106,6 +109,7 @@ class _Account:
     ended: float | None = None
     seconds_first_step: float | None = None
     steady: float | None = None  # steps a second of the whole pack, once it has ended
+    dead: int = 0
 
     @property
     def rate(self) -> float | None:
@@ -119,6 +123,7 @@ class _Account:
         """Take a report in, and forget those that are older than the window, the two latest apart."""
         self.step, self.unigram_entropy, self.memory = progress.step, progress.unigram_entropy, progress.memory
         self.losses.append(progress.loss[: len(self.pack.runs)])
+        self.dead = 0 if progress.dead is None else int(progress.dead[: len(self.pack.runs)].sum())
         self.reports.append((now, progress.step))
         while len(self.reports) > 2 and self.reports[1][0] < now - WINDOW:
             self.reports.popleft()
@@ -185,11 +190,12 @@ class Watch:
         """A pack's end; its own clock knows exactly how long the first step took."""
         with self._lock:
             account = self._accounts[pack.hash]
-            account.ended, account.step = self._clock(), pack.program.steps
+            made = pack.program.steps if result.steps_made is None else result.steps_made
+            account.ended, account.step = self._clock(), made
             account.seconds_first_step = result.seconds_first_step
             rest = result.seconds - result.seconds_first_step
-            if pack.program.steps > 1 and rest > 0:
-                account.steady = (pack.program.steps - 1) / rest
+            if made > 1 and rest > 0:
+                account.steady = (made - 1) / rest
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""
@@ -203,12 +209,13 @@ class Watch:
                 packs_planned=len(self._packs),
                 packs_finished=sum(view.state == "finished" for view in views),
                 run_steps=sum(len(pack.runs) * pack.program.steps for pack in self._packs),
-                run_steps_done=sum(view.runs * view.step for view in views),
+                run_steps_done=sum(v.runs * (v.steps if v.state == "finished" else v.step) for v in views),
                 seconds=now - self._began,
                 seconds_left=self._left(now),
                 alive=sum(view.alive for view in views),
                 non_finite=sum(view.non_finite for view in views),
                 no_progress=sum(view.no_progress for view in views),
+                dead=sum(view.dead for view in views),
                 memory_bytes=self._bytes[1],
                 packs=views,
             )
@@ -236,6 +243,7 @@ class Watch:
             alive=len(pack.runs) - non_finite,
             non_finite=non_finite,
             no_progress=no_progress,
+            dead=account.dead,
         )
 
     def _pack_left(self, account: _Account, now: float) -> float | None:

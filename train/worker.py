@@ -13,6 +13,7 @@ import os
 import queue
 import sys
 import threading
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -85,7 +86,7 @@ def _listen(channel: Channel, packs: queue.SimpleQueue[PlannedPack], interruptio
 
 
 def _measured(progress: Progress) -> Progress:
-    return Progress(progress.step, progress.loss, progress.unigram_entropy, memory_in_use())
+    return replace(progress, memory=memory_in_use())
 
 
 def main() -> None:
