@@ -1,7 +1,7 @@
 """From runs to packs: group the runs that can share a program, choose R for each program, fill its packs.
 
 R is part of a program, since compiled reductions are shaped by it: it comes from a short list, it is chosen from all the runs
-of the study (so that a study started again chooses the same), and a short pack is padded, never shrunk.
+of the study (so that a study started again chooses the same), or of a strategy's round, and a short pack is padded, never shrunk.
 """
 
 from __future__ import annotations
@@ -97,17 +97,22 @@ def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> 
 
     Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
     """
-    groups: dict[Program, list[Run]] = {}
-    for run in study.runs():
-        groups.setdefault(program_of(run), []).append(run)
+    groups: dict[tuple[int, Program], list[Run]] = {}
+    for number, run in study.runs_by_round():
+        groups.setdefault((number, program_of(run)), []).append(run)
     packs: list[PlannedPack] = []
-    for program, runs in groups.items():
+    for (_, program), runs in groups.items():
         _check_device(program, runs[0], device)
         _check_recipe(program, runs[0].recipe)
         size = _pack_size(study, program, len(runs), device)
         missing = [run for run in runs if run.identity not in finished]
         packs += [PlannedPack(program, tuple(missing[i : i + size]), size) for i in range(0, len(missing), size)]
     return packs
+
+
+def capacity(study: Study, program: Program, device: torch.device) -> int:
+    """The most runs of a program that a pack may have here; StudyError as `plan`."""
+    return _pack_size(study, program, LARGEST[device.type], device)
 
 
 def choose_pack_size(runs: int, largest: int, overhead: int) -> int:
