@@ -65,7 +65,7 @@ def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | Non
     """The study of which all are parts; StudyError where one differs from the first in more than its name and its axes."""
     contents = [study.model_dump(mode="json", exclude=NOT_THE_DESIGN) for study in studies]
     for study, content, directory in zip(studies[1:], contents[1:], where[1:], strict=True):
-        key, first, other = next(_differences(contents[0], content), ("", None, None))
+        key, first, other = next(differences(contents[0], content), ("", None, None))
         if key:
             raise StudyError(
                 f"{directory}: {key} is {other!r}, and {first!r} in {where[0]}: only studies that differ in nothing but their "
@@ -107,12 +107,12 @@ def _joined(studies: Sequence[Study], kind: set[str]) -> tuple[dict[str, list[An
     return distinct[0], distinct[1:]
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], within: str = "") -> Any:
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], within: str = "") -> Any:
     """Where two studies' tables differ, the key and both values."""
     for key in dict.fromkeys([*a, *b]):
         mine, theirs = a.get(key), b.get(key)
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            yield from _differences(mine, theirs, f"{within}{key}.")
+            yield from differences(mine, theirs, f"{within}{key}.")
         elif mine != theirs and f"{within}{key}" != "baseline":
             yield f"{within}{key}", mine, theirs
 
