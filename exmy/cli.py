@@ -69,8 +69,21 @@ _device = click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change the study: training.steps=500, seed=4, ..."
 )
 @_device
+@click.option(
+    "--strategy",
+    type=click.Choice(["grid", "bisect", "seeds"]),
+    help="Which runs: all of the file (grid); the largest stable learning rate of each recipe (bisect); seeds in planned looks.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
-def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str, *, dry_run: bool) -> None:
+def sweep(
+    study_file: Path | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    device: str,
+    strategy: str | None,
+    *,
+    dry_run: bool,
+) -> None:
     """Train every run of a study, and say which diverged.
 
     Without STUDY.toml: a first look, a few minutes long, chosen for this machine. Started again on the same directory,
@@ -79,12 +92,14 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
     \b
     Example: exmy sweep mine.toml --out runs/mine --set seed=16
     Example: exmy sweep mine.toml --dry-run
+    Example: exmy sweep mine.toml --strategy bisect
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep
     from train import read_study
 
     with _sweeping():
-        study = read_study(study_file or default_study(device), list(overrides))
+        changes = [*overrides, *([f'strategy.kind="{strategy}"'] if strategy else [])]
+        study = read_study(study_file or default_study(device), changes)
         if dry_run:
             dry_run_view(study, out or Path("runs") / study.name, device)
             return

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from exmy.strategies import findings_view
+from train.adaptive import read_strategy
 from train.progress import duration, gibibytes, number
 
 COLOURS = {"running": "green", "finished": "green", "not_started": "", "incomplete": "yellow"}
@@ -28,6 +31,8 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     )
     if status["packs"]:
         yield _finished_packs(status["packs"])
+    if record := read_strategy(Path(directory)):
+        yield from findings_view(record)
     if status["under_way"]:
         yield from _under_way(status["under_way"], at_work=status["state"] == "running")
     if status["state"] not in ("running", "finished"):

@@ -14,7 +14,9 @@ from rich.table import Table
 from exmy.console import output, stability_tables
 from exmy.data import epochs_seen
 from exmy.report import write_report
-from train import Study, open_study, run_study
+from exmy.strategies import findings_view
+from train import Study, open_study, run_strategy
+from train.adaptive import round_under_way
 from train.estimate import Estimate, estimate, measured_rates, total
 from train.plan import PlannedPack, describe, pick_device, plan
 from train.progress import duration
@@ -32,11 +34,14 @@ def default_study(device: str) -> Path:
 
 def run_sweep(study: Study, directory: Path, device: str) -> None:
     """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done."""
-    run_study(study, directory, device)
+    record = run_strategy(study, directory, device)
     tree = open_study(directory)
     console = output()
-    for table in stability_tables(tree):
+    # A search tries too many rates for a column each; the report has them all.
+    for table in stability_tables(tree) if study.strategy.kind != "bisect" else ():
         console.print(table)
+    for part in findings_view(record) if record else ():
+        console.print(part)
     for line in epochs_seen(tree):
         console.print(line, soft_wrap=True)
     page, picture = write_report(directory, directory / REPORT, tree)
@@ -51,12 +56,18 @@ def dry_run_view(study: Study, directory: Path, device: str) -> None:
     """What a sweep into `directory` would train, and about what it would take; nothing is written. StudyError as `run_sweep`."""
     where = pick_device(device)
     finished = finished_runs(directory, mend=False) if directory.is_dir() else {}
+    study = round_under_way(study, directory, where)
     packs = plan(study, where, finished)
     console = output()
     found = sum(run.identity in finished for run in study.runs())
     console.print(
         f"{study.name} on {device_name(where)}: {describe(packs)}; {found} runs found finished", soft_wrap=True
     )
+    if study.strategy.kind != "grid":
+        console.print(
+            f"strategy {study.strategy.kind}: the rounds so far, or the first; the next follow from their results",
+            soft_wrap=True,
+        )
     if not packs:
         return
     rates = measured_rates(where)

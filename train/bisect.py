@@ -10,9 +10,9 @@ A search holds brackets, a stable rate and the next one tried above it, which is
 - Stability may not be monotone: seeds are few, and rates that are too low train too little. Where a rate is stable above an
   unstable one, the edge above the highest stable rate is looked for too, and the result names every unstable rate below it:
   they are exceptions, to be read with their counts, and not passed over.
-- Where no rate that was tried is stable, the search goes down, where the highest is, up; each time at least two octaves, or as
-  far
-  as it has looked already, until its limits. What it did not find within them is said to lie beyond.
+- Where no rate that was tried is stable, the search goes down, and looks into gaps of more than two octaves, since stable ones
+  may lie between rates too low to train and rates too high. Where the highest is stable, it goes up. It goes two octaves at once,
+  or as far as it has looked already, until its limits; what it did not find within them is said to lie beyond.
 
 Only verdicts decide, so whoever has the same results asks for the same rates. Rates are whole numbers k here.
 """
@@ -95,8 +95,7 @@ def next_rates(stable: Mapping[int, bool], points: int, within: Limits) -> list[
     tried = sorted(stable)
     span = tried[-1] - tried[0]
     if found.highest is None or found.largest is None:
-        reach = min(tried[0] - within.lowest, max(within.stride, span))
-        return sorted(tried[0] - step for step in _steps(reach, points))
+        return _without_a_stable_one(tried, points, within)
     brackets = []
     if found.unstable is not None:
         brackets.append((found.largest, found.unstable))
@@ -108,6 +107,15 @@ def next_rates(stable: Mapping[int, bool], points: int, within: Limits) -> list[
         reach = min(within.highest - tried[-1], max(within.stride, span))
         wanted += [tried[-1] + step for step in _steps(reach, max(1, points // (len(brackets) + 1)))]
     return sorted(wanted)
+
+
+def _without_a_stable_one(tried: list[int], points: int, within: Limits) -> list[int]:
+    """Half of the points below, the other half where the gaps are wide; all of them where the other has none."""
+    reach = min(tried[0] - within.lowest, max(within.stride, tried[-1] - tried[0]))
+    wide = max((high - low for low, high in pairwise(tried)), default=0) > within.stride
+    inside = 0 if not wide else points if reach <= 0 else -(-points // 2)
+    below = [tried[0] - step for step in _steps(reach, max(1, points - inside))]
+    return sorted({*below, *filled(tried, len(tried) + inside)} - set(tried))
 
 
 def between(low: int, high: int, points: int) -> list[int]:

@@ -31,6 +31,7 @@ their power.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,13 +162,12 @@ def repeated_interval(differences: npt.ArrayLike, bound: float) -> tuple[float, 
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def _patterns(columns: int) -> npt.NDArray[np.int8]:
-    """Drawn signs, [PATTERNS, columns], the observed ones, all 1, first; more columns leave those before as they are."""
-    signs = np.ones((PATTERNS, columns), np.int8)
-    for column in range(columns):
-        bits = np.random.Generator(np.random.Philox(key=column)).integers(0, 2, PATTERNS - 1, dtype=np.int8)
-        signs[1:, column] = 2 * bits - 1
-    return signs
+@functools.lru_cache(maxsize=256)
+def _signs(pair: int) -> npt.NDArray[np.int8]:
+    """A pair's sign in each drawn pattern, [PATTERNS]; the first pattern is the observed one, all 1."""
+    bits = np.random.Generator(np.random.Philox(key=pair)).integers(0, 2, PATTERNS, dtype=np.int8)
+    bits[0] = 1
+    return 2 * bits - 1
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,15 @@ def flip_looks(
     alive = np.ones(PATTERNS, np.bool_)
     looks: list[FlipLook] = []
     known = 0
-    signs = _patterns(pairs[-1] if pairs else 0)
     for count, time in zip(pairs, _checked(times), strict=True):
-        sums += signs[:, known:count] @ values[known:count]
+        for pair in range(known, count):
+            sums += _signs(pair) * values[pair]
         known = count
         may = math.floor(alpha_spent(time, alpha, spending) * PATTERNS) - int((~alive).sum())
-        size = np.sort(np.abs(sums[alive]))[::-1]
+        size = np.abs(sums[alive])
         # Beyond the largest that may not be rejected, and what equals it but for the rounding of a sum.
-        bound = float(size[may] * (1 + 1e-9)) if 0 <= may < size.size else math.inf
+        place = size.size - 1 - may
+        bound = float(np.partition(size, place)[place] * (1 + 1e-9)) if 0 <= place < size.size else math.inf
         alive &= np.abs(sums) <= bound
         looks.append(FlipLook(count, float(sums[0]), bound, float((~alive).sum() / PATTERNS)))
         if looks[-1].rejected:
