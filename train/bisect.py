@@ -27,6 +27,7 @@ from itertools import pairwise
 from typing import Literal
 
 RATE_LIMIT = 100.0  # the largest learning rate of a study
+LOWEST = -100  # octaves: below, no search looks
 
 
 def rate_at(k: int, per_octave: int) -> float:
@@ -39,8 +40,9 @@ def rate_at(k: int, per_octave: int) -> float:
 
 
 def nearest(rate: float, per_octave: int) -> int:
-    """The k whose rate is nearest, in octaves; at most the largest that a study may have."""
-    return min(round(math.log2(rate) * per_octave), math.floor(math.log2(RATE_LIMIT) * per_octave))
+    """The k whose rate is nearest, in octaves; from the lowest that is looked at to the largest that a study may have."""
+    top = math.floor(math.log2(RATE_LIMIT) * per_octave)
+    return max(LOWEST * per_octave, min(round(math.log2(rate) * per_octave), top))
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Limits:
 def limits(rates: Sequence[int], per_octave: int, octaves: int) -> Limits:
     """As far as `octaves` beyond the rates of the study itself, on either side."""
     top = math.floor(math.log2(RATE_LIMIT) * per_octave)
-    return Limits(min(rates) - octaves * per_octave, min(max(rates) + octaves * per_octave, top), 2 * per_octave)
+    lowest = max(min(rates) - octaves * per_octave, LOWEST * per_octave)
+    return Limits(lowest, min(max(rates) + octaves * per_octave, top), 2 * per_octave)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train.study import Run, Study
+from pydantic import ValidationError
+
+from train.study import Run, Study, StudyError
 
 Extra = tuple[tuple[str, Hashable], ...]
 
@@ -32,9 +34,13 @@ def cell_of(run: Run) -> Cell:
 
 
 def changed(study: Study, **changes: Any) -> Study:
-    """The study with other tables in the place of some, validated anew."""
+    """The study with other tables in the place of some, validated anew; StudyError where it is too large then."""
     content = study.model_dump(mode="json", exclude_none=True, exclude_unset=True)
-    return Study.model_validate(content | changes)
+    try:
+        return Study.model_validate(content | changes)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise StudyError(f"strategy {study.strategy.kind}: the study with its rounds can't be run: {message}") from None
 
 
 def blocks_of(study: Study) -> list[dict[str, Any]]:

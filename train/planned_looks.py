@@ -10,8 +10,8 @@ of any false finding in the whole study is at most alpha. Holm's step-down would
 boundaries would depend on what the others did; those here are known before the first look.
 
 outcome = "divergence": pairs in which one of the two runs diverged. outcome = "loss": differences of the final smoothed loss,
-where a loss counts as at most the text's unigram entropy, what a model that learned nothing but frequencies has: so a run
-without a finite loss has one too, and how far beyond nothing a run ended weighs nothing.
+where a loss counts as at most ln V, that of guessing among V tokens and of a model before its first step (after Wortsman et al.,
+2309.14322, who take the initial loss): so a run without a finite loss has one, and how far beyond a run ended weighs nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 import xarray as xr
 
 from train.cells import Cell, blocks_of, by_cell, changed, last_round, new_blocks
+from train.plan import shape_of
 from train.sequential import SignLook, alpha_spent, flip_looks, repeated_interval, sign_looks, spending_bounds
 from train.study import Study, StudyError
 
@@ -146,13 +147,15 @@ Outcomes = dict[tuple[Cell, float, int], float]
 
 
 def _outcomes(study: Study, summary: xr.Dataset) -> Outcomes:
-    """What each run contributes, by cell, learning rate and seed: 1 if it diverged, else 0; or its loss, at most the entropy."""
+    """What each run contributes, by cell, learning rate and seed: 1 if it diverged, else 0; or its loss, at most ln V."""
     if study.strategy.outcome == "divergence":
         values = summary["diverged"].values.astype(np.float64)
     else:
-        entropy = np.asarray(summary["unigram_entropy"].values, np.float64)
-        values = np.fmin(summary["final_loss"].values, entropy)
+        values = summary["final_loss"].values.astype(np.float64)
     known = dict(zip(map(str, summary["run"].values), values.tolist(), strict=True))
+    if study.strategy.outcome == "loss":
+        guessing = {run.identity: math.log(shape_of(run.model).vocabulary) for run in study.runs()}
+        known = {identity: float(np.fmin(loss, guessing[identity])) for identity, loss in known.items()}
     cells = by_cell(study.runs())
     return {(cell, run.learning_rate, run.seed): known[run.identity] for cell, runs in cells.items() for run in runs}
 
