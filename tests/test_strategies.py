@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from click.testing import CliRunner, Result
 from exmy.cli import main
 from exmy.strategies import findings
 from tests.small import SHAPE  # noqa: F401 (one thread)
-from train import Study, open_study, run_strategy, run_study
+from train import Study, open_study, read_study, run_strategy, run_study
 from train.execute import Together
 from train.interruption import Interrupted
 from train.plan import PlannedPack
+from train.strategy_table import WORDS, StrategyTable
 
 BASE: dict[str, Any] = {
     "name": "tiny",
@@ -37,6 +40,11 @@ def invoke(*arguments: object) -> Result:
 
 def write(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(tomli_w.dumps(content))
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -165,3 +173,15 @@ def test_findings_in_words() -> None:
     assert shown.rows[0][4].endswith(", and 2 lower ones; stable up to 0.01562 (2^-6)")
     assert shown.rows[1][1:3] == ("1 (2^0) or more (so far)", "-")
     assert "at most 10 % of its runs diverged (no_progress)" in shown.notes[0]
+
+
+def test_the_page_on_strategies_has_every_word_with_its_default(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "strategies.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    studies = [read_study(write_text(tmp_path / "study.toml", block)) for block in blocks if "[axes]" in block]
+    assert [sum(1 for _ in study.runs()) for study in studies] == [3 * 4 * 8 + 2 * 8 + 8, 2 * 16]
+    for block in blocks:
+        if "[strategy]" in block:
+            table = tomllib.loads(block)["strategy"]
+            assert set(table) == {"kind", *WORDS[table["kind"]]}
+            assert StrategyTable.model_validate(table) == StrategyTable(kind=table["kind"])
