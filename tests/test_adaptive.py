@@ -282,6 +282,15 @@ def test_pocock_may_end_at_the_first_look(tmp_path: Path) -> None:
     assert better["results"][0]["state"] == "better"
 
 
+def test_alpha_is_shared_by_all_comparisons(tmp_path: Path) -> None:
+    """Of four, each may spend 0.0125 ln(1 + (e - 1) / 4) = 0.0045 at the first look: eight of eight pairs are not enough."""
+    axes = {"recipe": ["e8m7", "e4m3", "e5m2"], "learning_rate": [1e-3, 1e-2], "seed": 8}
+    wanted = Study.model_validate(BASE | {"strategy": SEEDS | {"spending": "pocock"}, "axes": axes})
+    trainer = Pretended(tmp_path / "out", lambda run: run.recipe.name == "e4m3")
+    record = run_strategy(wanted, tmp_path / "out", "cpu", trainer=trainer)
+    assert {r["pairs"] for r in record["results"] if r["recipe"] == "e4m3"} == {16}
+
+
 def test_a_recipe_that_is_decided_gets_no_more_seeds(tmp_path: Path) -> None:
     axes = {"recipe": ["e8m7", "e4m3", "e5m2"], "learning_rate": [1e-3, 1e-2], "seed": 8}
     wanted = Study.model_validate(BASE | {"strategy": SEEDS, "axes": axes})
