@@ -25,10 +25,9 @@ from exmy import charts
 from exmy.figure import reference_rate, study_figure
 from exmy.groups import Group, groups
 from exmy.looks import Look, in_order, recipe_looks
-from exmy.strategies import findings
+from exmy.strategies import Findings, findings_of
 from exmy.version import __version__
 from train import Study, StudyError, open_study, stability_table
-from train.adaptive import read_strategy
 from train.durable import atomically
 from train.store import PACKS, study_of
 
@@ -55,7 +54,7 @@ def write_report(directory: Path, out: Path, tree: xr.DataTree | None = None) ->
     study = study_of(directory)
     if tree is None and any((directory / PACKS).glob("*.nc")):
         tree = open_study(directory)
-    page = render(study, tree, read_strategy(directory))
+    page = render(study, tree, findings_of(directory))
     written = [out / PAGE]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -72,8 +71,8 @@ def write_report(directory: Path, out: Path, tree: xr.DataTree | None = None) ->
     return written
 
 
-def render(study: Study, tree: xr.DataTree | None, strategy: Mapping[str, Any] | None = None) -> str:
-    """The whole page; tree: as `open_study` gives it, or None where no run is finished; strategy: what strategy.json holds."""
+def render(study: Study, tree: xr.DataTree | None, strategy: Findings | None = None) -> str:
+    """The whole page; tree: as `open_study` gives it, or None where no run is finished; strategy: what it found."""
     parts: dict[str, Any] = {
         "sections": [],
         "looks": [],
@@ -96,7 +95,7 @@ def render(study: Study, tree: xr.DataTree | None, strategy: Mapping[str, Any] |
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         plotly=Markup(get_plotlyjs()),  # plotly's own file: nothing a user wrote
         json=in_page,
-        strategy=findings(strategy) if strategy else None,
+        strategy=strategy,
         **parts,
     )
 

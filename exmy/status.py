@@ -11,8 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from exmy.strategies import findings_view
-from train.adaptive import read_strategy
+from exmy.strategies import findings_of, findings_view
 from train.progress import duration, gibibytes, number
 
 COLOURS = {"running": "green", "finished": "green", "not_started": "", "incomplete": "yellow"}
@@ -31,8 +30,7 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     )
     if status["packs"]:
         yield _finished_packs(status["packs"])
-    if record := read_strategy(Path(directory)):
-        yield from findings_view(record)
+    yield from findings_view(findings_of(Path(directory)))
     if status["under_way"]:
         yield from _under_way(status["under_way"], at_work=status["state"] == "running")
     if status["state"] not in ("running", "finished"):

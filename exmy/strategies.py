@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from train.adaptive import read_strategy
 
 OWN = frozenset(
     {
@@ -36,12 +39,24 @@ class Findings:
 
 def findings(record: Mapping[str, Any]) -> Findings:
     """What strategy.json holds, for people."""
-    return _rates(record) if record["kind"] == "bisect" else _looks(record)
+    shown = _rates(record) if record["kind"] == "bisect" else _looks(record)
+    rows = tuple(tuple(map(_printable, row)) for row in shown.rows)
+    return Findings(_printable(shown.title), shown.headings, rows, tuple(map(_printable, shown.notes)))
 
 
-def findings_view(record: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """The same for the terminal."""
-    shown = findings(record)
+def findings_of(directory: Path) -> Findings | None:
+    """Those of a study directory; None where it has none, or none that can be read."""
+    record = read_strategy(directory)
+    try:
+        return findings(record) if record else None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # from a stranger, or another version
+        return None
+
+
+def findings_view(shown: Findings | None) -> Iterator[RenderableType]:
+    """The same for the terminal; nothing for None."""
+    if shown is None:
+        return
     table = Table(title=shown.title, title_justify="left", show_lines=True)
     for heading in shown.headings:
         table.add_column(heading, overflow="fold", justify="left")
@@ -149,6 +164,10 @@ def _exceptions(of: Mapping[str, Any]) -> str:
 
 def _percent(share: Mapping[str, Any]) -> str:
     return f"{100 * share['low']:.0f}–{100 * share['high']:.0f} %"
+
+
+def _printable(words: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in words)
 
 
 def _rate(value: float) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from exmy.console import output, stability_tables
 from exmy.data import epochs_seen
 from exmy.report import write_report
-from exmy.strategies import findings_view
+from exmy.strategies import findings, findings_view
 from train import Study, open_study, run_strategy
 from train.adaptive import round_under_way
 from train.estimate import Estimate, estimate, measured_rates, total
@@ -40,7 +40,7 @@ def run_sweep(study: Study, directory: Path, device: str) -> None:
     # A search tries too many rates for a column each; the report has them all.
     for table in stability_tables(tree) if study.strategy.kind != "bisect" else ():
         console.print(table)
-    for part in findings_view(record) if record else ():
+    for part in findings_view(findings(record) if record else None):
         console.print(part)
     for line in epochs_seen(tree):
         console.print(line, soft_wrap=True)

@@ -164,7 +164,7 @@ def main(study_file: Path, out: Path, trials: int, batch: int, rungs: str, keep:
         steps = sorted({int(rung) for rung in rungs.split(",")})
         found = search(read_study(study_file), out, trials, batch, steps, keep, device)
     except ValueError as error:  # a study that can't be run says so in a line
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(" ".join(str(error).split())) from None
     for trial in sorted(found.get_trials(states=[TrialState.COMPLETE]), key=lambda trial: trial.value or 0.0)[:5]:
         click.echo(f"trial {trial.number}: {trial.value:.4f} nats/token, {trial.params}")
 

@@ -185,6 +185,13 @@ def test_verdicts_that_are_not_monotone_are_told_with_their_counts_and_intervals
     assert row(record, "e4m3")["largest_stable"] == 2**-6
 
 
+def test_a_share_is_held_against_what_is_allowed_as_written(tmp_path: Path) -> None:
+    """29 of 100 are 0.29, though 0.29 times 100 is less than 29."""
+    wanted = study(axes={"seed": 100, "recipe": ["e4m3"]}, strategy={"allowed": 0.29})
+    trainer = Pretended(tmp_path / "out", lambda run: run.seed < 29 or run.learning_rate > 2**-7)
+    assert row(run_strategy(wanted, tmp_path / "out", "cpu", trainer=trainer), "e4m3")["largest_stable"] == 2**-7
+
+
 def test_a_search_that_does_not_end_says_that_it_did_not(tmp_path: Path) -> None:
     trainer = Pretended(tmp_path / "out", below({"e8m7": 0.004, "e4m3": 0.004}))
     record = run_strategy(study(strategy={"points": 1, "rounds": 2}), tmp_path / "out", "cpu", trainer=trainer)

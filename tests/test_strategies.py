@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,14 @@ def test_the_page_on_strategies_has_every_word_with_its_default(tmp_path: Path) 
             table = tomllib.loads(block)["strategy"]
             assert set(table) == {"kind", *WORDS[table["kind"]]}
             assert StrategyTable.model_validate(table) == StrategyTable(kind=table["kind"])
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"schema": 1}', '{"schema": 1, "kind": "bisect", "results": [1]}', "\x1b[2J"]
+)
+def test_what_can_t_be_read_is_not_shown(content: str, searched: Path, tmp_path: Path) -> None:
+    shutil.copy(searched / "study.toml", tmp_path / "study.toml")
+    write_text(tmp_path / "strategy.json", content)
+    found = invoke("status", tmp_path)
+    assert found.exit_code == 0, found.output
+    assert "Largest stable" not in found.output

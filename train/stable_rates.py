@@ -38,7 +38,7 @@ def next_round(study: Study, summary: xr.Dataset, device: torch.device) -> tuple
     cells = by_cell(study.runs())
     diverged = dict(zip(map(str, summary["run"].values), map(bool, summary["diverged"].values), strict=True))
     counts = {cell: _counts(runs, diverged, settings.per_octave) for cell, runs in cells.items()}
-    stable = {cell: {k: bad <= settings.allowed * n for k, (bad, n) in of.items()} for cell, of in counts.items()}
+    stable = {cell: {k: bad / n <= settings.allowed for k, (bad, n) in of.items()} for cell, of in counts.items()}
     wanted = {cell: _wanted(study, runs, stable[cell], 1) for cell, runs in cells.items()}
     still = {cell: runs for cell, runs in cells.items() if wanted[cell]}
     if number < settings.rounds:
