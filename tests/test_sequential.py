@@ -143,6 +143,10 @@ def test_looks_at_losses_find_what_is_there() -> None:
     found = [flip_looks(rng.normal(1, 1, 16), [4, 8, 12, 16], equal(4), 0.05)[-1] for _ in range(50)]
     assert np.mean([look.rejected for look in found]) > 0.85
     assert min(look.pairs for look in found) < 16
+    values = rng.normal(1, 1, 16)
+    assert [look.total for look in flip_looks(values, [4, 9], [0.3, 1.0], 0.05)] == pytest.approx(
+        [values[:4].sum(), values[:9].sum()]
+    )
 
 
 def test_flipped_losses_are_signs_where_all_differ_by_as_much() -> None:
