@@ -101,11 +101,16 @@ def _hooked(command: Any) -> Any:
 )
 @_device
 @_site
+@click.option(
+    "--strategy",
+    type=click.Choice(["grid", "bisect", "seeds"]),
+    help="Which runs: all of the file (grid); the largest stable learning rate of each recipe (bisect); seeds in planned looks.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
 @_hooked
 def sweep(
-    study_file: Path | None, out: Path | str | None, overrides: tuple[str, ...], device: str, *, dry_run: bool,
-    **how: Any,
+    study_file: Path | None, out: Path | str | None, overrides: tuple[str, ...], device: str, strategy: str | None,
+    *, dry_run: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Train every run of a study, and say which diverged.
 
@@ -116,12 +121,14 @@ def sweep(
     Example: exmy sweep mine.toml --out runs/mine --set seed=16
     Example: exmy sweep mine.toml --dry-run
     Example: exmy sweep mine.toml --executor ray --ray-address auto --out s3://bucket/mine
+    Example: exmy sweep mine.toml --strategy bisect
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep
     from train import read_study
 
     with _sweeping():
-        study = read_study(study_file or default_study(device), list(overrides))
+        changes = [*overrides, *([f'strategy.kind="{strategy}"'] if strategy else [])]
+        study = read_study(study_file or default_study(device), changes)
         if dry_run:
             dry_run_view(study, out or Path("runs") / study.name, device, how["workers"])
             return

@@ -25,6 +25,7 @@ from exmy import charts
 from exmy.figure import reference_rate, study_figure
 from exmy.groups import Group, groups
 from exmy.looks import Look, in_order, recipe_looks
+from exmy.strategies import Findings, findings_of
 from exmy.version import __version__
 from train import Study, StudyError, open_study, stability_table
 from train.durable import atomically
@@ -53,7 +54,7 @@ def write_report(directory: Path, out: Path, tree: xr.DataTree | None = None) ->
     study = study_of(directory)
     if tree is None and any((directory / PACKS).glob("*.nc")):
         tree = open_study(directory)
-    page = render(study, tree)
+    page = render(study, tree, findings_of(directory))
     written = [out / PAGE]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -70,8 +71,8 @@ def write_report(directory: Path, out: Path, tree: xr.DataTree | None = None) ->
     return written
 
 
-def render(study: Study, tree: xr.DataTree | None) -> str:
-    """The whole page; tree: as `open_study` gives it, or None where no run is finished."""
+def render(study: Study, tree: xr.DataTree | None, strategy: Findings | None = None) -> str:
+    """The whole page; tree: as `open_study` gives it, or None where no run is finished; strategy: what it found."""
     parts: dict[str, Any] = {
         "sections": [],
         "looks": [],
@@ -94,6 +95,7 @@ def render(study: Study, tree: xr.DataTree | None) -> str:
         made=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         plotly=Markup(get_plotlyjs()),  # plotly's own file: nothing a user wrote
         json=in_page,
+        strategy=strategy,
         **parts,
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from exmy.strategies import findings_of, findings_view
 from train.quantities import duration, gibibytes, number
 
 COLOURS = {"running": "green", "finished": "green", "not_started": "", "incomplete": "yellow"}
@@ -28,6 +30,7 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     )
     if status["packs"]:
         yield _finished_packs(status["packs"])
+    yield from findings_view(findings_of(Path(directory)))
     if status["under_way"]:
         yield from _under_way(status["under_way"], at_work=status["state"] == "running")
     if status["state"] not in ("running", "finished"):

@@ -16,7 +16,9 @@ from rich.table import Table
 from exmy.console import output, stability_tables
 from exmy.data import epochs_seen
 from exmy.report import write_report
-from train import Study, StudyError, open_study, run_study
+from exmy.strategies import findings, findings_view
+from train import Study, StudyError, open_study, run_strategy, run_study
+from train.adaptive import round_under_way
 from train.estimate import Estimate, estimate, measured_rates, total
 from train.hooks import Hook
 from train.local import count_workers
@@ -38,21 +40,31 @@ def default_study(device: str) -> Path:
 
 
 def run_sweep(
-    study: Study, out: Path | str, device: str, *, check: bool = False, tensorboard: bool = False, wandb: str | None = None,
-    **site: Any,
-) -> None:  # fmt: skip
+    study: Study, out: Path | str, device: str, *, tensorboard: bool = False, wandb: str | None = None, **how: Any
+) -> None:
     """Train what is missing in `out`, print the table, write the report. StudyError where that can't be done.
 
-    check: hold every finished pack against its checksum first. tensorboard: write event files, of what is there already too.
-    wandb: the project of Weights & Biases that is told. site: `run_study`'s executor, workers and ray_address.
+    tensorboard: write event files, of what is there already too. wandb: the project of Weights & Biases that is told. how:
+    `run_study`'s check, executor, workers and ray_address.
     """
     with contextlib.ExitStack() as stack:
         hooks = [stack.enter_context(hook) for hook in _hooks(study, out, tensorboard=tensorboard, wandb=wandb)]
-        directory = run_study(study, out, device, check=check, hooks=hooks, **site).directory
+        if isinstance(out, Path):
+            directory, record = out, run_strategy(study, out, device, hooks=hooks, **how)
+        elif study.strategy.kind == "grid":
+            directory, record = run_study(study, out, device, hooks=hooks, **how).directory, {}
+        else:
+            raise StudyError(
+                f"strategy {study.strategy.kind!r} keeps its rounds in a directory of this machine: leave --out {out} out, or "
+                "name a path that all machines share"
+            )
     tree = open_study(directory)
     console = output()
-    for table in stability_tables(tree):
+    # A search tries too many rates for a column each; the report has them all.
+    for table in stability_tables(tree) if study.strategy.kind != "bisect" else ():
         console.print(table)
+    for part in findings_view(findings(record) if record else None):
+        console.print(part)
     for line in epochs_seen(tree):
         console.print(line, soft_wrap=True)
     page, picture = write_report(directory, directory / REPORT, tree)
@@ -88,6 +100,7 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
     where = pick_device(device)
     at_once = count_workers(where, workers)
     finished = finished_runs(directory, mend=False) if directory.is_dir() else {}
+    study = round_under_way(study, directory, where)
     packs = plan(study, where, finished, read_lowered(directory).get(device_name(where)))
     at_once = min(at_once, len(packs))
     console = output()
@@ -95,6 +108,11 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
     console.print(
         f"{study.name} on {device_name(where)}: {describe(packs)}; {found} runs found finished", soft_wrap=True
     )
+    if study.strategy.kind != "grid":
+        console.print(
+            f"strategy {study.strategy.kind}: the rounds so far, or the first; the next follow from their results",
+            soft_wrap=True,
+        )
     if not packs:
         return
     rates = measured_rates(where)

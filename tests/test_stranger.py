@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from exmy.cli import main
+from train.adaptive import round_under_way
 from train.named_recipes import NAMED
 from train.plan import plan
 from train.recipe_table import AXES, RecipeTable
@@ -29,6 +30,7 @@ from train.settings import (
     SignalsTable,
     TrainingSettings,
 )  # fmt: skip
+from train.strategy_table import StrategyTable
 from train.study import Study, StudyError
 from train.study_file import read_study
 
@@ -49,10 +51,12 @@ TABLES: dict[str, list[str]] = {
     "signals": list(SignalsTable.model_fields),
     "divergence": list(DivergenceTable.model_fields),
     "execution": list(ExecutionTable.model_fields),
+    "strategy": list(StrategyTable.model_fields),
     "recipes": ["mine", "../up", "e8m7"],
 }
 
 words = st.one_of(
+    st.sampled_from(["bisect", "seeds"]),
     st.sampled_from([*NAMED, "e4m3fn", "native-bf16", "e99m99", "mxfp8", "nf4", "bytes", "gpt2-12m", "cosine", "none", "auto"]),
     st.sampled_from(["../../up", "/etc/passwd", "~/.ssh/id_rsa", "C:\\", "a\x1b[2J", "<script>", "$(id)", "\u202e", "x" * 5000]),
     st.text(string.printable, max_size=20),
@@ -80,9 +84,14 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
     """A study that works, with a few of its words, or words that it could have, replaced by anything."""
     content = {key: dict(value) if isinstance(value, dict) else value for key, value in WORKING.items()}
     for _ in range(draw(st.integers(1, 3))):
-        table = draw(st.sampled_from([*TABLES, "top"]))
+        table = draw(st.sampled_from([*TABLES, "more", "top"]))
         if table == "top":
             content[draw(st.sampled_from([*Study.model_fields, "other"]))] = draw(values)
+            continue
+        if table == "more":
+            content["more"] = draw(
+                st.lists(st.dictionaries(st.sampled_from(TABLES["axes"]), values, max_size=3), max_size=3)
+            )
             continue
         inside = content.setdefault(table, {})
         if isinstance(inside, dict):
@@ -96,6 +105,11 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
 )
 @given(content=studies())
 @example(content=WORKING)
+@example(
+    content=WORKING | {"strategy": {"kind": "bisect"}, "axes": {"recipe": ["e8m7"], "learning_rate": [5e-324, 100.0]}}
+)
+@example(content=WORKING | {"strategy": {"kind": "seeds"}, "axes": WORKING["axes"] | {"seed": [2**32 - 1]}})
+@example(content=WORKING | {"more": [{"recipe": "e4m3", "round": 2}, {"seed": 99_999}]})
 def test_any_study_is_read_or_refused_in_a_line(content: dict[str, Any], tmp_path: Path) -> None:
     """And planned or refused: no other error, no run that could not be named in a folder of its own."""
     path = tmp_path / "study.toml"
@@ -103,7 +117,7 @@ def test_any_study_is_read_or_refused_in_a_line(content: dict[str, Any], tmp_pat
     refused = ""
     try:
         study = read_study(path)
-        packs = plan(study, CPU)
+        packs = plan(round_under_way(study, tmp_path / "none", CPU), CPU)
     except StudyError as error:
         refused = str(error)
         assert_is_a_line(refused)

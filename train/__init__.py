@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from train.adaptive import run_strategy
     from train.execute import Outcome, run_study
     from train.merge import merge_studies
     from train.progress import RichObserver
@@ -24,6 +25,7 @@ __all__ = [
     "merge_studies",
     "open_study",
     "read_study",
+    "run_strategy",
     "run_study",
     "stability_table",
     "study_status",
@@ -34,6 +36,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the module that has a name when the name is asked for: texts can be listed without waiting for torch."""
     modules = {
+        "adaptive": ("run_strategy",),
         "execute": ("Outcome", "run_study"),
         "merge": ("merge_studies",),
         "progress": ("RichObserver",),

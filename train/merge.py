@@ -2,7 +2,8 @@
 
 One design is equal in everything but the name, the values on its axes and how it was executed: one machine may have seeds 0 to
 7 and another 8 to 15, or each a part of the same study's runs. The merged study's axes have the values of all; where that
-multiplies out to runs that nobody trained, a sweep into the merged directory trains them.
+multiplies out to runs that nobody trained, a sweep into the merged directory trains them. Where a study is no full grid, the
+others' axes and blocks are joined as blocks instead: the merged study has the runs of all and no others, and no strategy.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.blocks import separate_seeds
 from train.directory import INDEX, PACKS, STUDY_FILE, pack_files, study_of, study_text
 from train.durable import atomically, seal
 from train.finished import record
@@ -21,6 +23,7 @@ from train.study import Study, StudyError
 from train.waiting import Waiting
 
 SAME_TEXT = ("dataset", "tokenizer", "corruption")
+NOT_THE_DESIGN = {"name", "axes", "more", "strategy", "execution"}
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,9 @@ def _copy(path: Path, out: Path, study: Study) -> None:
 
 def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | None = None) -> Study:
     """The study of which all are parts; StudyError where one differs from the first in more than its name and its axes."""
-    contents = [study.model_dump(mode="json", exclude={"name", "axes", "execution"}) for study in studies]
+    contents = [study.model_dump(mode="json", exclude=NOT_THE_DESIGN) for study in studies]
     for study, content, directory in zip(studies[1:], contents[1:], where[1:], strict=True):
-        key, first, other = next(_differences(contents[0], content), ("", None, None))
+        key, first, other = next(differences(contents[0], content), ("", None, None))
         if key:
             raise StudyError(
                 f"{directory}: {key} is {other!r}, and {first!r} in {where[0]}: only studies that differ in nothing but their "
@@ -85,7 +88,9 @@ def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | Non
                 f"{directory}: its baseline is {study.reference!r}, and {studies[0].reference!r} in {where[0]}"
             )
     axes: dict[str, list[Any]] = {}
-    kinds = [{key for key, _ in study.axes.items() if key != "seed" or not _separate(study)} for study in studies]
+    kinds = [
+        {key for key, _ in study.axes.items() if key != "seed" or not separate_seeds(study.axes)} for study in studies
+    ]
     for study, kind, directory in zip(studies, kinds, where, strict=True):
         if kind != kinds[0]:
             apart = ", ".join(sorted(kind ^ kinds[0]))
@@ -96,23 +101,30 @@ def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | Non
             if key in kind:
                 known = axes.setdefault(key, [])
                 known += [value for value in values if value not in known]
-    content = studies[0].model_dump(mode="json", exclude_none=True, exclude_unset=True)
+    content = studies[0].model_dump(mode="json", exclude_none=True, exclude_unset=True, exclude={"more", "strategy"})
+    if any(study.more for study in studies):
+        axes, content["more"] = _joined(studies, kinds[0])
     try:
         return Study.model_validate(content | {"name": name or studies[0].name, "axes": axes})
     except ValueError as error:
         raise StudyError(f"the studies together are none: {str(error).splitlines()[-1]}") from None
 
 
-def _separate(study: Study) -> bool:
-    return study.axes.init_seed is not None or study.axes.data_seed is not None
+def _joined(studies: Sequence[Study], kind: set[str]) -> tuple[dict[str, list[Any]], list[dict[str, Any]]]:
+    """The first study's axes, and as blocks its own, and the axes and blocks of the others, each in full and once."""
+    tables = [
+        {key: values for key, values in axes.items() if key in kind} for study in studies for axes in study.blocks
+    ]
+    distinct = [table for i, table in enumerate(tables) if table not in tables[:i]]
+    return distinct[0], distinct[1:]
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], within: str = "") -> Any:
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], within: str = "") -> Any:
     """Where two studies' tables differ, the key and both values."""
     for key in dict.fromkeys([*a, *b]):
         mine, theirs = a.get(key), b.get(key)
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            yield from _differences(mine, theirs, f"{within}{key}.")
+            yield from differences(mine, theirs, f"{within}{key}.")
         elif mine != theirs and f"{within}{key}" != "baseline":
             yield f"{within}{key}", mine, theirs
 

@@ -1,7 +1,7 @@
 """From runs to packs: group the runs that can share a program, choose R for each program, fill its packs.
 
 R is part of a program, since compiled reductions are shaped by it: it comes from a short list, it is chosen from all the runs
-of the study (so that a study started again chooses the same), and a short pack is padded, never shrunk.
+of the study (so that a study started again chooses the same), or of a strategy's round, and a short pack is padded, never shrunk.
 """
 
 from __future__ import annotations
@@ -107,12 +107,12 @@ def plan(
 
     Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
     """
-    groups: dict[Program, list[Run]] = {}
+    groups: dict[tuple[int, Program], list[Run]] = {}
     with _no_collection():
-        for family in study.families():
-            groups.setdefault(program_of(family[0]), []).extend(family)
+        for number, family in study.families_by_round():
+            groups.setdefault((number, program_of(family[0])), []).extend(family)
     packs: list[PlannedPack] = []
-    for program, runs in groups.items():
+    for (_, program), runs in groups.items():
         _check_device(program, runs[0], device)
         _check_recipe(program, runs[0].recipe)
         size = _pack_size(study, program, len(runs), device)
@@ -141,6 +141,11 @@ def _no_collection() -> Iterator[None]:
 def chunked(program: Program, runs: Sequence[Run], size: int, restarted_from: int | None = None) -> list[PlannedPack]:
     """Runs of one program in packs of R = size, in their order."""
     return [PlannedPack(program, tuple(runs[i : i + size]), size, restarted_from) for i in range(0, len(runs), size)]
+
+
+def capacity(study: Study, program: Program, device: torch.device) -> int:
+    """The most runs of a program that a pack may have here; StudyError as `plan`."""
+    return _pack_size(study, program, LARGEST[device.type], device)
 
 
 def choose_pack_size(runs: int, largest: int, overhead: int) -> int:

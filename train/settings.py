@@ -286,6 +286,21 @@ def check_folder_name(name: str) -> str:
     return name
 
 
+def as_lists(axes: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Axes as lists: a bare value is a list of one, and a number of seeds means those from 0."""
+    lists: dict[Any, Any] = {}
+    for key, value in axes.items():
+        if key in ("seed", "init_seed", "data_seed") and isinstance(value, int) and not isinstance(value, bool):
+            if not 1 <= value <= SEEDS_LIMIT:
+                raise ValueError(
+                    f"{key} counts seeds from 0, so it must be from 1 to {SEEDS_LIMIT}, got {value}; or give a list"
+                )
+            lists[key] = list(range(value))
+        else:
+            lists[key] = value if isinstance(value, list) else [value]
+    return lists
+
+
 class Axes(BaseModel):
     """[axes]: lists to be multiplied out. A bare value is a list of one, and `seed = 8` means seeds 0..7."""
 
@@ -301,19 +316,7 @@ class Axes(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _lists(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        lists: dict[str, Any] = {}
-        for key, value in data.items():
-            if key in ("seed", "init_seed", "data_seed") and isinstance(value, int) and not isinstance(value, bool):
-                if not 1 <= value <= SEEDS_LIMIT:
-                    raise ValueError(
-                        f"{key} counts seeds from 0, so it must be from 1 to {SEEDS_LIMIT}, got {value}; or give a list"
-                    )
-                lists[key] = list(range(value))
-            else:
-                lists[key] = value if isinstance(value, list) else [value]
-        return lists
+        return as_lists(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Axes:

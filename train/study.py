@@ -1,7 +1,8 @@
 """A study: what to train, validated before any work starts, and the runs that it multiplies out to.
 
 `[axes]` are multiplied out, every combination is one run; any field of `[model]`, `[training]` or `[data]` may be an axis
-too. Every other table has defaults: see `settings` for the tables and `study_file` for how a study is read from TOML.
+too. `[[more]]` are further blocks of axes, for studies that are no full grid. Every other table has defaults: see `settings` for
+the tables and `study_file` for how a study is read from TOML.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import AfterValidator, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
+from train.blocks import BLOCKS_LIMIT, Block, block_axes, separate_seeds
 from train.corruption import Corruption
 from train.presets import ARCHITECTURES
 from train.recipe import Recipe
@@ -40,6 +42,7 @@ from train.settings import (
     TrainingSettings,
     check_folder_name,
 )
+from train.strategy_table import StrategyTable
 from train.text import dataset_label
 
 IDENTITY_VERSION = 1
@@ -188,12 +191,51 @@ def _check_words(changes: Mapping[str, Any]) -> None:
         raise ValueError(f"axes.{first['loc'][0]}: {message}, got {first['input']!r}") from None
 
 
+def _check_axis(key: str) -> None:
+    """ValueError, with the nearest name, for an axis that no table has."""
+    known = {*ModelSettings.model_fields, *TrainingSettings.model_fields, *DataSettings.model_fields, *AXES}
+    if key not in known:
+        near = difflib.get_close_matches(key, [*known, *Axes.model_fields], n=1)
+        hint = (
+            f"; did you mean {near[0]!r}?"
+            if near
+            else "; it must be a field of [model], [training] or [data], or a word of a recipe"
+        )
+        raise ValueError(f"axes.{key} is no axis{hint}")
+
+
+def _recipe_changes(axes: Axes) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes that name words of recipes."""
+    extra = {key: values for key, values in (axes.model_extra or {}).items() if key in AXES}
+    for values in itertools.product(*extra.values()):
+        yield dict(zip(extra, values, strict=True))
+
+
+def _seeds(axes: Axes) -> list[tuple[int, int]]:
+    """Every run's initial seed and data seed."""
+    if separate_seeds(axes):
+        return list(itertools.product(axes.init_seed or [0], axes.data_seed or [0]))
+    return [(s, s) for s in axes.seed]
+
+
+def _in_words(error: ValueError) -> str:
+    """What a table refused, without pydantic's frame."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, got {first['input']!r}" if key else message
+
+
 class Study(Table):
     """A validated study. `Study(...)` takes the tables as keywords; `study_file.read_study` takes a TOML file."""
 
     name: Annotated[str, AfterValidator(check_folder_name)] = "study"
     baseline: str | None = None
     axes: Axes
+    more: list[Block] = Field(default_factory=list, max_length=BLOCKS_LIMIT)
+    strategy: StrategyTable = StrategyTable()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     data: DataSettings = DataSettings()
@@ -203,46 +245,58 @@ class Study(Table):
     execution: ExecutionTable = ExecutionTable()
     recipes: dict[str, RecipeTable] = Field(default_factory=dict)
     _recipes: dict[tuple[str, str], Recipe] = PrivateAttr(default_factory=dict)
+    _blocks: list[Axes] = PrivateAttr(default_factory=list)
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Study:
+        self._blocks = [self.axes, *(block_axes(self.axes, block, i) for i, block in enumerate(self.more, 1))]
         self._check_size()
-        for changes in self._recipe_changes():
+        for number, axes in enumerate(self._blocks):
+            try:
+                self._check_block(axes)
+            except ValueError as error:
+                if not number:
+                    raise
+                raise ValueError(f"more, block {number}: {_in_words(error)}") from None
+        if self.baseline is not None and self.baseline not in self.recipes_named:
+            raise ValueError(f"baseline {self.baseline!r} is not among axes.recipe: {', '.join(self.recipes_named)}")
+        return self
+
+    def _check_block(self, axes: Axes) -> None:
+        """ValueError for recipes that mean nothing, axes without values, names that don't print, tables that can't be."""
+        for changes in _recipe_changes(axes):
             _check_words(changes)
-            for name in {*self.axes.recipe, *([self.baseline] if self.baseline else [])}:
-                self.recipe(name, changes)
-        if self.baseline is not None and self.baseline not in self.axes.recipe:
-            raise ValueError(f"baseline {self.baseline!r} is not among axes.recipe: {', '.join(self.axes.recipe)}")
-        known = {*ModelSettings.model_fields, *TrainingSettings.model_fields, *DataSettings.model_fields, *AXES}
-        for key in self.axes.model_extra or {}:
-            if key not in known:
-                near = difflib.get_close_matches(key, [*known, *Axes.model_fields], n=1)
-                hint = (
-                    f"; did you mean {near[0]!r}?"
-                    if near
-                    else "; it must be a field of [model], [training] or [data], or a word of a recipe"
-                )
-                raise ValueError(f"axes.{key} is no axis{hint}")
-        for key, values in self.axes.items():
+            for name in axes.recipe:
+                self._resolved(name, changes)
+        for key in axes.model_extra or {}:
+            _check_axis(key)
+        for key, values in axes.items():
             if not values:
                 raise ValueError(f"axes.{key} has no values: give it some, or leave it out")
-        for name in (*self.recipes, *self.axes.dataset):
+        for name in (*self.recipes, *axes.dataset):
             if not name.isprintable() or len(name) > 10 * NAME_LIMIT:
                 raise ValueError(
                     f"a recipe's name and a text's path have at most {10 * NAME_LIMIT} characters, which print; got {name!r}"
                 )
-        for _ in self._settings():  # every combination of axes makes valid tables
+        for _ in self._settings(axes):  # every combination of axes makes valid tables
             pass
-        return self
+
+    @property
+    def blocks(self) -> list[Axes]:
+        """[axes], and every block of [[more]] in full."""
+        return list(self._blocks)
+
+    @property
+    def recipes_named(self) -> list[str]:
+        """Every recipe on an axis, in [axes] or in a block, once."""
+        return list(dict.fromkeys(name for axes in self._blocks for name in axes.recipe))
 
     def _check_size(self) -> None:
         """ValueError for more runs than a study may have, or more tables of settings, which take a hundred times as long."""
-        runs = math.prod(len(values) for _, values in self.axes.items())
+        runs = sum(math.prod(len(values) for _, values in axes.items()) for axes in self._blocks)
         if runs > RUNS_LIMIT:
             raise ValueError(f"axes multiply to {runs} runs, more than {RUNS_LIMIT}: split the study")
-        settings = math.prod(
-            len(values) for values in (self.axes.model_extra or {}).values() if isinstance(values, list)
-        )
+        settings = sum(math.prod(map(len, (axes.model_extra or {}).values())) for axes in self._blocks)
         if settings > SETTINGS_LIMIT:
             raise ValueError(
                 f"axes of settings multiply to {settings} combinations, more than {SETTINGS_LIMIT}: split the study"
@@ -251,12 +305,6 @@ class Study(Table):
     def recipe(self, name: str, changes: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe called `name`, from [recipes] or by its format, with some words changed."""
         return resolve_recipe(name, self.recipes, changes)
-
-    def _recipe_changes(self) -> Iterator[dict[str, Any]]:
-        """Every combination of the axes that name words of recipes."""
-        extra = {key: values for key, values in (self.axes.model_extra or {}).items() if key in AXES}
-        for values in itertools.product(*extra.values()):
-            yield dict(zip(extra, values, strict=True))
 
     def _resolved(self, name: str, changes: dict[str, Any]) -> Recipe:
         """`recipe`, made once for all runs that have it."""
@@ -270,9 +318,9 @@ class Study(Table):
         """The recipe that the others are held against: `baseline`, or the first one."""
         return self.baseline or self.axes.recipe[0]
 
-    def _settings(self) -> Iterator[tuple[ModelSettings, TrainingSettings, DataSettings, dict[str, Any]]]:
+    def _settings(self, axes: Axes) -> Iterator[tuple[ModelSettings, TrainingSettings, DataSettings, dict[str, Any]]]:
         """[model], [training] and [data] for every combination of the axes that name their fields."""
-        extra = self.axes.model_extra or {}
+        extra = axes.model_extra or {}
         for values in itertools.product(*extra.values()):
             chosen = dict(zip(extra, values, strict=True))
             model = {k: v for k, v in chosen.items() if k in ModelSettings.model_fields}
@@ -286,20 +334,11 @@ class Study(Table):
             )
             yield *tables, {key: _tick(key, word, tables) for key, word in chosen.items()}
 
-    @property
-    def _seeds(self) -> list[tuple[int, int]]:
-        """Every run's initial seed and data seed."""
-        axes = self.axes
-        if self._separate_seeds:
-            return list(itertools.product(axes.init_seed or [0], axes.data_seed or [0]))
-        return [(s, s) for s in axes.seed]
-
-    def _first_runs(self) -> Iterator[Run]:
-        """A run for each combination of the axes, rates and seeds apart; its `words` are those of all that share it."""
-        axes = self.axes
-        rate, (init_seed, data_seed) = axes.learning_rate[0], self._seeds[0]
+    def _first_runs(self, axes: Axes) -> Iterator[Run]:
+        """A run for each combination of a block's axes, rates and seeds apart; its `words` are those of all that share it."""
+        rate, (init_seed, data_seed) = axes.learning_rate[0], _seeds(axes)[0]
         for name, dataset in itertools.product(axes.recipe, axes.dataset):
-            for model, training, data, chosen in self._settings():
+            for model, training, data, chosen in self._settings(axes):
                 recipe = self._resolved(name, {key: value for key, value in chosen.items() if key in AXES})
                 run = Run(
                     recipe, rate, init_seed, data_seed, dataset_label(dataset), model, training, self.probe,
@@ -307,29 +346,52 @@ class Study(Table):
                 )  # fmt: skip
                 yield replace(run, words=run.identity_words())
 
-    def families(self) -> Iterator[list[Run]]:
-        """`runs`, those together that differ in rate and seeds alone."""
-        rates_and_seeds = list(itertools.product(self.axes.learning_rate, self._seeds))
-        for first in self._first_runs():
-            recipe = first.recipe
-            shared = (
-                first.dataset, first.model, first.training, first.probe, first.extra_axes, first.data, first.path,
-                first.signals, first.words,
-            )  # fmt: skip
-            yield [Run(recipe, rate, init_seed, data_seed, *shared) for rate, (init_seed, data_seed) in rates_and_seeds]
+    def families_by_round(self) -> Iterator[tuple[int, list[Run]]]:
+        """Runs that differ in rate and seeds alone, together, each once, with their round: that of their block, 1 for [axes] and
+        blocks without one. [axes] come before the blocks, and of each the first axis is the slowest.
+        """
+        rounds = [1, *(block.round or 1 for block in self.more)]
+        seen: set[str] = set()
+        for number, axes in zip(rounds, self._blocks, strict=True):
+            rates_and_seeds = list(itertools.product(axes.learning_rate, _seeds(axes)))
+            for first in self._first_runs(axes):
+                shared = (
+                    first.dataset, first.model, first.training, first.probe, first.extra_axes, first.data, first.path,
+                    first.signals, first.words,
+                )  # fmt: skip
+                family = [Run(first.recipe, rate, i, d, *shared) for rate, (i, d) in rates_and_seeds]
+                if self.more:  # a grid by itself names no run twice
+                    family = [run for run in family if run.identity not in seen]
+                    seen.update(run.identity for run in family)
+                if family:
+                    yield number, family
+
+    def runs_by_round(self) -> Iterator[tuple[int, Run]]:
+        """The runs as `runs` has them, each with its round."""
+        for number, family in self.families_by_round():
+            for run in family:
+                yield number, run
 
     def runs(self) -> Iterator[Run]:
-        """Every run, the first axis slowest."""
-        return itertools.chain.from_iterable(self.families())
+        """Every run once, [axes] before the blocks, of each the first axis slowest."""
+        for _, family in self.families_by_round():
+            yield from family
 
     def identities(self) -> Iterator[str]:
         """The identities of `runs`, in their order, without making the runs: ten times as fast."""
-        rates = [_as_json(rate) for rate in self.axes.learning_rate]
-        seeds = [f"{init_seed}, {data_seed}" for init_seed, data_seed in self._seeds]
-        for first in self._first_runs():
-            words = first.words or first.identity_words()
-            for rate, pair in itertools.product(rates, seeds):
-                yield identity_of(words, rate, pair)
+        seen: set[str] = set()
+        for axes in self._blocks:
+            rates = [_as_json(rate) for rate in axes.learning_rate]
+            seeds = [f"{init_seed}, {data_seed}" for init_seed, data_seed in _seeds(axes)]
+            for first in self._first_runs(axes):
+                words = first.words or first.identity_words()
+                for rate, pair in itertools.product(rates, seeds):
+                    identity = identity_of(words, rate, pair)
+                    if self.more:
+                        if identity in seen:
+                            continue
+                        seen.add(identity)
+                    yield identity
 
     def to_toml(self) -> str:
         """The study as resolved, with every default, as a study file."""
@@ -337,15 +399,16 @@ class Study(Table):
         by_preset = self.model.preset is not None or "preset" in (self.axes.model_extra or {})
         said = set(ModelSettings.model_fields) if by_preset else set(ARCHITECTURES["gpt2"])
         unwritten = said - self.model.model_fields_set
-        content = self.model_dump(mode="json", exclude_none=True, exclude={"model": unwritten})
+        content = self.model_dump(
+            mode="json", exclude_none=True, exclude={"model": unwritten, "more": True, "strategy": True}
+        )
         content["axes"] = {
-            key: values for key, values in self.axes.items() if key != "seed" or not self._separate_seeds
+            key: values for key, values in self.axes.items() if key != "seed" or not separate_seeds(self.axes)
         }
-        return tomli_w.dumps(content)
-
-    @property
-    def _separate_seeds(self) -> bool:
-        return self.axes.init_seed is not None or self.axes.data_seed is not None
+        if strategy := self.strategy.as_table():
+            content["strategy"] = strategy
+        blocks = "".join(f"\n[[more]]\n{tomli_w.dumps(block.as_table())}" for block in self.more)
+        return tomli_w.dumps(content) + blocks
 
     @property
     def hash(self) -> str:

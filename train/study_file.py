@@ -26,6 +26,7 @@ from train.settings import (
     Table,
     TrainingSettings,
 )
+from train.strategy_table import StrategyTable
 from train.study import Study, StudyError
 
 FILE_LIMIT = 2**20  # bytes
@@ -115,6 +116,7 @@ def _locate(content: dict[str, Any], key: str) -> tuple[str, ...]:
         "signals": SignalsTable,
         "divergence": DivergenceTable,
         "execution": ExecutionTable,
+        "strategy": StrategyTable,
     }
     for name, table in tables.items():
         if key in table.model_fields:
@@ -152,7 +154,8 @@ def _first_error(
         keys = ("axes", *keys)  # a value of an axis that the table whose field it is refuses
     if not keys and (named := re.match(r"recipe '([^']+)'", message)):
         keys = ("recipes", named[1]) if _line_of(source, ("recipes", named[1])) > 1 else ()
-    where = "--set" if keys in overridden or blamed == "--set" else f"{blamed}:{_line_of(source, keys)}"
+    block = int(location[1]) if location[0:1] == ("more",) and location[1:2] and location[1].isdigit() else 0
+    where = "--set" if keys in overridden or blamed == "--set" else f"{blamed}:{_line_of(source, keys, block)}"
     return f"{where}: {'.'.join(keys)}: {message}{more}" if keys else f"{where}: {message}{more}"
 
 
@@ -160,7 +163,7 @@ def _nearest_key(location: tuple[str, ...]) -> str:
     tables: dict[tuple[str, ...], type[Table]] = {
         (): Study, ("model",): ModelSettings, ("training",): TrainingSettings, ("probe",): ProbeSettings,
         ("data",): DataSettings, ("signals",): SignalsTable, ("divergence",): DivergenceTable,
-        ("execution",): ExecutionTable,
+        ("execution",): ExecutionTable, ("strategy",): StrategyTable,
     }  # fmt: skip
     if location[:1] == ("recipes",):
         known = [f.name for f in fields(RecipeTable if len(location) <= RECIPE_DEPTH else ProductTable)]
@@ -170,15 +173,22 @@ def _nearest_key(location: tuple[str, ...]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 
 
-def _line_of(source: str, keys: tuple[str, ...]) -> int:
-    """The line on which a key stands, or its table begins; 1 where neither is to be found."""
+def _line_of(source: str, keys: tuple[str, ...], block: int = 0) -> int:
+    """The line on which a key stands, or its table begins, of repeated [[tables]] the one so numbered; 1 where neither is to
+    be found.
+    """
     table: tuple[str, ...] = ()
     best, depth = 1, 0
+    passed = -1
     for number, line in enumerate(source.splitlines(), start=1):
         text = line.split("#")[0].strip()
         if text.startswith("["):
             table = tuple(part.strip(" \"'") for part in text.strip("[]").split("."))
             here = table
+            if text.startswith("[[") and table == keys[:1]:
+                passed += 1
+                if passed < block:  # one of those before it
+                    here = table = ()
         elif "=" in text:
             here = (*table, *(part.strip(" \"'") for part in text.split("=")[0].split(".")))
         else:
