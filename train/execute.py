@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,12 +88,44 @@ class Outcome:
     left_out: int
 
 
+class Training(Protocol):
+    """How a planned pack becomes results."""
+
+    def __call__(
+        self, pack: PlannedPack, text: Text, where: torch.device, on_progress: Callable[[Progress], None],
+        checkpointer: Checkpointer,
+    ) -> PackResult:  # fmt: skip
+        """Train it to its end, as `train_pack` does."""
+
+
+def train_alone(
+    pack: PlannedPack, text: Text, where: torch.device, on_progress: Callable[[Progress], None], checkpointer: Checkpointer
+) -> PackResult:  # fmt: skip
+    """In this process, on one device."""
+    return train_pack(
+        pack.program, pack.slots, text, where, on_progress=on_progress, checkpointer=checkpointer
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Who plans and trains packs, and what packs and checkpoints say of it beside or in place of `provenance`."""
+
+    plan: Callable[[Study, torch.device, Collection[str]], list[PlannedPack]] = plan
+    train: Training = train_alone
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+
+ALONE = Trainer()
+
+
 def run_study(
     study: Study | Path | str,
     out: Path | str,
     device: str = "auto",
     observer: Observer | None = None,
     cache: Path | None = None,
+    trainer: Trainer = ALONE,
 ) -> Outcome:
     """Train every run of the study that `out` does not hold yet; open the results with `open_study(out)`.
 
@@ -112,16 +144,18 @@ def run_study(
                 pass
         except OSError as error:
             raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
-        return _run(study, directory, where, observer, cache)
+        return _run(study, directory, where, observer, cache, trainer)
 
 
-def _run(study: Study, directory: Path, where: torch.device, observer: Observer | None, cache: Path | None) -> Outcome:
+def _run(
+    study: Study, directory: Path, where: torch.device, observer: Observer | None, cache: Path | None, trainer: Trainer
+) -> Outcome:
     """`run_study`, in a directory that is there, and ours."""
     finished = _finished(directory, study)
     texts = load_texts(study, cache)
     wanted = {run.identity: run.stream.key for run in study.runs()}
     _same_text(directory, finished, wanted, texts)
-    packs = plan(study, where, finished)
+    packs = trainer.plan(study, where, finished)
     _enough_disk(directory, packs)
     report_unplanned(directory, {pack.hash for pack in packs})
     report_epochs({pack.program for pack in packs}, texts)
@@ -133,30 +167,31 @@ def _run(study: Study, directory: Path, where: torch.device, observer: Observer 
         observer = observer or stack.enter_context(RichObserver(margin=margin))
         status = stack.enter_context(StatusFile(directory, margin=margin))
         interruption = stack.enter_context(Interruption())
-        origin = provenance(study, where)
+        origin = provenance(study, where) | trainer.origin
 
         def checkpointer(pack: PlannedPack) -> Checkpointer:
             of = _checkpoint_of(pack, texts[pack.program.dataset], origin)
             seconds = study.execution.checkpoint_seconds
             return Checkpointer(directory / CHECKPOINTS / pack.hash, of, seconds, interruption)
 
-        _train(packs, texts, where, directory, origin, Together(status, observer), found, checkpointer, interruption)
+        _train(packs, texts, where, directory, origin, Together(status, observer), found, checkpointer, interruption, trainer)
     return Outcome(directory, sum(len(pack.runs) for pack in packs), found, len(finished) - found)
 
 
 def _train(
     packs: list[PlannedPack], texts: dict[str, Text], where: torch.device, directory: Path, origin: dict[str, Any],
     observer: Observer, found: int, checkpointer_of: Callable[[PlannedPack], Checkpointer], interruption: Interruption,
+    trainer: Trainer,
 ) -> None:  # fmt: skip
     """One pack after the other, each on the disk before the next begins."""
-    observer.planned(packs, found, device_name(where))
+    observer.planned(packs, found, origin["device"])
     for pack in packs:
         if interruption.number is not None:
             raise Interrupted(interruption.number)
         observer.pack_started(pack)
         text, checkpointer = texts[pack.program.dataset], checkpointer_of(pack)
-        result = train_pack(
-            pack.program, pack.slots, text, where,
+        result = trainer.train(
+            pack, text, where,
             on_progress=lambda progress, pack=pack: observer.pack_progress(pack, progress),  # type: ignore[misc]
             checkpointer=checkpointer,
         )  # fmt: skip

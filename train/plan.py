@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -91,9 +91,14 @@ def _optimizer(training: TrainingSettings) -> AdamW:
     return Muon(*adamw, t.muon_rate) if t.optimizer == "muon" else AdamW(*adamw)
 
 
-def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> list[PlannedPack]:
+def plan(
+    study: Study,
+    device: torch.device,
+    finished: Collection[str] = (),
+    bytes_of: Callable[[Program], int] | None = None,
+) -> list[PlannedPack]:
     """The packs that a study still needs, programs in order of first appearance; `finished` are identities of runs to
-    leave out.
+    leave out. bytes_of: what a run of a program takes of a device, where that is not the whole run.
 
     Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
     """
@@ -104,7 +109,7 @@ def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> 
     for program, runs in groups.items():
         _check_device(program, runs[0], device)
         _check_recipe(program, runs[0].recipe)
-        size = _pack_size(study, program, len(runs), device)
+        size = _pack_size(study, program, len(runs), device, bytes_of)
         missing = [run for run in runs if run.identity not in finished]
         packs += [PlannedPack(program, tuple(missing[i : i + size]), size) for i in range(0, len(missing), size)]
     return packs
@@ -116,8 +121,11 @@ def choose_pack_size(runs: int, largest: int, overhead: int) -> int:
     return min(sizes, key=lambda size: (-(-runs // size) * (size + overhead), -size))
 
 
-def _pack_size(study: Study, program: Program, runs: int, device: torch.device) -> int:
+def _pack_size(
+    study: Study, program: Program, runs: int, device: torch.device, bytes_of: Callable[[Program], int] | None
+) -> int:
     need, have = program.bytes_per_run(compiles_steps(device.type)), _free_memory(device)
+    need = bytes_of(program) if bytes_of else need
     fit = int(MEMORY_SHARE * have // need)
     if fit < 1:
         raise StudyError(

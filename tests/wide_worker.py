@@ -1,0 +1,36 @@
+"""One rank of the tests: trains every case with the others, and writes what it holds in the end.
+
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python -m tests.wide_worker OUT
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from tests.conftest import make_text
+from tests.wide_cases import CASES, CPU, setting, trained
+from train.ranks import joined
+from train.wide_study import PACKS
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    text = make_text()
+    with joined("cpu") as ranks:
+        for name, case in CASES.items():
+            for way in case.ways:
+                program, slots = setting(name, way)
+                pack = PACKS[way](ranks, program, slots, text, CPU)  # type: ignore[index]
+                found = trained(pack)
+                pack.check_alike()
+                content = {key: t.contiguous() for key, t in found.items()}
+                safetensors.torch.save_file(content, out / f"{name}.{way}.{ranks.rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main()
