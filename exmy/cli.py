@@ -62,6 +62,11 @@ _device = click.option(
 )
 
 
+_wide = click.option(
+    "--wide", type=click.Choice(["ddp", "fsdp"]), help="Under torchrun: one run on all ranks, weights whole or in parts; ddp."
+)
+
+
 @main.command()
 @click.argument("study_file", metavar="[STUDY.toml]", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Study directory; runs/NAME by default.")
@@ -69,8 +74,11 @@ _device = click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change the study: training.steps=500, seed=4, ..."
 )
 @_device
+@_wide
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
-def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str, *, dry_run: bool) -> None:
+def sweep(
+    study_file: Path | None, out: Path | None, overrides: tuple[str, ...], device: str, wide: str | None, *, dry_run: bool
+) -> None:  # fmt: skip
     """Train every run of a study, and say which diverged.
 
     Without STUDY.toml: a first look, a few minutes long, chosen for this machine. Started again on the same directory,
@@ -79,6 +87,7 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
     \b
     Example: exmy sweep mine.toml --out runs/mine --set seed=16
     Example: exmy sweep mine.toml --dry-run
+    Example: torchrun --nproc-per-node 2 -m exmy sweep mine.toml --wide ddp
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep
     from train import read_study
@@ -88,13 +97,14 @@ def sweep(study_file: Path | None, out: Path | None, overrides: tuple[str, ...],
         if dry_run:
             dry_run_view(study, out or Path("runs") / study.name, device)
             return
-        run_sweep(study, out or Path("runs") / study.name, device)
+        run_sweep(study, out or Path("runs") / study.name, device, wide)
 
 
 @main.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @_device
-def resume(directory: Path, device: str) -> None:
+@_wide
+def resume(directory: Path, device: str, wide: str | None) -> None:
     """Go on with the study in DIR, after Ctrl-C, a kill or a power cut: `exmy sweep DIR/study.toml --out DIR`.
 
     What is finished stays, and a pack that was under way goes on from its last checkpoint, with the bits that it would have had.
@@ -106,7 +116,7 @@ def resume(directory: Path, device: str) -> None:
     from train.store import study_of
 
     with _sweeping():
-        run_sweep(study_of(directory), directory, device)
+        run_sweep(study_of(directory), directory, device, wide)
 
 
 @contextlib.contextmanager

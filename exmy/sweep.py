@@ -20,6 +20,7 @@ from train.plan import PlannedPack, describe, pick_device, plan
 from train.progress import duration
 from train.provenance import device_name
 from train.store import finished_runs
+from train.ranks import way_of
 
 FIRST_LOOK = {"cpu": "first-look-cpu.toml", "cuda": "first-look-gpu.toml"}
 REPORT = "report"
@@ -30,9 +31,18 @@ def default_study(device: str) -> Path:
     return Path(str(importlib.resources.files("studies") / FIRST_LOOK[pick_device(device).type]))
 
 
-def run_sweep(study: Study, directory: Path, device: str) -> None:
-    """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done."""
-    run_study(study, directory, device)
+def run_sweep(study: Study, directory: Path, device: str, wide: str | None = None) -> None:
+    """Train what is missing in `directory`, print the table, write the report. StudyError where that can't be done.
+
+    wide: how torchrun's ranks share each run; only rank 0 prints and writes.
+    """
+    if way := way_of(wide):
+        from train.wide_study import run_wide
+
+        if run_wide(study, directory, way, device) is None:
+            return
+    else:
+        run_study(study, directory, device)
     tree = open_study(directory)
     console = output()
     for table in stability_tables(tree):

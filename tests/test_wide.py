@@ -110,8 +110,8 @@ def alone(name: str, way: str, text: Text) -> dict[str, Tensor]:
         return trained(pack)
 
 
-def left(shared: Path, name: str, way: str, rank: int) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(shared / f"{name}.{way}.{rank}.safetensors")
+def left(shared: Path, name: str, way: str, rank: int, again: str = "") -> dict[str, Tensor]:
+    return safetensors.torch.load_file(shared / f"{name}.{way}.{rank}{again}.safetensors")
 
 
 def different(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
@@ -137,3 +137,9 @@ def test_two_ranks_that_hold_half_of_each_block_have_the_bits_of_one_process(nam
     two = left(shared, name, "fsdp", 0)
     assert [n for n in different(two, one) if "grad_norm" not in n] == []
     torch.testing.assert_close(two["grad_norm"], one["grad_norm"], rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "way"), [(name, way) for name, case in CASES.items() if case.stopped for way in case.ways])
+def test_ranks_go_on_from_the_state_that_rank_0_kept(name: str, way: str, shared: Path) -> None:
+    for rank in (0, 1):
+        assert different(left(shared, name, way, rank, ".again"), left(shared, name, way, rank)) == []

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.study import StudyError
+from train.wide_recipes import Way
 
 BEAT, SILENCE = 1.0, 60.0  # seconds between two signs of life, and without one until a rank counts as dead
 PATIENCE = datetime.timedelta(hours=6)  # for texts that rank 0 fetches, and compilers; death is noticed long before
@@ -39,6 +40,20 @@ class RankLost(RuntimeError):
 def launched() -> bool:
     """Whether torchrun started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def way_of(asked: str | None) -> Way | None:
+    """How this process trains a run with others: as asked, "ddp" if not told, None where torchrun started none.
+
+    StudyError where a way is asked for and there is nobody to share with.
+    """
+    if launched():
+        return "fsdp" if asked == "fsdp" else "ddp"
+    if asked is not None:
+        raise StudyError(
+            f"--wide {asked} shares a run among processes, and this is one: start it by torchrun --nproc-per-node 2 -m exmy ..."
+        )
+    return None
 
 
 class Ranks:

@@ -142,7 +142,7 @@ class ShardedPack(WidePack):
         head = self.program.shape.head
         precision = place_of(head, numerics)._replace(scales=scales.get(head))
         self.operands[head] = own(head_operand(self.parameters[head].detach(), precision))
-        self._weight_scales = dict(scales)
+        self._weight_scales = {name: scale.clone() for name, scale in scales.items()}
 
     def _weights(self) -> Mapping[str, Tensor]:
         """Each weight's amax, [1, 1], which is what is taken of weights: of all ranks' rows."""
@@ -200,11 +200,16 @@ class ShardedPack(WidePack):
 
     def _update(self, losses_R: Tensor, grads: dict[str, Parts], found: dict[str, Tensor] | None = None) -> None:
         super()._update(losses_R, grads, found)
-        self._weight_scales = self.histories.scales()
+        for name, scale in self.histories.scales().items():
+            self._weight_scales[name].copy_(scale)
 
     def state(self) -> dict[str, Tensor]:
         """`Pack.state` with blocks' tensors whole, on rank 0's CPU; for all ranks at once."""
         return {name: self._whole(name, t) for name, t in self.own_state().items()}
+
+    def own_state(self) -> dict[str, Tensor]:
+        """With the scales of weights' last update, which stand for operands that are not kept."""
+        return super().own_state() | {f"weight_scales {name}": scale for name, scale in self._weight_scales.items()}
 
     def _whole(self, name: str, mine: Tensor) -> Tensor:
         if not self._in_parts(name):

@@ -33,7 +33,7 @@ def refusal(program: Program, ranks: int, way: Way) -> str | None:
     for structure in filter(None, (program.structure, program.before)):
         if why := _of_recipe(structure, program, ranks):
             return why
-    return _of_fsdp(program) if way == "fsdp" else None
+    return _of_fsdp(program, ranks) if way == "fsdp" else None
 
 
 def _of_recipe(structure: RecipeStructure, program: Program, ranks: int) -> str | None:
@@ -79,8 +79,11 @@ def _blocks_of_tokens(rules: Rules) -> set[int]:
     return sizes
 
 
-def _of_fsdp(program: Program) -> str | None:
+def _of_fsdp(program: Program, ranks: int) -> str | None:
     state = program.state
+    for name, size in program.shape.parameters().items():
+        if name.startswith("h.") and size[0] % ranks:
+            return f"{name} has {size[0]} rows, which {ranks} ranks can't share evenly: take another number of ranks, or --wide ddp"
     scaled = [name for name in state.names if isinstance(get_format(name), ScaledFormat)]
     if isinstance(program.optimizer, Muon):
         return "Muon orthogonalises whole matrices, and under fsdp no rank has one: take optimizer = 'adamw', or --wide ddp"
