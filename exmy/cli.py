@@ -63,7 +63,9 @@ _device = click.option(
 
 
 _wide = click.option(
-    "--wide", type=click.Choice(["ddp", "fsdp"]), help="Under torchrun: one run on all ranks, weights whole or in parts; ddp."
+    "--wide",
+    type=click.Choice(["ddp", "fsdp"]),
+    help="Under torchrun: one run on all ranks, weights whole or in parts; ddp.",
 )
 
 

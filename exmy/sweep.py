@@ -19,8 +19,8 @@ from train.estimate import Estimate, estimate, measured_rates, total
 from train.plan import PlannedPack, describe, pick_device, plan
 from train.progress import duration
 from train.provenance import device_name
-from train.store import finished_runs
 from train.ranks import way_of
+from train.store import finished_runs
 
 FIRST_LOOK = {"cpu": "first-look-cpu.toml", "cuda": "first-look-gpu.toml"}
 REPORT = "report"

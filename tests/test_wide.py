@@ -1,13 +1,14 @@
 """Two processes that share a run against one that has it to itself: the same bits, where both form sums in the same order.
 
 One process forms a sum over 64 tokens in one order, two ranks form two sums over 32 and add them. So the one process here is
-watched by `HalvedSums`, which cuts every operation over its tokens in the middle, below anything that knows of ranks: products by
-rows and by sums, reductions, the embedding's gradient. The engine itself is untouched. What is left then must be equal to the bit:
+watched by `HalvedSums`, which cuts every operation over its tokens in the middle, below all that knows of ranks: products by
+rows and by sums, reductions, the embedding's gradient. The engine is untouched. What is left then must be equal to the bit:
 scales of whole tensors, histories, random bits, clipping, loss scales, the update.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -23,8 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.wide_cases import CASES, CPU, SHAPE, setting, trained
 from train.pack import Pack
+from train.program import Program
 from train.step import position_gradient
 from train.text import Text
+from train.wide_memory import memory, parameters_in_blocks
 
 ROOT = Path(__file__).parent.parent
 SEQUENCES = 4
@@ -119,7 +122,9 @@ def different(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[
     return [
         name
         for name in names
-        if name not in mine or name not in theirs or not torch.equal(mine[name].nan_to_num(-1), theirs[name].nan_to_num(-1))
+        if name not in mine
+        or name not in theirs
+        or not torch.equal(mine[name].nan_to_num(-1), theirs[name].nan_to_num(-1))
     ]
 
 
@@ -132,14 +137,42 @@ def test_two_ranks_that_hold_all_weights_have_the_bits_of_one_process(name: str,
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "fsdp" in case.ways])
-def test_two_ranks_that_hold_half_of_each_block_have_the_bits_of_one_process(name: str, shared: Path, text: Text) -> None:
+def test_two_ranks_that_hold_half_of_each_block_have_the_bits_of_one_process(
+    name: str, shared: Path, text: Text
+) -> None:
     one = alone(name, "fsdp", text)
     two = left(shared, name, "fsdp", 0)
     assert [n for n in different(two, one) if "grad_norm" not in n] == []
     torch.testing.assert_close(two["grad_norm"], one["grad_norm"], rtol=1e-6, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(("name", "way"), [(name, way) for name, case in CASES.items() if case.stopped for way in case.ways])
+@pytest.mark.parametrize(
+    ("name", "way"), [(name, way) for name, case in CASES.items() if case.stopped for way in case.ways]
+)
 def test_ranks_go_on_from_the_state_that_rank_0_kept(name: str, way: str, shared: Path) -> None:
     for rank in (0, 1):
         assert different(left(shared, name, way, rank, ".again"), left(shared, name, way, rank)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [(name, way) for name, case in CASES.items() if case.weighed for way in case.ways]
+)
+def test_what_a_rank_has_is_what_the_memory_was_worked_out_to_be(name: str, way: Any, shared: Path) -> None:
+    """Counted are tensors: masters and moments to the byte, operands but for scales, gradients once they are rounded. What waits for
+    the backward pass is within the planner's estimate, and no less than a tenth of it: that counts an eager step's logits too.
+    """
+    program, _ = setting(name, way)
+    planned = memory(program, 2, way, compiled=False)
+    one_gathered = 0 if way == "ddp" else operands_of_a_block(program)
+    for rank in (0, 1):
+        found = json.loads((shared / f"{name}.{way}.{rank}.json").read_text())
+        assert found["masters"] == planned.masters
+        assert found["moments"] == planned.moments
+        assert 0 <= found["operands"] - (planned.operands - one_gathered) < planned.operands / 64  # scales
+        assert planned.gradients / 2 <= found["gradients"] <= planned.gradients
+        assert planned.work / 10 < found["work"] < planned.work
+
+
+def operands_of_a_block(program: Program) -> int:
+    """In FP32, an eager step's carrier, gains counted as the estimate does; of recipes that round a weight once."""
+    return 4 * parameters_in_blocks(program) // program.shape.layers

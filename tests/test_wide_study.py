@@ -20,13 +20,14 @@ from click.testing import CliRunner
 from exmy.cli import main
 from tests.recipe_packs import WIDE, program_for
 from tests.test_recipe_packs import OWN
-from tests.test_wide import launch
+from tests.test_wide import ROOT, launch
 from train import open_study
-from train.accumulate import parse_accumulation
 from train.optim import Muon
+from train.plan import shape_of
 from train.program import Program
 from train.recipe_table import RecipeTable
 from train.resolve import resolve_recipe
+from train.settings import ModelSettings
 from train.state import StateFormats
 from train.wide_memory import memory, work_per_sequence
 from train.wide_recipes import head_parts, refusal
@@ -36,6 +37,8 @@ RECIPES = OWN | {
     "stream": RecipeTable("e4m3", "e4m3", "e4m3", residual="e4m3fn@tensor"),
     "head": RecipeTable(base="fp8-hybrid", lm_head="body"),
 }
+
+LONG = dataclasses.replace(WIDE, vocabulary=2**17, context=512)
 
 
 def program(recipe: str, **changes: Any) -> Program:
@@ -51,7 +54,7 @@ def program(recipe: str, **changes: Any) -> Program:
         (program("stream"), 2, "ddp", "residual"),
         (program("deepseek"), 2, "ddp", "blocks of 128 tokens don't fit the 32 tokens"),
         (program("mxfp8", sequences=2), 2, "ddp", "blocks of 32 tokens don't fit the 16"),
-        (program("head", shape=dataclasses.replace(WIDE, vocabulary=2**17, context=512), sequences=16), 8, "ddp", "would share one"),
+        (program("head", shape=LONG, sequences=16), 8, "ddp", "would share one"),
         (program("e8m3", optimizer=Muon()), 2, "fsdp", "optimizer = 'adamw'"),
         (program("e8m3", state=StateFormats(master="bf16", rounding="stochastic")), 2, "fsdp", "rounded at random"),
         (program("ms-amp-o2"), 2, "fsdp", "whole matrices"),
@@ -68,7 +71,9 @@ def test_what_ranks_cannot_share_is_refused_in_a_line(made: Program, ranks: int,
     assert "\n" not in why
 
 
-@pytest.mark.parametrize("recipe", ["native-bf16", "fp8-hybrid", "fp8-hybrid-row", "nvfp4", "mxfp8", "ms-amp-o2", "everything"])
+@pytest.mark.parametrize(
+    "recipe", ["native-bf16", "fp8-hybrid", "fp8-hybrid-row", "nvfp4", "mxfp8", "ms-amp-o2", "everything"]
+)
 def test_what_two_ranks_can_share_is_not(recipe: str) -> None:
     assert refusal(program(recipe), 2, "ddp") is None
 
@@ -110,13 +115,28 @@ checkpoint_seconds = 0.05
 """
 
 
+# To its end, and without the report, whose libraries take longer to load than all of this trains.
+FINISH = """
+import logging, sys
+from train import read_study
+from train.wide_study import run_wide
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+run_wide(read_study(sys.argv[1]), sys.argv[2], "ddp", "cpu")
+"""
+
+
 def sweep(study: Path, out: Path) -> list[subprocess.Popen[str]]:
     """Two ranks' sweep, under way."""
     return launch(2, [sys.executable, "-m", "exmy", "sweep", str(study), "--out", str(out), "--device", "cpu"])
 
 
+def finish(study: Path, out: Path) -> list[subprocess.Popen[str]]:
+    """The same, for a sweep that will reach its end."""
+    return launch(2, [sys.executable, "-c", FINISH, str(study), str(out)])
+
+
 def ended(ranks: list[subprocess.Popen[str]]) -> list[str]:
-    return [rank.communicate(timeout=120)[0] for rank in ranks]
+    return [rank.communicate(timeout=300)[0] for rank in ranks]
 
 
 def wait_for_checkpoint(out: Path, beyond: int) -> int:
@@ -142,7 +162,7 @@ def test_a_stopped_rank_stops_all_and_a_killed_one_ends_all_in_a_line_and_nothin
     ranks[1].send_signal(signal.SIGTERM)
     said = ended(ranks)
     assert ranks[0].returncode == 128 + signal.SIGTERM, said
-    assert f"up to step" in said[0]
+    assert "up to step" in said[0]
     assert ranks[1].returncode == 128 + signal.SIGTERM, said
 
     ranks = sweep(study, out)
@@ -154,12 +174,11 @@ def test_a_stopped_rank_stops_all_and_a_killed_one_ends_all_in_a_line_and_nothin
     assert line.startswith("exmy: rank 1 of 2 is gone: ")
     assert "Traceback" not in said[0]
 
-    whole = sweep(study, tmp_path / "whole")
-    ranks = sweep(study, out)
+    ranks = finish(study, out)
     said = ended(ranks)
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert "going on after step" in said[0]
-    ended(whole)
+    ended(finish(study, tmp_path / "whole"))
     disturbed, undisturbed = open_study(out), open_study(tmp_path / "whole")
     for group in ("history", "evaluation"):
         xr.testing.assert_equal(disturbed[group].to_dataset(), undisturbed[group].to_dataset())
@@ -177,3 +196,37 @@ def test_what_is_refused_ends_every_rank_before_any_work(tmp_path: Path) -> None
         "exmy: recipe 'e4m3': 2 ranks share a batch in equal parts, and it has 3 sequences: take sequences = 2"
     ]
     assert said[1] == ""
+
+
+RECIPES_OF_THE_TABLE = ("native-bf16", "masked-e8m3", "fp8-hybrid", "mxfp8")
+
+
+def seven_b(recipe: str) -> Program:
+    """The paper's 7B shape, a sequence a card of eight."""
+    model = ModelSettings(
+        architecture="llama", layers=32, heads=32, width=4096, hidden=11008, context=2048, vocabulary=32_000
+    )
+    return program(recipe, shape=shape_of(model), sequences=8, evaluation_sequences=8, steps=100)
+
+
+def row(recipe: str, way: Any) -> str:
+    """Of the guide's table."""
+    made = seven_b(recipe)
+    each = memory(made, 8, way, compiled=True)
+    numbers = [*each, each.total, work_per_sequence(made, compiled=True)]
+    return f"| `{recipe}` | {way} | {' | '.join(f'{number / 2**30:.1f}' for number in numbers)} |"
+
+
+def test_the_guides_table_is_what_the_memory_works_out_to() -> None:
+    page = (ROOT / "docs" / "wide.md").read_text()
+    for recipe in RECIPES_OF_THE_TABLE:
+        assert row(recipe, "ddp") in page
+        assert row(recipe, "fsdp") in page
+    made = seven_b("native-bf16")
+    # Llama-2-7B: embeddings and head, 32 blocks of 4 D^2 + 3 D F + 2 D, the last norm.
+    D, F, V = 4096, 11008, 32_000
+    in_blocks = 32 * (4 * D * D + 3 * D * F + 2 * D)
+    assert f"{2 * V * D + in_blocks + D:,} parameters, {in_blocks:,} of them in the blocks" in page
+    # By hand: FP32 masters of an eighth of the blocks, and of what is outside them.
+    assert memory(made, 8, "fsdp", compiled=True).masters == 4 * (2 * V * D + D + in_blocks // 8)
+    assert memory(made, 8, "ddp", compiled=True).moments == 8 * (2 * V * D + D + in_blocks)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +23,9 @@ STEPS = 4
 CPU = torch.device("cpu")
 # 64 tokens a step for one process, 32 for each of two ranks, a size that no other axis has.
 SHAPE = dataclasses.replace(WIDE, width=32, context=16, vocabulary=40, init_std=0.1)
-LLAMA = dataclasses.replace(SHAPE, norm="rmsnorm", mlp="swiglu", positions="rope", tied=False, heads=4, kv_heads=1, qk_norm=True)
+LLAMA = dataclasses.replace(
+    SHAPE, norm="rmsnorm", mlp="swiglu", positions="rope", tied=False, heads=4, kv_heads=1, qk_norm=True
+)
 UNCLIPPED = AdamW(clip=float("inf"))
 RECIPES = {
     "products too": RecipeTable(base="nvfp4-nearest", products="all", attention_form="math"),
@@ -32,20 +36,21 @@ RECIPES = {
 
 
 class Case(NamedTuple):
-    """A recipe, what of the program differs from the others', and whether it is stopped half way, too."""
+    """A recipe, what of the program differs from the others', and whether it is stopped half way, too, and weighed."""
 
     recipe: str
-    changes: dict[str, Any] = {}
+    changes: Mapping[str, Any] = MappingProxyType({})
     ways: tuple[str, ...] = ("ddp", "fsdp")
     stopped: bool = False
+    weighed: bool = False
 
 
 CASES = {
     "native-fp32": Case("native-fp32"),
     "clipped": Case("native-fp32", {"optimizer": AdamW(clip=0.05)}, ("ddp",)),
-    "native-bf16": Case("native-bf16", stopped=True),
+    "native-bf16": Case("native-bf16", stopped=True, weighed=True),
     "masked-e8m3": Case("masked-e8m3"),
-    "fp8-hybrid": Case("fp8-hybrid"),
+    "fp8-hybrid": Case("fp8-hybrid", weighed=True),
     "fp8-hybrid-delayed": Case("fp8-hybrid-delayed"),
     "delayed head": Case("delayed head", stopped=True),
     "ms-amp-o1": Case("ms-amp-o1", {}, ("ddp",)),
@@ -54,12 +59,19 @@ CASES = {
     "nvfp4": Case("nvfp4", stopped=True),
     "stochastic head": Case("stochastic head"),
     "products too": Case("products too"),
-    "llama": Case("fp8-hybrid", {"shape": LLAMA}),
+    "llama": Case("fp8-hybrid", {"shape": LLAMA}, weighed=True),
     "muon": Case("native-fp32", {"optimizer": Muon()}, ("ddp",)),
-    "state": Case("native-bf16", {"state": StateFormats(master="bf16", second="bf16", rounding="stochastic", kahan=True)}, ("ddp",), stopped=True),
+    "state": Case(
+        "native-bf16",
+        {"state": StateFormats(master="bf16", second="bf16", rounding="stochastic", kahan=True)},
+        ("ddp",),
+        stopped=True,
+    ),
     # A first scale beyond what FP32 has room for: on both ranks the first steps are skipped.
     "loss scale": Case(
-        "native-fp16-scaled", {"dynamic_loss_scale": DynamicLossScale(2.0**126, backoff=2.0**-60, interval=2)}, stopped=True
+        "native-fp16-scaled",
+        {"dynamic_loss_scale": DynamicLossScale(2.0**126, backoff=2.0**-60, interval=2)},
+        stopped=True,
     ),
 }
 
@@ -72,12 +84,15 @@ def setting(name: str, way: str) -> tuple[Program, list[Slot]]:
         "shape": SHAPE, "steps": STEPS, "sequences": 4, "evaluation_sequences": 4, "evaluate_every": 2, "probe": Probe(every=2),
         "signals_every": 2 if way == "ddp" else 0, "optimizer": UNCLIPPED, "warmup": 1,
     }  # fmt: skip
-    return program_for(recipe, **(changes | case.changes)), [slot(recipe, 1, 1e-2)]
+    program: Program = program_for(recipe, **(changes | dict(case.changes)))  # type: ignore[arg-type]
+    return program, [slot(recipe, 1, 1e-2)]
 
 
 def outcome(pack: Any) -> dict[str, Tensor]:
     """What a pack leaves after its last step."""
-    state = {name: t.clone() for name, t in pack.state().items() if not name.startswith(("operand h.", "weight_scales"))}
+    state = {
+        name: t.clone() for name, t in pack.state().items() if not name.startswith(("operand h.", "weight_scales"))
+    }
     return state | {"tokens": torch.tensor(pack.offsets.shape)}
 
 

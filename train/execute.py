@@ -26,7 +26,7 @@ from train.pack import train_pack
 from train.plan import PlannedPack, pick_device, plan
 from train.program import PackResult, Progress
 from train.progress import RichObserver
-from train.provenance import device_name, provenance
+from train.provenance import provenance
 from train.status import StatusFile
 from train.store import PACKS, STUDY_FILE, finished_runs, pack_tree, study_text, write_pack
 from train.streams import load_texts, report_epochs
@@ -167,14 +167,25 @@ def _run(
         observer = observer or stack.enter_context(RichObserver(margin=margin))
         status = stack.enter_context(StatusFile(directory, margin=margin))
         interruption = stack.enter_context(Interruption())
-        origin = provenance(study, where) | trainer.origin
+        origin = provenance(study, where) | dict(trainer.origin)
 
         def checkpointer(pack: PlannedPack) -> Checkpointer:
             of = _checkpoint_of(pack, texts[pack.program.dataset], origin)
             seconds = study.execution.checkpoint_seconds
             return Checkpointer(directory / CHECKPOINTS / pack.hash, of, seconds, interruption)
 
-        _train(packs, texts, where, directory, origin, Together(status, observer), found, checkpointer, interruption, trainer)
+        _train(
+            packs,
+            texts,
+            where,
+            directory,
+            origin,
+            Together(status, observer),
+            found,
+            checkpointer,
+            interruption,
+            trainer,
+        )
     return Outcome(directory, sum(len(pack.runs) for pack in packs), found, len(finished) - found)
 
 

@@ -92,9 +92,7 @@ def with_share(numerics: Numerics, share: Share | None = None) -> Numerics:
         return of if of.share is None else of._replace(share=of.share._replace(weights=False))
 
     blocks = tuple(
-        block._replace(
-            attention=placed(block.attention), mlp=placed(block.mlp), products=of_products(block.products)
-        )
+        block._replace(attention=placed(block.attention), mlp=placed(block.mlp), products=of_products(block.products))
         for block in numerics.blocks
     )
     return numerics._replace(body=placed(numerics.body), lm_head=placed(numerics.lm_head), blocks=blocks)

@@ -33,7 +33,7 @@ PATIENCE = datetime.timedelta(hours=6)  # for texts that rank 0 fetches, and com
 FAILED = 2  # exit status
 
 
-class RankLost(RuntimeError):
+class RankLostError(RuntimeError):
     """A rank is gone in the middle of the work."""
 
 
@@ -57,7 +57,7 @@ def way_of(asked: str | None) -> Way | None:
 
 
 class Ranks:
-    """This process among `count`, number `rank`, on `device`."""
+    """A process among `count`, number `rank`, on `device`."""
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.count, self.device = dist.get_rank(), dist.get_world_size(), device
@@ -73,7 +73,11 @@ class Ranks:
         content = json.dumps(word).encode() if self.leads else b""
         length = torch.tensor([len(content)])
         dist.broadcast(length, 0, group=self._words)
-        raw = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.leads else torch.empty(int(length), dtype=torch.uint8)
+        raw = (
+            torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            if self.leads
+            else torch.empty(int(length), dtype=torch.uint8)
+        )
         dist.broadcast(raw, 0, group=self._words)
         return json.loads(bytes(raw.numpy()))
 
@@ -111,7 +115,8 @@ class Spread(Mapping[str, Tensor]):
             {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in self._tensors.items()}
         )
         self.like = {
-            name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for name, (shape, dtype) in described.items()
+            name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            for name, (shape, dtype) in described.items()
         }
 
     def __getitem__(self, name: str) -> Tensor:
@@ -128,7 +133,13 @@ class Spread(Mapping[str, Tensor]):
 
 def _checksum(t: Tensor) -> Tensor:
     """A number of the tensor's bits, each word by its place, int64."""
-    words = t.detach().contiguous().view(torch.int32 if t.element_size() % 4 == 0 else torch.uint8).flatten().to(torch.int64)
+    words = (
+        t.detach()
+        .contiguous()
+        .view(torch.int32 if t.element_size() % 4 == 0 else torch.uint8)
+        .flatten()
+        .to(torch.int64)
+    )
     return (words * (torch.arange(words.numel(), device=t.device) % 8191 + 1)).sum()
 
 
@@ -141,7 +152,9 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
     if on_gpu and local >= gpus:
-        raise StudyError(f"rank {local} of this host has no GPU: it has {gpus}; start torchrun with --nproc-per-node {gpus}")
+        raise StudyError(
+            f"rank {local} of this host has no GPU: it has {gpus}; start torchrun with --nproc-per-node {gpus}"
+        )
     where = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(where)
@@ -151,7 +164,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         ranks = Ranks(where)
         with watch:
             yield ranks
-    except (RuntimeError, RankLost) as error:
+    except (RuntimeError, RankLostError) as error:
         if not _is_of_ranks(error):
             raise
         watch.lost(f"an operation among ranks broke off ({_first_line(error)})")
@@ -163,7 +176,9 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 def _is_of_ranks(error: BaseException) -> bool:
     """Whether an error is torch.distributed's: Gloo raises plain RuntimeErrors that say where they come from."""
     words = str(error)
-    return isinstance(error, dist.DistError | RankLost) or any(word in words for word in ("gloo", "NCCL", "Connection"))
+    return isinstance(error, dist.DistError | RankLostError) or any(
+        word in words for word in ("gloo", "NCCL", "Connection")
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -176,10 +191,15 @@ class Watch:
 
     def __init__(self, rank: int, count: int) -> None:
         self._rank, self._count = rank, count
-        self._store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=datetime.timedelta(seconds=SILENCE)
+        self._store = dist.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=datetime.timedelta(seconds=SILENCE),
         )
-        self._key = f"exmy/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._key = (
+            f"exmy/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, name="exmy-ranks", daemon=True)
         self._seen: dict[int, tuple[bytes, float]] = {}

@@ -1,13 +1,13 @@
 """One run whose blocks no GPU holds whole: PyTorch's FSDP2 (`fully_shard`), around the same pieces of a step.
 
-    at rest      of each block's parameter [D, F], its moments and its gradient, rank r has the r-th part of the rows, in FP32
+    at rest      of each block's parameter [D, F], its moments and gradient, rank r has the r-th part of the rows, in FP32
     forward      a block's master weights are gathered, rounded to operands, used and given back
     backward     gathered again and rounded again; the gradient's parts are summed in FP32, each rank keeps its rows of the sum
     update       each rank's rows; the norm is summed over ranks
 
-What is gathered are the FP32 masters, not operands: a scale of a whole matrix or a tile of it then comes from all of it, and every
-operand has the bits that one GPU gives it. That moves 4 bytes a weight where BF16 operands would move 2. What is outside the blocks,
-embeddings, the last norm and the LM head, is whole on every rank, as in `wide_pack`: in a 7B model 4 % of the weights.
+What is gathered are the FP32 masters, not operands: a scale of a whole matrix or a tile of it then comes from all of it, and
+every operand has the bits that one GPU gives it. That moves 4 bytes a weight where BF16 operands would move 2. What is outside
+the blocks, embeddings, the last norm and the LM head, is whole on every rank, as in `wide_pack`: 4 % of a 7B model's weights.
 
 FSDP2 averages gradients by default; here it sums, since losses are divided by all tokens already. It does what it does around
 `Block.forward`, eagerly; inside are the compiled pieces.
@@ -29,10 +29,10 @@ from formats import tensor_amax
 from train.model import BlockPrecision, ModelShape, Numerics, is_matrix, rotation
 from train.numerics import place_of
 from train.optim import Parts
+from train.precision import Precision
 from train.seeds import initial_weights
 from train.share import largest_of_ranks
 from train.shared_products import SharedWeight, round_sum
-from train.precision import Precision
 from train.step import BLOCK_MATRICES, Pieces, behind_dropout
 from train.weights import head_operand, own
 from train.wide_pack import WidePack
@@ -90,7 +90,12 @@ class Blocks(nn.Module):
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
-        self.row = nn.ModuleList(blocks)
+        self.row, self._blocks = nn.ModuleList(blocks), tuple(blocks)
+
+    def step(self, step: Step) -> None:
+        """What the next pass takes."""
+        for block in self._blocks:
+            block.step = step
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The stream before the last norm, in two terms."""
@@ -114,14 +119,16 @@ class ShardedPack(WidePack):
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
             self._parts |= {name: getattr(block, _within(name.removeprefix(h))) for name in self._names(h)}
             blocks.append(block)
-        self._model = fully_shard(Blocks(blocks), mesh=mesh)
+        self._model = Blocks(blocks)
+        fully_shard(self._model, mesh=mesh)  # in place
         for module in self._model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         outside = {name: p[None].requires_grad_() for name, p in self._drawn("").items()}
         self.parameters = {
-            name: _local(self._parts[name])[None] if name in self._parts else outside[name] for name in shape.parameters()
+            name: _local(self._parts[name])[None] if name in self._parts else outside[name]
+            for name in shape.parameters()
         }
         self._keep_all()
 
@@ -162,8 +169,7 @@ class ShardedPack(WidePack):
     def _through_blocks(self, x: Tensor, numerics: Numerics, scales: Mapping[str, Tensor]) -> Tensor:
         shape, shared = self.program.shape, numerics._replace(blocks=(), drop=None)
         step = Step(self._pieces, shape, shared, numerics.blocks, scales, rotation(shape.context, shape, x))
-        for block in self._model.row:
-            block.step = step
+        self._model.step(step)
         x, delta = self._model(x)
         behind = step.behind(shape.layers - 1)
         hidden: Tensor = self._pieces.finish(x, delta, self.parameters["ln_f"], shape, shared, behind)
@@ -240,7 +246,7 @@ class ShardedPack(WidePack):
 
 
 def _local(part: Tensor) -> Tensor:
-    """This rank's rows, in the memory that FSDP gathers from."""
+    """The rows of this rank, in the memory that FSDP gathers from."""
     assert isinstance(part, DTensor)
     rows: Tensor = part.to_local()
     return rows.detach()

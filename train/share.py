@@ -3,7 +3,7 @@
 Rank r of n has sequences r B/n to (r + 1) B/n of every batch, so of each activation and gradient [1, S, F] rows r S/n to
 (r + 1) S/n. Weights are whole on every rank. Then
 
-    a tensor's amax         is the largest of the ranks' (`largest_of_ranks`): exact in any order, NaN and inf win as they do within one
+    a tensor's amax         is the largest of the ranks' (`largest_of_ranks`): exact in any order; NaN and inf win
     a row's along tokens    so is that of each column of wgrad's operands
     blocks, tiles           lie within one rank's rows, where those are whole blocks (`wide_recipes` sees to that)
     random bits             belong to an element by its number in the whole tensor, r S/n F + i for element i of the part
@@ -60,7 +60,9 @@ class Share(NamedTuple):
             return x, fp32_scale(largest_of_ranks(tensor_amax(x, 1)).view(torch.int32), limit)
         granularity = scale_of_parts(name)
         if granularity == Granularity.TENSOR:
-            top = largest_of_ranks(tensor_amax(x, 1)).view(-1, *(1,) * (x.ndim - 1)).expand(*x.shape[:-2], 1, x.shape[-1])
+            top = (
+                largest_of_ranks(tensor_amax(x, 1)).view(-1, *(1,) * (x.ndim - 1)).expand(*x.shape[:-2], 1, x.shape[-1])
+            )
             return torch.cat([x, top], -2), None
         if granularity == Granularity.ROW and axis == -2 and self.weights:
             columns = (x.view(torch.int32) & MAGNITUDE).amax(-2, keepdim=True)

@@ -2,8 +2,8 @@
 
     y  = out( x Q(W) )          dx = out( dy Q(W)ᵀ )          dW = out( sum over ranks of  x_rᵀ dy_r )
 
-One process rounds dW = xᵀ dy once, when its sum over all tokens is done. So here a product leaves its part of the sum in FP32 (FP64
-in FP64), as the gradient of the *master* weight, which has that dtype; who sums the parts rounds the sum (`round_sum`).
+One process rounds dW = xᵀ dy once, when its sum over all tokens is done. So here a product leaves its part of the sum in FP32
+(FP64 in FP64), as the gradient of the *master* weight, which has that dtype; who sums the parts rounds the sum (`round_sum`).
 
 A weight comes as its operand, rounded when it was updated; or as its master alone, where that is gathered for one block at a time
 (FSDP). Then it is rounded here, once for each direction, and nothing but the master, which is gathered again, waits for the
@@ -38,14 +38,14 @@ class SharedWeight(NamedTuple):
     operand: Tensor | WeightOperand | None = None
 
 
-def product(
-    x_RSD: Tensor, w_RDF: Tensor | WeightOperand | SharedWeight, precision: Precision, site: int = 0
-) -> Tensor:
+def product(x_RSD: Tensor, w_RDF: Tensor | WeightOperand | SharedWeight, precision: Precision, site: int = 0) -> Tensor:
     """`linear.product`, or that of a shared weight, whose master's gradient is this rank's part of the sum, in FP32."""
     if not isinstance(w_RDF, SharedWeight):
         return linear.product(x_RSD, w_RDF, precision, site)
+    if not torch.is_grad_enabled():  # where the compiler would lose arguments of a function of autograd
+        return _forward(x_RSD, w_RDF, precision, site)[0]
     bare, counts, tensors = strip(precision._replace(scales=None))
-    there: tuple[bool, ...] = ()
+    there: tuple[bool, ...] | None = None
     if w_RDF.operand is not None:
         there = (True,) if isinstance(w_RDF.operand, Tensor) else tuple(t is not None for t in w_RDF.operand)
         tensors += parts_of(w_RDF.operand)
@@ -58,31 +58,38 @@ def round_sum(sum_of_parts: Tensor, precision: Precision) -> Tensor:
     return precision.to_output(sum_of_parts)
 
 
+def _forward(
+    x: Tensor, w: SharedWeight, precision: Precision, site: int
+) -> tuple[Tensor, WeightOperand, Factored, Tensor | None]:
+    """The product, what it took of the weight, x as wgrad takes it, and where scales are delayed x's amax, [1]."""
+    operand = as_operand(w.master, precision, site) if w.operand is None else w.operand
+    taken = WeightOperand(operand) if isinstance(operand, Tensor) else operand
+    if precision.plan is None:
+        return linear.round_output(torch.bmm(x, taken.first.values), precision), taken, Factored(x, None), None
+    x_out = precision.to_output(x.detach())
+    first, second = take_activation(x_out, precision, site, training=True)
+    assert second is not None
+    amax = tensor_amax(x_out, 1) if precision.scales is not None else None
+    return forward_product(first, taken.first, precision), taken, second, amax
+
+
 class _SharedProduct(torch.autograd.Function):
     """See `product`. Tensors come one by one, as in `products`: `strip`'s, then those of the operand that are `there`."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, master: Tensor, scales: Tensor | None, bare: Precision, counts: tuple[int, ...], site: int,
-        there: tuple[bool, ...], *tensors: Tensor,
+        there: tuple[bool, ...] | None, *tensors: Tensor,
     ) -> Tensor:  # fmt: skip
-        n = sum(counts)
+        n = len(tensors) if there is None else len(tensors) - there.count(True)
         precision = dress(bare, counts, tensors[:n])._replace(scales=scales)
-        w = _rebuilt(tensors[n:], there) if there else _factored(as_operand(master, precision, site))
-        first, second, amax = Factored(x, None), Factored(x, None), None
-        if precision.plan is not None:
-            x_out = precision.to_output(x.detach())
-            first, other = take_activation(x_out, precision, site, training=True)
-            assert other is not None
-            second = other
-            amax = tensor_amax(x_out, 1) if scales is not None else None
-        waits = w.second if there else Factored(master, None)
+        shared = SharedWeight(master, None if there is None else _rebuilt(tensors[n:], there))
+        y, w, second, amax = _forward(x, shared, precision, site)
+        waits = Factored(master, None) if there is None else w.second
         ctx.save_for_backward(scales, amax, *waits, *second, *tensors[:n])
-        ctx.bare, ctx.counts, ctx.site, ctx.made = bare, counts, site, not there
+        ctx.bare, ctx.counts, ctx.site, ctx.made = bare, counts, site, there is None
         ctx.dtypes, ctx.inputs = (x.dtype, master.dtype), 7 + len(tensors)
-        if precision.plan is not None:
-            return forward_product(first, w.first, precision)
-        return linear.round_output(torch.bmm(x, w.first.values), precision)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -90,7 +97,8 @@ class _SharedProduct(torch.autograd.Function):
         precision = dress(ctx.bare, ctx.counts, tensors)._replace(scales=scales)
         w, x = Factored(w_values, w_factor), Factored(x_values, x_factor)
         if ctx.made:
-            w = _factored(as_operand(w_values, precision, ctx.site)).second
+            made = as_operand(w_values, precision, ctx.site)
+            w = Factored(made, None) if isinstance(made, Tensor) else made.second
         x_dtype, dtype = ctx.dtypes
         dx = dw = d_scales = None
         if precision.plan is None:
@@ -114,10 +122,6 @@ class _SharedProduct(torch.autograd.Function):
 def _rebuilt(tensors: tuple[Tensor, ...], there: tuple[bool, ...]) -> WeightOperand:
     rest = iter(tensors)
     return WeightOperand(*(next(rest) if is_there else None for is_there in there))  # type: ignore[arg-type]
-
-
-def _factored(operand: Tensor | WeightOperand) -> WeightOperand:
-    return WeightOperand(operand) if isinstance(operand, Tensor) else operand
 
 
 def _wide(a: Tensor, b: Tensor) -> Tensor:

@@ -204,7 +204,15 @@ class Pieces:
                 gains.get(h + "attn.ln_q"), gains.get(h + "attn.ln_k"), turn,
             )  # fmt: skip
             x, delta = self.mlp_half(
-                x, delta, gains[h + "ln_2"], *of[1], shape, shared, block, behind_dropout(block.attention, block), delayed[1]
+                x,
+                delta,
+                gains[h + "ln_2"],
+                *of[1],
+                shape,
+                shared,
+                block,
+                behind_dropout(block.attention, block),
+                delayed[1],
             )
             behind = behind_dropout(block.mlp, block)
         hidden: Tensor = self.finish(x, delta, gains["ln_f"], shape, shared, behind)

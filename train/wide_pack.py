@@ -51,7 +51,7 @@ class Arriving:
         self.wanted = False
 
     def add(self, name: str, part: Tensor) -> None:
-        """This rank's part of a gradient; it must not be used until `take`."""
+        """A gradient's part of this rank; it must not be used until `take`."""
         whole = part.contiguous()
         self._sums[name] = (whole, dist.all_reduce(whole, async_op=True))
 
@@ -183,8 +183,10 @@ class WidePack(Pack):
             grads["wpe"] = (sums[POSITIONS],)
         return grads
 
-    def _head_parts(self, tokens: int, rows: int, head: Precision, multiple: int) -> Iterator[tuple[slice, Precision, int]]:
-        """(this rank's tokens, the LM head's precision, where a chunk begins among all tokens) of each chunk of logits."""
+    def _head_parts(
+        self, tokens: int, rows: int, head: Precision, multiple: int
+    ) -> Iterator[tuple[slice, Precision, int]]:
+        """(tokens of this rank, the LM head's precision, where a chunk begins among all tokens) of each chunk of logits."""
         if head.plan is None:  # nothing depends on where they are cut
             for _, s in chunks(1, tokens, rows):
                 yield s, of_runs(head, slice(0, 1)), 0
@@ -199,9 +201,7 @@ class WidePack(Pack):
         for s in parts:  # a tensor of its own, all of it here
             yield slice(s.start - first, s.stop - first), of._replace(share=Share(1)), s.start
 
-    def _head(
-        self, x: Tensor, targets: Tensor, numerics: Numerics
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _head(self, x: Tensor, targets: Tensor, numerics: Numerics) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """`head_over_chunks` with all tokens' divisor: sums of losses [1], dx, this rank's part of dW in FP32, amaxes [1, 2]."""
         shape, w, head = self.program.shape, self.operands[self.program.shape.head], numerics.lm_head
         dx, losses = torch.empty_like(x), x.new_zeros(1, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -210,7 +210,17 @@ class WidePack(Pack):
         for s, precision, start in self._head_parts(x.shape[1], parts_of(w)[0].shape[1], head, BLOCKS_OF_TOKENS):
             of = precision if precision.seed is None else precision._replace(seed=precision.seed + start)
             loss, dx_part, part, amax = self._pieces.head(
-                x[:, s], w, targets[:, s], of, shape.vocabulary, self._tokens, False, numerics.kernels, None, shape.readout, self.scale
+                x[:, s],
+                w,
+                targets[:, s],
+                of,
+                shape.vocabulary,
+                self._tokens,
+                False,
+                numerics.kernels,
+                None,
+                shape.readout,
+                self.scale,
             )
             losses += loss
             dx[:, s] = dx_part
@@ -268,4 +278,6 @@ class WidePack(Pack):
     def check_alike(self) -> None:
         """RuntimeError where ranks no longer hold the same weights, which all of their steps keep the same."""
         if not self.ranks.alike(self._on_all()):
-            raise RuntimeError(f"after step {self.made} the ranks hold different weights: a sum over ranks was not the same on all")
+            raise RuntimeError(
+                f"after step {self.made} the ranks hold different weights: a sum over ranks was not the same on all"
+            )

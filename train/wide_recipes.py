@@ -1,8 +1,9 @@
 """Which runs several processes can share so that nothing but the order of sums changes, and why others can't.
 
-A refusal is a line that names the value, the limit and the mend. What is refused needs, in the middle of a step, what no rank has:
-a sum formed token by token in a short accumulator, a block of tokens that two ranks would share, a scale of a whole tensor where no
-product is, dropout's masks. FSDP further keeps no weight whole, so what the optimiser does to whole matrices is refused there.
+A refusal is a line that names the value, the limit and the mend. What is refused needs, in the middle of a step, what no rank
+has: a sum formed token by token in a short accumulator, a block of tokens that two ranks would share, a scale of a whole tensor
+where no product is, dropout's masks. FSDP further keeps no weight whole, so what the optimiser does to whole matrices is refused
+there.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def _of_fsdp(program: Program, ranks: int) -> str | None:
     state = program.state
     for name, size in program.shape.parameters().items():
         if name.startswith("h.") and size[0] % ranks:
-            return f"{name} has {size[0]} rows, which {ranks} ranks can't share evenly: take another number of ranks, or --wide ddp"
+            rows = f"{name} has {size[0]} rows, which {ranks} ranks can't share evenly"
+            return f"{rows}: take another number of ranks, or --wide ddp"
     scaled = [name for name in state.names if isinstance(get_format(name), ScaledFormat)]
     if isinstance(program.optimizer, Muon):
         return "Muon orthogonalises whole matrices, and under fsdp no rank has one: take optimizer = 'adamw', or --wide ddp"

@@ -1,9 +1,9 @@
 """A study whose runs each train on all ranks of a torchrun: rank 0 has the directory, the others train along.
 
-Rank 0 is `run_study` with another way to train a pack: it tells the others which run comes next, then every rank trains it in step.
-They stop at the same step: a signal that any of them hears, and a checkpoint that is due, is agreed on after each step. Rank 0
-writes packs, checkpoints and status, and reads checkpoints for all. A study that is refused is refused by rank 0 alone, in its one
-line; the others end quietly.
+Rank 0 is `run_study` with another way to train a pack: it tells the others which run comes next, then every rank trains it in
+step. They stop at the same step: a signal that any of them hears, and a checkpoint that is due, is agreed on after each step.
+Rank 0 writes packs, checkpoints and status, and reads checkpoints for all. A study that is refused is refused by rank 0 alone, in
+its one line; the others end quietly.
 
 Results say so in their device, "2 x NVIDIA H100 (ddp)", and so do checkpoints: one that another number of ranks wrote would not
 give the same bits, and is kept aside.
@@ -45,8 +45,8 @@ def run_wide(
 ) -> Outcome | None:  # fmt: skip
     """`run_study` on every rank of a torchrun, each run on all of them; None on all ranks but 0.
 
-    way: "ddp", all weights on every rank, or "fsdp", each block's weights in parts (see `sharded_pack`). StudyError on rank 0 where
-    a run can't be shared so (`wide_recipes`), or as `run_study`; the others then leave by SystemExit.
+    way: "ddp", all weights on every rank, or "fsdp", each block's weights in parts (see `sharded_pack`). StudyError on rank 0
+    where a run can't be shared so (`wide_recipes`), or as `run_study`; the others then leave by SystemExit.
     """
     with joined(device) as ranks:
         if not ranks.leads:
