@@ -159,7 +159,7 @@ def test_ranks_go_on_from_the_state_that_rank_0_kept(name: str, way: str, shared
 )
 def test_what_a_rank_has_is_what_the_memory_was_worked_out_to_be(name: str, way: Any, shared: Path) -> None:
     """Counted are tensors: masters and moments to the byte, operands but for scales, gradients once they are rounded. What waits
-    for the backward pass is within the planner's estimate, and no less than a tenth of it: that counts an eager step's logits too.
+    for the backward pass is within the planner's estimate, and no less than a tenth: that counts an eager step's logits too.
     """
     program, _ = setting(name, way)
     planned = memory(program, 2, way, compiled=False)
