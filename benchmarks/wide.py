@@ -85,7 +85,8 @@ def arguments() -> argparse.Namespace:
 def made_text(vocabulary: int) -> Text:
     """Tokens with something to learn, the same on every rank: each is most often followed by one of three others."""
     walk = np.cumsum(np.random.default_rng(7).choice([1, 1, 7, 31], size=2_000_000))
-    tokens = (walk % vocabulary).astype(np.uint16 if vocabulary > 256 else np.uint8)
+    kind: type[np.unsignedinteger[Any]] = np.uint16 if vocabulary > 256 else np.uint8
+    tokens = (walk % vocabulary).astype(kind)
     digest = hashlib.sha256(tokens.tobytes()).hexdigest()
     return Text(
         "made", tokens[:-200_000], tokens[-200_000:], vocabulary, float(np.log(vocabulary)), digest, "made here"
