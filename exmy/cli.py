@@ -88,6 +88,13 @@ def _hooked(command: Any) -> Any:
     return files(project(command))
 
 
+_wide = click.option(
+    "--wide",
+    type=click.Choice(["ddp", "fsdp"]),
+    help="Under torchrun: one run on all ranks, weights whole or in parts; ddp.",
+)
+
+
 @main.command()
 @click.argument("study_file", metavar="[STUDY.toml]", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -101,6 +108,7 @@ def _hooked(command: Any) -> Any:
 )
 @_device
 @_site
+@_wide
 @click.option(
     "--strategy",
     type=click.Choice(["grid", "bisect", "seeds"]),
@@ -122,6 +130,7 @@ def sweep(
     Example: exmy sweep mine.toml --dry-run
     Example: exmy sweep mine.toml --executor ray --ray-address auto --out s3://bucket/mine
     Example: exmy sweep mine.toml --strategy bisect
+    Example: torchrun --nproc-per-node 2 -m exmy sweep mine.toml --wide ddp
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep
     from train import read_study
@@ -139,6 +148,7 @@ def sweep(
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @_device
 @_site
+@_wide
 @_hooked
 def resume(directory: Path, device: str, **how: Any) -> None:
     """Go on with the study in DIR, after Ctrl-C, a kill or a power cut: `exmy sweep DIR/study.toml --out DIR`.

@@ -26,6 +26,7 @@ from train.pack_sizes import read_lowered
 from train.plan import PlannedPack, describe, pick_device, plan
 from train.progress import duration
 from train.provenance import device_name
+from train.ranks import leads, way_of
 from train.store import finished_runs
 from train.tensorboard import EventFiles
 from train.wandb import WandbRuns
@@ -40,16 +41,30 @@ def default_study(device: str) -> Path:
 
 
 def run_sweep(
-    study: Study, out: Path | str, device: str, *, tensorboard: bool = False, wandb: str | None = None, **how: Any
-) -> None:
+    study: Study, out: Path | str, device: str, *, tensorboard: bool = False, wandb: str | None = None,
+    wide: str | None = None, **how: Any,
+) -> None:  # fmt: skip
     """Train what is missing in `out`, print the table, write the report. StudyError where that can't be done.
 
-    tensorboard: write event files, of what is there already too. wandb: the project of Weights & Biases that is told. how:
-    `run_study`'s check, executor, workers and ray_address.
+    tensorboard: write event files, of what is there already too. wandb: the project of Weights & Biases that is told. wide: how
+    torchrun's ranks share each run; only rank 0 prints and writes. how: `run_study`'s check, executor, workers and ray_address.
     """
+    way = way_of(wide)
     with contextlib.ExitStack() as stack:
-        hooks = [stack.enter_context(hook) for hook in _hooks(study, out, tensorboard=tensorboard, wandb=wandb)]
-        if isinstance(out, Path):
+        hooks = _hooks(study, out, tensorboard=tensorboard, wandb=wandb) if leads() else []
+        for hook in hooks:
+            stack.enter_context(hook)
+        if way:
+            if not isinstance(out, Path) or how.pop("executor", "local") != "local" or how.pop("workers", None):
+                raise StudyError(
+                    f"{way} shares each run among torchrun's ranks: leave --executor, --workers and URLs out"
+                )
+            from train.wide_study import run_wide
+
+            if run_wide(study, out, way, device, check=how.get("check", False), hooks=hooks) is None:
+                return
+            directory, record = out, {}
+        elif isinstance(out, Path):
             directory, record = out, run_strategy(study, out, device, hooks=hooks, **how)
         elif study.strategy.kind == "grid":
             directory, record = run_study(study, out, device, hooks=hooks, **how).directory, {}

@@ -28,13 +28,18 @@ WORD = 1 << 32
 
 
 def random_bits(
-    seed: int | Tensor, shape: torch.Size | tuple[int, ...], bits: int, device: torch.device | str | None = None
+    seed: int | Tensor,
+    shape: torch.Size | tuple[int, ...],
+    bits: int,
+    device: torch.device | str | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Random numbers in 0..2^bits - 1, [*shape]: int32 up to 31 bits, int64 for 32.
 
     seed: an int, any 64 bits, for the whole shape as one run; or an int64 tensor of as many dimensions as the shape with a size
     other than 1 in the first alone, [R, 1, ..., 1], or of shape [R], for R runs along the first axis, whose elements are
-    counted within each run. ValueError for seeds of another shape or dtype.
+    counted within each run. first: the index of the first element, for a shape that is a part of a larger one. ValueError for
+    seeds of another shape or dtype.
     """
     check_random_bits(bits)
     k0: int | Tensor
@@ -48,11 +53,11 @@ def random_bits(
         k0, k1 = keys(seed)
         within = tuple(shape)
     count = math.prod(within)
-    if count < 1 << 31:
-        low = torch.arange(count, dtype=torch.int32, device=device).reshape(within)
+    if first + count < 1 << 31:
+        low = torch.arange(first, first + count, dtype=torch.int32, device=device).reshape(within)
         h = _rounds(low, k0, k1)
     else:
-        index = torch.arange(count, device=device).reshape(within)
+        index = torch.arange(first, first + count, device=device).reshape(within)
         h = _rounds(index.to(torch.int32), k0, k1 + (index >> 32).to(torch.int32) * _signed(HIGH))
     h = h.expand(shape)
     if bits == 32:

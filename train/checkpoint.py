@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import safetensors.torch
 from torch import Tensor
@@ -136,6 +136,16 @@ def _seal(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
+class Keeper(Protocol):
+    """What `train_pack` asks of who keeps its pack: `Checkpointer`, or all ranks' together."""
+
+    def restore(self, load: Callable[[Mapping[str, Tensor]], None]) -> Times:
+        """Give what was kept to `load`, if there is any; how long it had trained."""
+
+    def after_step(self, step: int, state: Callable[[], Mapping[str, Tensor]], times: Callable[[], Times]) -> None:
+        """Keep the state where it is time; `Interrupted` where it is time to stop."""
+
+
 class Checkpointer:
     """Keeps one pack's checkpoint in a folder while it trains, and listens for signals.
 
@@ -171,14 +181,28 @@ class Checkpointer:
 
     def after_step(self, step: int, state: Callable[[], Mapping[str, Tensor]], times: Callable[[], Times]) -> None:
         """Write a checkpoint where one is due or a signal has come; then `Interrupted`."""
-        number = self._interruption.number if self._interruption else None
-        due = self._clock() - self._last >= self._wait or number is not None
-        if self._seconds and due and step > self._kept:
-            self._write(step, state(), times())
+        number = self.signal
+        if self.due(step, number is not None):
+            self.keep(step, state(), times())
         if number is not None:
-            raise Interrupted(number, self._kept)
+            raise Interrupted(number, self.kept)
 
-    def _write(self, step: int, state: Mapping[str, Tensor], times: Times) -> None:
+    @property
+    def signal(self) -> int | None:
+        """The signal that has come, if any."""
+        return self._interruption.number if self._interruption else None
+
+    @property
+    def kept(self) -> int:
+        """Up to which step the pack is on the disk."""
+        return self._kept
+
+    def due(self, step: int, last: bool = False) -> bool:
+        """Whether a checkpoint should be written after so many steps; `last` where there may be no other time."""
+        return bool(self._seconds) and (last or self._clock() - self._last >= self._wait) and step > self._kept
+
+    def keep(self, step: int, state: Mapping[str, Tensor], times: Times) -> None:
+        """Write one, or say in the log why not."""
         state["counter"].cpu()  # what a GPU still has to do is no cost of writing
         began = self._clock()
         try:

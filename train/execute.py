@@ -12,6 +12,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def run_study(
     *,
     check: bool = False,
     hooks: Sequence[Observer] = (),
+    site: AbstractContextManager[Site] | None = None,
 ) -> Outcome:
     """Train every run of the study that `out` does not hold yet; open the results with `open_study(outcome.directory)`.
 
@@ -64,14 +66,15 @@ def run_study(
     `ray_address` or one that is started here. workers: how many packs at once, on this machine; if not given, one a GPU.
     out: a directory, or for "ray" the URL of one that fsspec can write to, of which `outcome.directory` is a copy. check: hold
     every finished pack against its checksum first, not only those whose files have changed. hooks hear of it beside the
-    observer. Raises StudyError, before any work, where the study, the directory or the device won't do, or where another sweep
-    has the directory; and after all that could be trained, where packs could not. SIGINT and SIGTERM end the training between
-    two steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
+    observer. site: a place of another kind, instead of what device, executor and workers say.
+    Raises StudyError, before any work, where the study, the directory or the device won't do, or where another sweep has the
+    directory; and after all that could be trained, where packs could not. SIGINT and SIGTERM end the training between two
+    steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
     """
     study = study if isinstance(study, Study) else read_study(study)
     with contextlib.ExitStack() as stack:
-        site = stack.enter_context(make_site(executor, device, workers, ray_address, out))
-        directory = site.directory
+        place = stack.enter_context(site or make_site(executor, device, workers, ray_address, out))
+        directory = place.directory
         try:
             (directory / PACKS).mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(locked(directory))
@@ -79,8 +82,8 @@ def run_study(
                 pass
         except OSError as error:
             raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
-        site.fetch()
-        return _run(study, directory, site, lock, observer, cache, hooks, check=check)
+        place.fetch()
+        return _run(study, directory, place, lock, observer, cache, hooks, check=check)
 
 
 def _run(

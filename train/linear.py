@@ -124,7 +124,9 @@ def wide_product(
         formats = {"activation": precision.activation, "weight": precision.weight, "gradient": precision.gradient}
         first, second = (None if (f := formats[kind]) is None else smallest_normals(f) for kind in of)
         return accumulated_product(a, b, accumulation, first, second, start)
-    return torch.bmm(a, b, out_dtype=torch.float32) if a.dtype == torch.bfloat16 else torch.bmm(a, b)
+    # A part of a sum over ranks stays wide in every carrier.
+    wide = a.dtype == torch.bfloat16 or (a.dtype == torch.float16 and precision.share is not None)
+    return torch.bmm(a, b, out_dtype=torch.float32) if wide else torch.bmm(a, b)
 
 
 class _AccumulatedProduct(torch.autograd.Function):

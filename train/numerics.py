@@ -25,6 +25,7 @@ from train.operands import ROLES, OperandRule, Rules
 from train.precision import Precision, pack_precision
 from train.recipe import LinearPrecision, Recipe
 from train.rounding_seeds import purpose_words, rounding_seeds
+from train.share import Share
 
 
 def make_numerics(
@@ -75,6 +76,26 @@ def with_quantizer(numerics: Numerics, quantizer: Quantizer) -> Numerics:
     )
     body, head = (place._replace(quantizer=quantizer) for place in (numerics.body, numerics.lm_head))
     return numerics._replace(body=body, lm_head=head, blocks=blocks)
+
+
+def with_share(numerics: Numerics, share: Share | None = None) -> Numerics:
+    """The same with that share of the run's tokens in every place: in attention's products, with no weight among the operands."""
+
+    def placed(place: Precision) -> Precision:
+        drawn = place.structure.rules is not None and place.structure.rules.is_stochastic
+        return place._replace(share=share if share is None or drawn else share._replace(rank=0))
+
+    def of_products(place: Precision | None) -> Precision | None:
+        if place is None:
+            return None
+        of = placed(place)
+        return of if of.share is None else of._replace(share=of.share._replace(weights=False))
+
+    blocks = tuple(
+        block._replace(attention=placed(block.attention), mlp=placed(block.mlp), products=of_products(block.products))
+        for block in numerics.blocks
+    )
+    return numerics._replace(body=placed(numerics.body), lm_head=placed(numerics.lm_head), blocks=blocks)
 
 
 class Draws:

@@ -71,7 +71,8 @@ class Report:
 class Trainer:
     """Trains planned packs one after the other on one device of this process.
 
-    texts: by `TokenStream.key`; those that it lacks are read from the cache.
+    texts: by `TokenStream.key`; those that it lacks are read from the cache. origin: what packs and checkpoints say in place of
+    `provenance`.
     """
 
     def __init__(
@@ -80,14 +81,15 @@ class Trainer:
         device: torch.device,
         interruption: Interruption,
         texts: Mapping[str, Text] | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         self.setting, self.device, self.interruption = setting, device, interruption
         self.texts = dict(texts or {})
-        self.origin = provenance(setting.study, device)
+        self.origin = provenance(setting.study, device) | dict(origin or {})
 
     def __call__(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Report:
         """Train a pack, from its checkpoint if there is one, and write its file; errors are in the report."""
-        report = self._attempt(pack, on_progress)
+        report = self.attempt(pack, on_progress)
         if report.end not in ("finished", "interrupted"):
             # Tensors that the error's frames held, recorded graphs and code with its constants go before the next pack comes.
             torch._dynamo.reset()
@@ -96,9 +98,10 @@ class Trainer:
             torch.cuda.empty_cache()
         return report
 
-    def _attempt(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Report:
+    def attempt(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Report:
+        """Train a pack, whatever comes of it."""
         try:
-            return Report("finished", self._train(pack, on_progress))
+            return Report("finished", self.train(pack, on_progress))
         except Interrupted as stop:
             return Report("interrupted", step=max(stop.steps, default=0))
         except StudyError as error:
@@ -109,19 +112,26 @@ class Trainer:
                 return Report("out of memory", message=one_line(error))
             return Report("failed", message=f"{one_line(error)}{self._keep_traceback(pack)}")
 
-    def _train(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> PackResult:
+    def train(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> PackResult:
+        """Train a pack and write its file."""
         text = self._text(pack)
         checkpointer = Checkpointer(
             self._folder(pack), checkpoint_of(pack, text, self.origin),
             self.setting.study.execution.checkpoint_seconds, self.interruption,
         )  # fmt: skip
-        dead_after = self.setting.study.execution.dead_after
-        result = train_pack(pack.program, pack.slots, text, self.device, None, on_progress, checkpointer, dead_after)
+        result = self.result_of(pack, text, on_progress, checkpointer)
         save(self.setting.directory, pack, result, text, self.origin)
         checkpointer.remove()
         with contextlib.suppress(OSError):
             self._failure(pack).unlink(missing_ok=True)
         return result
+
+    def result_of(
+        self, pack: PlannedPack, text: Text, on_progress: Callable[[Progress], None], checkpointer: Checkpointer
+    ) -> PackResult:
+        """The pack trained to its end, in this process."""
+        dead_after = self.setting.study.execution.dead_after
+        return train_pack(pack.program, pack.slots, text, self.device, None, on_progress, checkpointer, dead_after)
 
     def _text(self, pack: PlannedPack) -> Text:
         """The tokens that the sweep's own process read; StudyError where this one finds others."""

@@ -14,7 +14,7 @@ text. A pack of the same into which it is loaded goes on with the same bits (see
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from formats import quantize
 from train.capture import Recorded
-from train.checkpoint import Checkpointer, Times
+from train.checkpoint import Keeper, Times
 from train.compiling import compiled_quantizer, compiler, compiles_steps, quantizer_for
 from train.dead import Vigil, with_one_nan
 from train.determinism import deterministic
@@ -34,9 +34,9 @@ from train.head import chunks, head_over_chunks, of_runs
 from train.layers import embedding_gradient
 from train.loss_scale import inverse
 from train.model import Numerics, forward, is_matrix
-from train.numerics import Draws, Histories, make_numerics, place_of, with_quantizer
+from train.numerics import Draws, Histories, make_numerics, place_of, with_quantizer, with_share
 from train.optim import Factors, Parts, parameter_rules
-from train.precision import Precision
+from train.precision import Precision, WeightOperand
 from train.program import PackResult, Program, Progress, Slot
 from train.recipe import Recipe
 from train.rounding_seeds import run_keys
@@ -71,6 +71,8 @@ class Pack:
     `kept[name]` is what the optimiser keeps of each. `scale`, [R], are the runs' loss scales, None where no run has one.
     `made` is how many steps were.
     """
+
+    recordable = True  # whether a GPU's steps may be recorded and replayed
 
     def __init__(
         self, program: Program, slots: Sequence[Slot], text: Text, device: torch.device, compiled: bool | None = None
@@ -120,22 +122,28 @@ class Pack:
         shape, R = self.program.shape, len(self.slots)
         self.histories = Histories(self.numerics, shape, R, self.device)
         self.tf32 = "tf32" in recipes[0].structure.carriers
-        numerics, scales = self._draws.at(self.numerics, self.counter), self.histories.scales()
-        self.operands = {}
-        for name in (*filter(is_matrix, self.parameters), shape.head):
+        self.operands: dict[str, Tensor | WeightOperand] = {}
+        self._make_operands(self._draws.at(self.numerics, self.counter), self.histories.scales())
+        self.histories.record(
+            {name: torch.zeros(R, 3, device=self.device) for name in self.histories.names}, self._weights()
+        )
+        recorded = self.compiled and self.device.type == "cuda" and self.recordable
+        self._step = Recorded(recorded)
+        beside = (Recorded(recorded, self._step) for _ in range(4))
+        self._watched_step, self._evaluation, self._probe, self._probe_of_any = beside
+
+    def _make_operands(self, numerics: Numerics, scales: Mapping[str, Tensor]) -> None:
+        for name in (*filter(is_matrix, self.parameters), self.program.shape.head):
             p, precision = self.parameters[name].detach(), place_of(name, numerics)._replace(scales=scales.get(name))
             made = as_operand(p, precision, site_of(name)) if is_matrix(name) else head_operand(p, precision)
             self.operands[name] = own(made)
         for name, operand in self.operands.items():
             if is_matrix(name):
                 parts_of(operand)[0].requires_grad_()
-        self.histories.record(
-            {name: torch.zeros(R, 3, device=self.device) for name in self.histories.names}, self.parameters
-        )
-        recorded = self.compiled and self.device.type == "cuda"
-        self._step = Recorded(recorded)
-        beside = (Recorded(recorded, self._step) for _ in range(4))
-        self._watched_step, self._evaluation, self._probe, self._probe_of_any = beside
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        """What weights' own amaxes are taken of, [R, ...]."""
+        return self.parameters
 
     def _make_parameters(self) -> None:
         shape = self.program.shape
@@ -145,6 +153,11 @@ class Pack:
             name: torch.from_numpy(np.stack([w[name] for w in weights])).to(self.device, self.program.dtype).requires_grad_()
             for name in shape.parameters()
         }  # fmt: skip
+        self._keep_all()
+
+    def _keep_all(self) -> None:
+        """What the optimiser keeps of every parameter, and does with it."""
+        shape = self.program.shape
         self.rules = parameter_rules(shape, self.program.optimizer, self.program.state)
         self.kept = {name: self._keep(name) for name in self.parameters}
         self._groups = [
@@ -263,12 +276,12 @@ class Pack:
         found = self._look(tokens, targets) if watched else None
         losses_R, grads = self.gradients(tokens, targets)
         self._update(losses_R, grads, found)
-        self.histories.record(self._amaxes, self.parameters)
+        self.histories.record(self._amaxes, self._weights())
 
     def _look(self, tokens: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The signals of the batch's first sequences, before the update."""
         shape = self.program.shape
-        numerics = self._draws.at(self.numerics, self.counter, training=True)
+        numerics = self._draws.at(with_share(self.numerics), self.counter, training=True)  # of one sequence alone
         if self.compiled:  # outside the pieces, quantisers have to be compiled by themselves
             numerics = with_quantizer(numerics, compiled_quantizer)
         first = slice(0, shape.context)
@@ -326,7 +339,10 @@ class Pack:
         rate = self.program.shape.dropout
         x = self._pieces.start(p["wte"].detach(), positions, tokens, numerics.elsewhere, numerics.drop, rate)
         x = x.requires_grad_()
-        return x, self._pieces.hidden(x, p, self.operands, self.program.shape, numerics, scales)
+        return x, self._through_blocks(x, numerics, scales)
+
+    def _through_blocks(self, x: Tensor, numerics: Numerics, scales: Mapping[str, Tensor]) -> Tensor:
+        return self._pieces.hidden(x, self.parameters, self.operands, self.program.shape, numerics, scales)
 
     def _held_out_hidden(self, tokens: Tensor) -> tuple[Tensor, Precision]:
         """The LM head's operand for text that is not trained on, and its precision. Compiled code is training's own, gradients
@@ -347,14 +363,7 @@ class Pack:
         unscale_R = None if self.scale is None else inverse(self.scale)
         updates_R = self.updates if dynamic else None
         chance = Chance(self._draws.keys, self.counter) if formats.draws else None
-        sums = [
-            pieces.squares(
-                [grads[name] for name in group],
-                [formats.gradient if self.rules[name].narrow else None for name in group],
-                unscale_R,
-            )
-            for group in self._groups
-        ]
+        sums = self._squares(grads, unscale_R)
         norm_R, f = pieces.factors(sums, self.rates, self.counter, config, unscale_R, updates_R)
         next_step, scales = self._draws.at(self.numerics, self.counter + 1), self.histories.scales()
         for group in self._groups:
@@ -373,6 +382,18 @@ class Pack:
         if found is not None:
             self.signals.record(found | self._of_update(grads, f))
         pieces.record(losses_R, norm_R, sums, self.train_loss, self.grad_norm, self.grad_norm_block, self.counter)
+
+    def _squares(self, grads: dict[str, Parts], unscale_R: Tensor | None) -> list[Tensor]:
+        """Each group's sum of the gradient's squares, [R]."""
+        name_of = self.program.state.gradient
+        return [
+            self._pieces.squares(
+                [grads[name] for name in group],
+                [name_of if self.rules[name].narrow else None for name in group],
+                unscale_R,
+            )
+            for group in self._groups
+        ]
 
     def _of_update(self, grads: dict[str, Parts], f: Factors) -> dict[str, Tensor]:
         """The signals of the update that was just made, [R, block]."""
@@ -417,11 +438,24 @@ class Pack:
         shape, S = self.program.shape, self.held_out[0][0].shape[1]
         for tokens, targets in self.held_out:
             (x, precision), w = self._held_out_hidden(tokens), self.operands[shape.head]
-            for r, s in chunks(len(self.slots), S, parts_of(w)[0].shape[1]):
+            for r, s, of in self._head_chunks(S, parts_of(w)[0].shape[1], precision):
                 self._evaluated[r] += self._pieces.head_loss(
-                    x[r, s], weight_of_runs(w, r), targets[r, s], of_runs(precision, r), shape.vocabulary, shape.readout
+                    x[r, s], weight_of_runs(w, r), targets[r, s], of, shape.vocabulary, shape.readout
                 )
-        self._evaluated /= S * len(self.held_out)
+        self._evaluated /= self._summed(self._evaluated, S) * len(self.held_out)
+
+    def _head_chunks(self, tokens: int, rows: int, head: Precision) -> Iterator[tuple[slice, slice, Precision]]:
+        """(runs, tokens) of each chunk of logits that are not trained on, and the LM head's precision there."""
+        for r, s in chunks(len(self.slots), tokens, rows):
+            yield r, s, of_runs(head, r)
+
+    def _summed(self, sums: Tensor, tokens: int) -> int:  # noqa: ARG002
+        """Over how many tokens a run's sums go, once they have been summed over all that have some, in place."""
+        return tokens
+
+    def _all_small(self, small: Tensor) -> Tensor:
+        """Whether a run's boxes are small in all of its tokens, [R]."""
+        return small
 
     def sharpness(self) -> dict[str, Tensor]:
         """Mean logit sharpness of each run on the first held-out batch, percent, [R, epsilons] by measure."""
@@ -440,8 +474,7 @@ class Pack:
             targets = targets.view(R, -1, shape.context)[:, :, -1]
         sums = torch.zeros_like(self._sharpness)
         small = torch.ones_like(self._small)
-        for r, s in chunks(R, x.shape[1], parts_of(w)[0].shape[1]):
-            precision = of_runs(of_head, r)
+        for r, s, precision in self._head_chunks(x.shape[1], parts_of(w)[0].shape[1], of_head):
             chunk = (
                 x[r, s],
                 weight_of_runs(w, r),
@@ -457,10 +490,10 @@ class Pack:
             else:
                 part = self._pieces.head_sharpness_of_any(*chunk)
             sums[:, r] += part
-        means = sums / x.shape[1]
+        means = sums / self._summed(sums, x.shape[1])
         if boxes_are_small:
             self._sharpness.copy_(means)
-            self._small.copy_(small)
+            self._small.copy_(self._all_small(small))
         else:
             self._sharpness.copy_(torch.where(self._small[:, None], self._sharpness, means))
 
@@ -481,18 +514,19 @@ def train_pack(
     device: torch.device,
     compiled: bool | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    checkpointer: Checkpointer | None = None,
+    checkpointer: Keeper | None = None,
     dead_after: int = 0,
+    make: Callable[..., Pack] = Pack,
 ) -> PackResult:
     """Train a pack to its end, from its checkpoint if there is one; `on_progress` hears every `CHUNK` steps.
 
-    dead_after: how many steps of NaN a run has to have to be called dead (see `dead`), 0 for never. `Interrupted` where the
-    checkpointer hears a signal.
+    dead_after: how many steps of NaN a run has to have to be called dead (see `dead`), 0 for never. make: what of, for a pack
+    that several processes share. `Interrupted` where the checkpointer hears a signal.
     """
     started = time.perf_counter()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    pack = Pack(program, slots, text, device, compiled)
+    pack = make(program, slots, text, device, compiled)
     before = checkpointer.restore(pack.load) if checkpointer else Times()
     first, vigil = before.first_step, Vigil(pack, dead_after)
 

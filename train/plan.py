@@ -11,7 +11,7 @@ import functools
 import gc
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -100,10 +100,15 @@ def _optimizer(training: TrainingSettings) -> AdamW:
 
 
 def plan(
-    study: Study, device: torch.device, finished: Collection[str] = (), lowered: Mapping[str, Lowered] | None = None
+    study: Study,
+    device: torch.device,
+    finished: Collection[str] = (),
+    lowered: Mapping[str, Lowered] | None = None,
+    bytes_of: Callable[[Program], int] | None = None,
 ) -> list[PlannedPack]:
     """The packs that a study still needs, programs in order of first appearance; `finished` are identities of runs to
-    leave out, `lowered` the R of programs that were out of memory before (see `pack_sizes`).
+    leave out, `lowered` the R of programs that were out of memory before (see `pack_sizes`). bytes_of: what a run of a program
+    takes of a device, where that is not the whole run.
 
     Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
     """
@@ -115,7 +120,7 @@ def plan(
     for (_, program), runs in groups.items():
         _check_device(program, runs[0], device)
         _check_recipe(program, runs[0].recipe)
-        size = _pack_size(study, program, len(runs), device)
+        size = _pack_size(study, program, len(runs), device, bytes_of)
         low = (lowered or {}).get(program_key(program))
         missing = [run for run in runs if run.identity not in finished] if finished else runs
         packs += (
@@ -145,7 +150,7 @@ def chunked(program: Program, runs: Sequence[Run], size: int, restarted_from: in
 
 def capacity(study: Study, program: Program, device: torch.device) -> int:
     """The most runs of a program that a pack may have here; StudyError as `plan`."""
-    return _pack_size(study, program, LARGEST[device.type], device)
+    return _pack_size(study, program, LARGEST[device.type], device, None)
 
 
 def choose_pack_size(runs: int, largest: int, overhead: int) -> int:
@@ -154,8 +159,11 @@ def choose_pack_size(runs: int, largest: int, overhead: int) -> int:
     return min(sizes, key=lambda size: (-(-runs // size) * (size + overhead), -size))
 
 
-def _pack_size(study: Study, program: Program, runs: int, device: torch.device) -> int:
+def _pack_size(
+    study: Study, program: Program, runs: int, device: torch.device, bytes_of: Callable[[Program], int] | None
+) -> int:
     need, have = program.bytes_per_run(compiles_steps(device.type)), _free_memory(device)
+    need = bytes_of(program) if bytes_of else need
     fit = int(MEMORY_SHARE * have // need)
     if fit < 1:
         raise StudyError(

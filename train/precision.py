@@ -18,6 +18,7 @@ from formats.scaled import Granularity
 from train.compiling import Quantizer
 from train.operands import OPERANDS, PRODUCTS, ROLES, TILE_AXES, OperandRule, Product, Role, Rules, described
 from train.recipe import LinearPrecision, Structure
+from train.share import Share
 
 CARRIER_DTYPES = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32, "fp64": torch.float64,
@@ -74,7 +75,8 @@ class Precision(NamedTuple):
 
     plan: where operands are rounded by rules, these as constants. seed, int64 [R]: a step's and a layer's, where rules are
     stochastic. signs [R, n]: of rotations. scales [R, 3]: delayed scales of activation, weight and gradient.
-    kernels: whether products by rules take the hand-written passes of `scaled_layers` where there is one.
+    kernels: whether products by rules take the hand-written passes of `scaled_layers` where there is one. share: which part of a
+    run's tokens this process has, None for all of them.
     """
 
     structure: Structure
@@ -88,6 +90,7 @@ class Precision(NamedTuple):
     signs: Tensor | None = None
     scales: Tensor | None = None
     kernels: bool = False
+    share: Share | None = None
 
     def formats(self, role: Role) -> FormatParameters | None:
         """The runs' own formats of that operand, where it is rounded when it is made; None where products do it."""

@@ -48,33 +48,42 @@ def take(x: Tensor, plan: OperandPlan, axis: int, chunk: int, precision: Precisi
     if plan.hadamard:
         assert precision.signs is not None
         x = rotate(x, axis, precision.signs)
-    seed = seed_of(precision, plan, site) if plan.stochastic else None
+    seed, bits = seed_of(precision, plan, site) if plan.stochastic else None, None
+    share = precision.share if precision.share is not None and precision.share.covers(plan.role) else None
+    if share is not None and seed is not None:
+        bits, seed = share.random_bits(seed, x.shape), None
     if plan.kind == "cast":
         return Factored(x.to(torch.bfloat16).to(precision.carrier), None)
     if plan.kind == "scaled":
         given = precision.scales[:, plan.role].detach() if plan.delayed and precision.scales is not None else None
+        wider = x
+        if share is not None and given is None:
+            wider, given = share.with_largest(x, plan.name, axis)
         values, factor = quantize_factored(
-            x,
+            wider,
             plan.name,
             -1 if plan.tile else axis,
             plan.rounding,
             plan.overflow,
             tensor_scale=given,
             seed=seed,
+            random_bits=bits,
             batch_dims=1,
         )
+        values = values.narrow(-2, 0, x.shape[-2])
         if factor is not None:
             factor = _spread(factor, plan, axis, chunk, x.shape)
         return Factored(values.to(precision.carrier), factor)
     if plan.kind == "element":
-        return Factored(quantize(x, plan.name, plan.rounding, plan.overflow, seed=seed).to(precision.carrier), None)
+        values = quantize(x, plan.name, plan.rounding, plan.overflow, seed=seed, random_bits=bits)
+        return Factored(values.to(precision.carrier), None)
     parameters = (precision.activation, precision.weight, precision.gradient)[plan.role]
     assert parameters is not None
     parameters = FormatParameters(*(p.reshape(p.shape[0], *(1,) * (x.ndim - 1)) for p in parameters))
-    if seed is None:
+    if not plan.stochastic:
         values = precision.quantizer(x, parameters, plan.rounding)
     else:
-        values = quantize(x, parameters, plan.rounding, seed=seed)
+        values = quantize(x, parameters, plan.rounding, seed=seed, random_bits=bits)
     return Factored(values.to(precision.carrier), None)
 
 
@@ -96,7 +105,8 @@ def contract(a: Factored, b: Factored, plan: ProductPlan, precision: Precision, 
     """
     if precision.structure.hardware:
         names = [element_name(operand.name) for operand in (plan.first, plan.second)]
-        y: Tensor = _fp8_product(a.values, b.values, a.factor, b.factor, *names, plan.fast, precision.output)
+        output = torch.float32 if wide and precision.share is not None else precision.output
+        y: Tensor = _fp8_product(a.values, b.values, a.factor, b.factor, *names, plan.fast, output)
         return y
     accumulate = precision.structure.accumulate
     chunk = plan.chunk if a.values.shape[-1] > plan.chunk else 0

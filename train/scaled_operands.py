@@ -15,6 +15,7 @@ from formats.factored import Factored
 from formats.scale_arithmetic import fp32_scale
 from train.precision import OperandPlan, Precision
 from train.scaled_layers import FEWEST_STEPS, ROTATION, amax, kernel_group, take_both, whole_tensor_limit
+from train.share import largest_of_ranks
 
 STRIDE = 0xD1342543DE82EF95
 OPERANDS_A_SITE = 8
@@ -32,6 +33,8 @@ def is_served(x: Tensor, plan: OperandPlan, axis: int, precision: Precision) -> 
     """Whether a kernel rounds x by that rule, for the product that contracts `axis`."""
     if not precision.kernels or plan.kind != "scaled" or plan.tile or x.ndim != 3:
         return False
+    if plan.stochastic and precision.share is not None and precision.share.covers(plan.role):
+        return False  # the kernel counts a part's elements from 0
     group = kernel_group(plan.name, plan.rounding, plan.overflow)
     if not group or x.shape[1] % group or x.shape[2] % group or x.shape[1] * x.shape[2] >= FEWEST_STEPS:
         return False
@@ -84,6 +87,9 @@ def _tensor_scales(
 
     scales = [delayed(first), delayed(second)]
     if any(p is not None and t is None for p, t in zip((first, second), scales, strict=True)):
-        found = fp32_scale(amax(x, signs).view(torch.int32), limit)
+        largest, share = amax(x, signs), precision.share
+        if share is not None and share.covers(plan.role):
+            largest = largest_of_ranks(largest)
+        found = fp32_scale(largest.view(torch.int32), limit)
         scales = [found[:, i].contiguous() if t is None else t for i, t in enumerate(scales)]
     return scales[0], scales[1]

@@ -8,6 +8,7 @@ drawn before.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +25,17 @@ def _generator(seed: int, purpose: str, counter: int = 0) -> np.random.Philox:
     return np.random.Philox(key=np.array([seed, word], dtype=np.uint64), counter=counter)
 
 
-def initial_weights(shape: ModelShape, init_seed: int) -> dict[str, NDArray[np.float32]]:
-    """One run's initial parameters: normal with the model's standard deviations, norm gains one; float32, keyed by name."""
+def initial_weights(
+    shape: ModelShape, init_seed: int, names: Collection[str] | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """One run's initial parameters: normal with the model's standard deviations, norm gains one; float32, keyed by name.
+
+    names: of those parameters alone.
+    """
     weights: dict[str, NDArray[np.float32]] = {}
     for name, size in shape.parameters().items():
+        if names is not None and name not in names:
+            continue
         std = shape.initial_std(name)
         if std is None:
             weights[name] = np.ones(size, np.float32)

@@ -21,7 +21,7 @@ from train.dropout import ATTENTION, EMBEDDING, MLP, dropped
 from train.elsewhere import rounded
 from train.head import head, head_loss, head_sharpness, head_sharpness_of_any
 from train.layers import add_norm, attend, last_norm
-from train.linear import operand, product, receive, round_gradient
+from train.linear import operand, receive, round_gradient
 from train.loss_scale import advance_scale
 from train.model import (
     FC,
@@ -39,10 +39,12 @@ from train.model import (
 from train.optim import AdamW, Factors, Parts, Rule, factors, squares, update
 from train.precision import Precision, WeightOperand
 from train.recipe import Elsewhere
+from train.shared_products import SharedWeight, product
 from train.signals import OF_UPDATE
 from train.state import Chance, Kept, StateFormats
 from train.weights import as_operand, head_operand, parts_of
 
+Weight = Tensor | WeightOperand | SharedWeight
 NOWHERE = Elsewhere()
 OF_HEAD = -1  # the LM head's matrix, among the sites of `update_group`
 BLOCK_MATRICES = (("attn.qkv", "attn.proj"), ("mlp.fc", "mlp.proj"))
@@ -70,7 +72,7 @@ def start(
 
 
 def attention_half(
-    x: Tensor, delta: Tensor | None, ln: Tensor, qkv: Tensor | WeightOperand, proj: Tensor | WeightOperand, shape: ModelShape,
+    x: Tensor, delta: Tensor | None, ln: Tensor, qkv: Weight, proj: Weight, shape: ModelShape,
     numerics: Numerics, block: BlockPrecision, behind: Precision, scales: Sequence[Tensor | None] = (None, None),
     ln_q: Tensor | None = None, ln_k: Tensor | None = None, turn: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -103,7 +105,7 @@ def attention_half(
 
 
 def mlp_half(
-    x: Tensor, delta: Tensor, ln: Tensor, fc: Tensor | WeightOperand, proj: Tensor | WeightOperand, shape: ModelShape,
+    x: Tensor, delta: Tensor, ln: Tensor, fc: Weight, proj: Weight, shape: ModelShape,
     numerics: Numerics, block: BlockPrecision, behind: Precision, scales: Sequence[Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The stream with delta added, and what the MLP adds next, in the carrier."""
@@ -162,7 +164,7 @@ def record(
     counter.add_(1)
 
 
-def _behind(precision: Precision, block: BlockPrecision) -> Precision:
+def behind_dropout(precision: Precision, block: BlockPrecision) -> Precision:
     """What a product's result meets on its way back: behind dropout the gradient is rounded once more, not yet here."""
     return precision if block.drop is None else precision.unrounded
 
@@ -182,7 +184,7 @@ class Pieces:
         self.update_signals = {name: wrap(signal.of) for name, signal in OF_UPDATE.items()}
 
     def hidden(
-        self, x: Tensor, gains: Mapping[str, Tensor], operands: Mapping[str, Tensor | WeightOperand], shape: ModelShape,
+        self, x: Tensor, gains: Mapping[str, Tensor], operands: Mapping[str, Weight], shape: ModelShape,
         numerics: Numerics, scales: Mapping[str, Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """The LM head's operand [R, S, D], from the embedded tokens x [R, S, D]; differentiable once.
@@ -202,8 +204,16 @@ class Pieces:
                 gains.get(h + "attn.ln_q"), gains.get(h + "attn.ln_k"), turn,
             )  # fmt: skip
             x, delta = self.mlp_half(
-                x, delta, gains[h + "ln_2"], *of[1], shape, shared, block, _behind(block.attention, block), delayed[1]
+                x,
+                delta,
+                gains[h + "ln_2"],
+                *of[1],
+                shape,
+                shared,
+                block,
+                behind_dropout(block.attention, block),
+                delayed[1],
             )
-            behind = _behind(block.mlp, block)
+            behind = behind_dropout(block.mlp, block)
         hidden: Tensor = self.finish(x, delta, gains["ln_f"], shape, shared, behind)
         return hidden
