@@ -182,7 +182,8 @@ def packs_seconds(directory: Path) -> dict[str, Any]:
         written = (directory / "packs" / f"{pack.attrs['pack']}.nc").stat().st_mtime
         spans.append((written - float(pack.attrs["seconds"]), written))
         first.append(float(pack.attrs["seconds_first_step"]))
-        rates.append((int(pack.attrs["steps_made"]) - 1) / (float(pack.attrs["seconds"]) - first[-1]))
+        made = int(pack.attrs.get("steps_made", pack["history"].sizes["step"]))
+        rates.append((made - 1) / (float(pack.attrs["seconds"]) - first[-1]))
     return {
         "packs": len(spans), "packs_seconds": max(end for _, end in spans) - min(start for start, _ in spans),
         "a_pack_seconds": spread([end - start for start, end in spans]), "first_step_seconds": spread(first),
