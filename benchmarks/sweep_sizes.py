@@ -31,6 +31,7 @@ class Size:
     few: int
     repeats: int
     programs: tuple[str, ...] = ()
+    workers: tuple[int, ...] = ()
 
 
 BUSY_AXES = {

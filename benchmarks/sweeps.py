@@ -145,11 +145,12 @@ def scaling(size: Size, scratch: Path) -> dict[str, Any]:
     axes = {**size.axes, "seed": size.scaling_seeds}
     few = {"recipe": ["e4m3fn"], "learning_rate": [1e-3], "seed": 1}
     most = torch.cuda.device_count() if CUDA else 2
+    counts = size.workers or tuple(n for n in (1, 2, 4, 8) if n <= most)
     cpu = {} if CUDA else {"pack_size": 4}
     found: dict[str, Any] = {"model": model, "workers": {}}
     # R is part of a program: the pack that fills the cache is planned as those of the study are.
     full = plan(make_study(size, model, size.scaling_steps, axes, **cpu), pick_device("auto"))[0].size
-    for workers in (0, *(n for n in (1, 2, 4, 8) if n <= most)):
+    for workers in (0, *counts):
         steps = size.scaling_steps
         study = make_study(
             size, model, steps, axes if workers else few, **({"pack_size": full} if not workers else cpu)
@@ -168,7 +169,7 @@ def scaling(size: Size, scratch: Path) -> dict[str, Any]:
         if workers:
             found["workers"][workers] = {"command_seconds": whole} | packs_seconds(directory)
     one = found["workers"].get(1)
-    for told in found["workers"].values():
+    for told in found["workers"].values() if one else ():
         told["times_one_worker"] = {
             what: one[f"{what}_seconds"] / told[f"{what}_seconds"] for what in ("command", "packs")
         }
@@ -204,6 +205,7 @@ def main() -> None:
     parser.add_argument("--parts", default="compile,busy,checkpoint,resume", help="of " + ", ".join(PARTS))
     parser.add_argument("--programs", default="e4m3fn", help="recipes whose code is timed, with commas between them")
     parser.add_argument("--scaling-steps", type=int, help="of the study that one worker and more train")
+    parser.add_argument("--workers", help="how many in turn, as 1,2; if not given, as many as the machine has GPUs for")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
@@ -211,6 +213,8 @@ def main() -> None:
     size = dataclasses.replace(SIZES[arguments.study], programs=tuple(arguments.programs.split(",")))
     if arguments.scaling_steps:
         size = dataclasses.replace(size, scaling_steps=arguments.scaling_steps)
+    if arguments.workers:
+        size = dataclasses.replace(size, workers=tuple(map(int, arguments.workers.split(","))))
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault(CACHE_VARIABLE, f"{folder}/code")
         for part in parts:
