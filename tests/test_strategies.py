@@ -171,6 +171,7 @@ def test_findings_in_words() -> None:
     shown = findings(record)
     assert shown.rows[0][:4] == ("e5m7", "0.001642 (2^-9.25)", "0.001953 (2^-9)", "40")
     assert shown.rows[0][4].startswith("0.001953: 1/4 [1–81 %], ")
+    assert shown.rows[0][4].count("1/4") == 4
     assert shown.rows[0][4].endswith(", and 2 lower ones; stable up to 0.01562 (2^-6)")
     assert shown.rows[1][1:3] == ("1 (2^0) or more (so far)", "-")
     assert "at most 10 % of its runs diverged (no_progress)" in shown.notes[0]
