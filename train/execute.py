@@ -109,9 +109,9 @@ def train_alone(
 
 @dataclass(frozen=True)
 class Trainer:
-    """Who plans and trains packs, and what packs and checkpoints say of it beside or in place of `provenance`."""
+    """Who plans and trains packs, and what packs and checkpoints say of it in place of `provenance`; plan: None for `plan`."""
 
-    plan: Callable[[Study, torch.device, Collection[str]], list[PlannedPack]] = plan
+    plan: Callable[[Study, torch.device, Collection[str]], list[PlannedPack]] | None = None
     train: Training = train_alone
     origin: Mapping[str, Any] = field(default_factory=dict)
 
@@ -155,7 +155,7 @@ def _run(
     texts = load_texts(study, cache)
     wanted = {run.identity: run.stream.key for run in study.runs()}
     _same_text(directory, finished, wanted, texts)
-    packs = trainer.plan(study, where, finished)
+    packs = (trainer.plan or plan)(study, where, finished)
     _enough_disk(directory, packs)
     report_unplanned(directory, {pack.hash for pack in packs})
     report_epochs({pack.program for pack in packs}, texts)
