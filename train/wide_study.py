@@ -117,7 +117,7 @@ class Shared(Here):
 
 
 class Leader(Trainer):
-    """Trains on all ranks. An error ends the study, since the other ranks are in the middle of a step."""
+    """Trains on all ranks. An error, or a signal that any of them heard, ends the study: the others are in the middle of a step."""
 
     def __init__(
         self, shared: Shared, setting: Setting, interruption: Interruption, texts: Mapping[str, Text],
@@ -127,11 +127,8 @@ class Leader(Trainer):
         self._shared = shared
 
     def attempt(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Report:
-        """Train a pack, or stop at a signal."""
-        try:
-            return Report("finished", self.train(pack, on_progress))
-        except Interrupted as stop:
-            return Report("interrupted", step=max(stop.steps, default=0))
+        """Train a pack."""
+        return Report("finished", self.train(pack, on_progress))
 
     def result_of(
         self, pack: PlannedPack, text: Text, on_progress: Callable[[Progress], None], checkpointer: Checkpointer
