@@ -117,7 +117,7 @@ class Shared(Here):
 
 
 class Leader(Trainer):
-    """Trains on all ranks. An error, or a signal that any of them heard, ends the study: the others are in the middle of a step."""
+    """Trains on all ranks. An error, or a signal that any of them heard, ends the study: the others are within a step."""
 
     def __init__(
         self, shared: Shared, setting: Setting, interruption: Interruption, texts: Mapping[str, Text],
