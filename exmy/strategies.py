@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from train.adaptive import read_strategy
+from train.strategy_record import read_strategy
 
 OWN = frozenset(
     {

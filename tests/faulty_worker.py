@@ -16,7 +16,7 @@ train_pack: Any = pack.train_pack
 
 def train_and_die(*arguments: Any) -> Any:
     """`train_pack`, up to there."""
-    *others, on_progress, checkpointer = arguments
+    *others, on_progress, checkpointer, dead_after = arguments
     once = Path(os.environ["EXMY_FAULT"])
 
     def hear(progress: Any) -> None:
@@ -25,7 +25,7 @@ def train_and_die(*arguments: Any) -> Any:
             once.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return train_pack(*others, hear, checkpointer)
+    return train_pack(*others, hear, checkpointer, dead_after)
 
 
 if __name__ == "__main__":

@@ -303,14 +303,21 @@ def trains_until(step: int, fails: Callable[[int], Exception | None]) -> Any:
     """`train_pack`, which raises at a step what it is told for the R of its pack."""
 
     def train(
-        program: Any, slots: Any, text: Any, device: Any, compiled: Any, on_progress: Any, checkpointer: Any
+        program: Any,
+        slots: Any,
+        text: Any,
+        device: Any,
+        compiled: Any,
+        on_progress: Any,
+        checkpointer: Any,
+        dead_after: int,
     ) -> Any:
         def hear(progress: Any) -> None:
             on_progress(progress)
             if progress.step == step and (error := fails(len(slots))) is not None:
                 raise error
 
-        return train_pack(program, slots, text, device, compiled, hear, checkpointer)
+        return train_pack(program, slots, text, device, compiled, hear, checkpointer, dead_after)
 
     return train
 

@@ -27,14 +27,13 @@ from train.plan import pick_device
 from train.planned_looks import first_look, next_look
 from train.stable_rates import first_round, next_round
 from train.store import STUDY_FILE, open_study, study_of
+from train.strategy_record import SCHEMA, STRATEGY_FILE, read_strategy
 from train.study import Study, StudyError
 from train.study_file import read_study
 
 if TYPE_CHECKING:
     from train.observer import Observer
 
-STRATEGY_FILE = "strategy.json"
-SCHEMA = 1
 Trainer = Callable[[Study], xr.Dataset]
 
 log = logging.getLogger(__name__)
@@ -93,15 +92,6 @@ def round_under_way(study: Study, directory: Path, device: torch.device) -> Stud
             )
         return fresh
     return changed(recorded, name=study.name, execution=study.execution.model_dump(mode="json", exclude_unset=True))
-
-
-def read_strategy(directory: Path) -> dict[str, Any] | None:
-    """strategy.json of a study directory; None where there is none that can be read."""
-    try:
-        content = json.loads((directory / STRATEGY_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and content.get("schema") == SCHEMA else None
 
 
 def _trainer(

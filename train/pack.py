@@ -146,14 +146,20 @@ class Pack:
         return self.parameters
 
     def _make_parameters(self) -> None:
-        shape = self.program.shape
+        shape, dtype = self.program.shape, self.program.dtype
+        seeds, places = self._distinct([slot.init_seed for slot in self.slots])
         with ThreadPoolExecutor() as threads:  # NumPy draws without holding the interpreter
-            weights = list(threads.map(lambda slot: initial_weights(shape, slot.init_seed), self.slots))
+            weights = list(threads.map(lambda seed: initial_weights(shape, seed), seeds))
         self.parameters = {
-            name: torch.from_numpy(np.stack([w[name] for w in weights])).to(self.device, self.program.dtype).requires_grad_()
+            name: torch.from_numpy(np.stack([w[name] for w in weights])).to(self.device, dtype)[places].requires_grad_()
             for name in shape.parameters()
-        }  # fmt: skip
+        }
         self._keep_all()
+
+    def _distinct(self, seeds: Sequence[int]) -> tuple[list[int], Tensor]:
+        """Each seed once, and where among them each run's is, [R], on the device: runs of a grid share most of theirs."""
+        once = {seed: place for place, seed in enumerate(dict.fromkeys(seeds))}
+        return list(once), torch.tensor([once[seed] for seed in seeds], device=self.device)
 
     def _keep_all(self) -> None:
         """What the optimiser keeps of every parameter, and does with it."""
@@ -210,10 +216,10 @@ class Pack:
                 raise ValueError(
                     f"{text.name}'s {part} text has {tokens.size} tokens, no more than a context of {T}: take a shorter one"
                 )
-        offsets = [
-            batch_offsets(slot.data_seed, program.steps, program.sequences, text.train.size - T) for slot in self.slots
-        ]
-        self.offsets = torch.from_numpy(np.stack(offsets, 1)).to(self.device)
+        windows = text.train.size - T
+        seeds, places = self._distinct([slot.data_seed for slot in self.slots])
+        offsets = [batch_offsets(seed, program.steps, program.sequences, windows) for seed in seeds]
+        self.offsets = torch.from_numpy(np.stack(offsets, 1)).to(self.device)[:, places]
         self.text = _tokens(text.train).to(self.device)
         starts = torch.from_numpy(held_out_offsets(program.evaluation_sequences, text.validation.size - T))
         rows = starts.view(-1, 1, program.sequences).expand(-1, len(self.slots), -1)

@@ -418,7 +418,7 @@ def product_by_rules(
     if len(tensors) == 2:
         # Where nothing is differentiated, the compiler of PyTorch 2.11 knows a function without ctx by its number of
         # arguments, and takes one whose last, starred one has two for such a function: all would move by a place. A third, which
-        # no one reads, keeps them where they belong.
-        tensors.append(tensors[0])
+        # no one reads, keeps them where they belong; that of 2.13 allows no tensor twice.
+        tensors.append(tensors[0].new_empty(0))
     result: Tensor = _Products.apply(x, leaf, precision.scales, bare, counts, site, is_transposed, prepared, *tensors)
     return result
