@@ -522,7 +522,7 @@ def train_pack(
     on_progress: Callable[[Progress], None] | None = None,
     checkpointer: Keeper | None = None,
     dead_after: int = 0,
-    make: Callable[..., Pack] = Pack,
+    make: Callable[..., Pack] | None = None,
 ) -> PackResult:
     """Train a pack to its end, from its checkpoint if there is one; `on_progress` hears every `CHUNK` steps.
 
@@ -532,7 +532,7 @@ def train_pack(
     started = time.perf_counter()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    pack = make(program, slots, text, device, compiled)
+    pack = (make or Pack)(program, slots, text, device, compiled)
     before = checkpointer.restore(pack.load) if checkpointer else Times()
     first, vigil = before.first_step, Vigil(pack, dead_after)
 
