@@ -114,7 +114,12 @@ class PackFile:
 
 
 def facts(
-    pack: str, runs: Sequence[str], attrs: Mapping[Any, Any], history: xr.Dataset, table: DivergenceTable
+    pack: str,
+    runs: Sequence[str],
+    attrs: Mapping[Any, Any],
+    history: xr.Dataset,
+    table: DivergenceTable,
+    design: str = "",
 ) -> dict[str, Any]:
     """What the index says of a pack (`index.Row`), its file apart."""
     settings = DivergenceSettings(**table.model_dump())
@@ -123,14 +128,15 @@ def facts(
     stuck = no_progress(final, float(attrs.get("unigram_entropy", math.nan)), settings.progress_margin)
     return {
         "pack": pack,
+        "design": design,
         "text": str(attrs["dataset_sha256"]),
         "size": int(attrs["pack_size"]),
         "device": str(attrs["device"]),
         "seconds": float(attrs["seconds"]),
         "first_step": float(attrs["seconds_first_step"]),
-        "runs": list(map(str, runs)),
+        "runs": " ".join(runs),
         "rule": rule_of(table),
-        "final_loss": [None if math.isnan(loss) else loss for loss in final.values.tolist()],
+        "final_loss": " ".join(map(repr, final.values.tolist())),
         "non_finite": _bits(found["first_non_finite_step"].notnull()),
         "no_progress": _bits(stuck),
         "spike": _bits(found["first_spike"].notnull()),

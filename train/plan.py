@@ -6,16 +6,15 @@ of the study (so that a study started again chooses the same), and a short pack 
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 
+from train.collection import no_collection
 from train.compiling import compiles_steps
 from train.loss_scale import DynamicLossScale
 from train.model import ModelShape
@@ -101,7 +100,7 @@ def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> 
     Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
     """
     groups: dict[Program, list[Run]] = {}
-    with _no_collection():
+    with no_collection():
         for family in study.families():
             groups.setdefault(program_of(family[0]), []).extend(family)
     packs: list[PlannedPack] = []
@@ -112,18 +111,6 @@ def plan(study: Study, device: torch.device, finished: Collection[str] = ()) -> 
         missing = [run for run in runs if run.identity not in finished] if finished else runs
         packs += [PlannedPack(program, tuple(missing[i : i + size]), size) for i in range(0, len(missing), size)]
     return packs
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """While runs are made by the hundred thousand: Python's collector would look at all of them again and again, for nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def choose_pack_size(runs: int, largest: int, overhead: int) -> int:

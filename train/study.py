@@ -7,7 +7,6 @@ too. Every other table has defaults: see `settings` for the tables and `study_fi
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import itertools
 import json
@@ -78,9 +77,38 @@ class IdentityWords:
     between: str
     after: str
 
+    @property
+    def text(self) -> str:
+        """All of it, with gaps for the rate and the seeds."""
+        return f"{self.before}_{self.between}_{self.after}"
+
     def serve(self, parts: tuple[Any, ...]) -> bool:
         """Whether a run of these parts has this text: they are the very objects."""
         return all(map(operator.is_, self.parts, parts))
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which runs a study has: every family of the same words, at every rate, of every pair of seeds."""
+
+    families: frozenset[str]
+    rates: frozenset[str]
+    seeds: frozenset[tuple[int, int]]
+
+    def __len__(self) -> int:
+        """Its runs; one that the axes make twice counts once."""
+        return len(self.families) * len(self.rates) * len(self.seeds)
+
+    def __contains__(self, run: Run) -> bool:
+        words = run.words if run.words is not None and run.words.serve(run.parts) else run.identity_words()
+        seeds = (run.init_seed, run.data_seed)
+        return words.text in self.families and _as_json(run.learning_rate) in self.rates and seeds in self.seeds
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits; designs of one hash have the same runs, whatever version of exmy worked their identities out."""
+        content = [sorted(self.families), sorted(self.rates), sorted(self.seeds)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -104,6 +132,8 @@ class Run:
     path: str | None = None
     signals: SignalsTable = field(default_factory=SignalsTable)
     words: IdentityWords | None = field(default=None, compare=False, repr=False)
+    # Not a cached property, which would give each of a million runs a dictionary for the garbage collector to look at.
+    _identity: str | None = field(default=None, init=False, compare=False, repr=False)
 
     @property
     def stream(self) -> TokenStream:
@@ -147,7 +177,7 @@ class Run:
             self.parts, f'{{{dataset}, "learning_rate": ', f', {recipe}, "seeds": [', f"], {tables}, {version}}}"
         )
 
-    @functools.cached_property
+    @property
     def identity(self) -> str:
         """24 hex digits over everything that decides the run's numbers, the device and the pack's size apart.
 
@@ -155,10 +185,14 @@ class Run:
         before, leaves finished runs finished. Whoever changes a default raises IDENTITY_VERSION. A text counts by its name,
         without the place where it lies, so that one that moves is the same; that it still holds the same is `execute`'s to see.
         """
+        if self._identity is not None:
+            return self._identity
         words = self.words
         if words is None or not words.serve(self.parts):
             words = self.identity_words()
-        return identity_of(words, _as_json(self.learning_rate), f"{self.init_seed}, {self.data_seed}")
+        identity = identity_of(words, _as_json(self.learning_rate), f"{self.init_seed}, {self.data_seed}")
+        object.__setattr__(self, "_identity", identity)
+        return identity
 
 
 def _as_json(rate: float) -> str:
@@ -307,6 +341,11 @@ class Study(Table):
                 )  # fmt: skip
                 yield replace(run, words=run.identity_words())
 
+    def design(self) -> Design:
+        """What the identities of its runs are made of, and so which runs they are, without making one."""
+        families = frozenset((first.words or first.identity_words()).text for first in self._first_runs())
+        return Design(families, frozenset(map(_as_json, self.axes.learning_rate)), frozenset(self._seeds))
+
     def families(self) -> Iterator[list[Run]]:
         """`runs`, those together that differ in rate and seeds alone."""
         rates_and_seeds = list(itertools.product(self.axes.learning_rate, self._seeds))
@@ -326,10 +365,12 @@ class Study(Table):
         """The identities of `runs`, in their order, without making the runs: ten times as fast."""
         rates = [_as_json(rate) for rate in self.axes.learning_rate]
         seeds = [f"{init_seed}, {data_seed}" for init_seed, data_seed in self._seeds]
+        sha256 = hashlib.sha256
         for first in self._first_runs():
             words = first.words or first.identity_words()
-            for rate, pair in itertools.product(rates, seeds):
-                yield identity_of(words, rate, pair)
+            for rate in rates:
+                before, after = f"{words.before}{rate}{words.between}", words.after  # `identity_of`, without its calls
+                yield from [sha256(f"{before}{pair}{after}".encode()).hexdigest()[:24] for pair in seeds]
 
     def to_toml(self) -> str:
         """The study as resolved, with every default, as a study file."""
