@@ -149,20 +149,37 @@ def test_runs_that_are_in_two_packs_are_seen() -> None:
         assert all_differ([runs[0][:place] + digit + runs[0][place + 1 :] for digit in "0123456789abcdef"])
 
 
-def test_a_study_that_has_grown_counts_its_own_runs(study_directory: Path, tmp_path: Path) -> None:
-    """Rows are of the design of before, some of their runs are no longer planned, and one is in two packs."""
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same study in packs of one."""
+    directory = tmp_path_factory.mktemp("alone")
+    run_study(diverging(execution={"pack_size": 1}), directory, "cpu", Recorder())
+    return directory
+
+
+@pytest.mark.parametrize("twice", [True, False])
+@pytest.mark.parametrize("grown", [True, False])
+def test_runs_count_once_and_only_those_of_the_study(
+    twice: bool, grown: bool, study_directory: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Some are in two packs; some the study does not plan any more, while others of their packs it does."""
     directory = tmp_path / "copy"
-    shutil.copytree(study_directory, directory)
-    other = tmp_path / "other"
-    run_study(diverging(execution={"pack_size": 1}).model_copy(update={"name": "o"}), other, "cpu", Recorder())
-    for path in list((other / "packs").iterdir())[:6]:
-        shutil.copy(path, directory / "packs")
-    grown = tiny(axes={"learning_rate": [90.0, 4e-3]}, training={"clip": "none"})
-    (directory / "study.toml").write_text(grown.to_toml(), encoding="utf-8")
+    shutil.copytree(study_directory, directory, ignore=shutil.ignore_patterns(INDEX))
+    if twice:
+        for path in sorted((alone / "packs").iterdir())[:6]:
+            shutil.copy(path, directory / "packs")
+    study = diverging()
+    if grown:
+        study = tiny(axes={"learning_rate": [90.0, 4e-3], "seed": 3}, training={"clip": "none"})
+        (directory / "study.toml").write_text(study.to_toml(), encoding="utf-8")
+    finished_rows(directory, study, keep=True)
     summary = open_study(directory)["summary"].to_dataset()
-    said = study_status(directory)["runs"]
-    assert (said["planned"], said["finished"]) == (8, summary.sizes["run"]) == (8, 4)
-    assert said["diverged"] == int(summary["diverged"].sum())
+    said = study_status(directory)
+    wanted = (12, 4) if grown else (8, 8)
+    assert (said["runs"]["planned"], said["runs"]["finished"]) == wanted
+    assert summary.sizes["run"] == wanted[1]
+    assert said["runs"]["diverged"] == int(summary["diverged"].sum())
+    assert said["packs_finished"] == len(said["packs"]) == 2 + 3 * twice
 
 
 def test_rules_are_told_apart_by_all_that_changes_an_outcome() -> None:

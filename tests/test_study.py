@@ -143,6 +143,8 @@ def test_a_design_has_the_runs_of_the_study_and_no_others() -> None:
     assert all(run in design for run in runs)
     other = Study.model_validate(MANY | {"axes": {**MANY["axes"], "clip": [1, "none", 0.5], "data_seed": [3, 4]}})
     assert sum(run in design for run in other.runs()) == 576 / 2
+    rates = Study.model_validate(MANY | {"axes": {**MANY["axes"], "learning_rate": [1e-3, 0.2]}})
+    assert sum(run in design for run in rates.runs()) == 576 / 3
     assert other.design().hash != design.hash == Study.model_validate({**MANY, "name": "x"}).design().hash
 
 
