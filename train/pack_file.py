@@ -5,6 +5,7 @@ What a file says here and what xarray says of it is the same: a test holds every
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,15 +43,29 @@ class PackFile:
         self.path = path
         try:
             content = read_intact(path)
-            self.bytes = len(content)
             self._file = h5f.open_file_image(content)
             self._groups: dict[str, Any] = {}
-            self.attrs = self._attributes()
-            self.runs: list[str] = self.values("history", "run").tolist()
             if not path.with_suffix(CHECKSUM).exists():
                 self._read_all()
         except DAMAGE as error:
             raise damaged(path, error) from None
+
+    @functools.cached_property
+    def attrs(self) -> dict[str, Any]:
+        """Of the pack, in the order in which they were written; NumPy's scalars for numbers."""
+        try:
+            return self._attributes()
+        except DAMAGE as error:
+            raise damaged(self.path, error) from None
+
+    @functools.cached_property
+    def runs(self) -> list[str]:
+        """Identities of the pack's runs."""
+        try:
+            found: list[str] = self.values("history", "run").tolist()
+        except DAMAGE as error:
+            raise damaged(self.path, error) from None
+        return found
 
     @property
     def groups(self) -> list[str]:
@@ -82,7 +97,6 @@ class PackFile:
         return self._groups[name]
 
     def _attributes(self) -> dict[str, Any]:
-        """Of the pack, in the order in which they were written; NumPy's scalars for numbers."""
         root = h5g.open(self._file, b"/")
         attributes = {}
         for i in range(h5a.get_num_attrs(root)):
