@@ -31,7 +31,7 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import track
 
-from train.directory import INDEX, PACKS, STUDY_FILE, found_packs, study_text
+from train.directory import INDEX, PACKS, STUDY_FILE, found_packs, pack_names, study_text
 from train.durable import atomically
 from train.finished import TOGETHER
 from train.index import append_rows, read_index, row_of
@@ -50,12 +50,12 @@ OUT = Path(__file__).parent / "results" / "cpu-scale.json"
 console = Console(stderr=True)
 
 OPENED = """
-import resource, sys, time
+import re, sys, time
 import dask
 from train import open_study
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this program: what getrusage says holds the memory of the process that started it too
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 
 dask.config.set(scheduler="synchronous")
 before = peak()
@@ -132,6 +132,10 @@ def simulate(study: Study, packs: list[PlannedPack], directory: Path) -> None:
     _note(directory, study, rows)
 
 
+def _hashes(plans: list[PlannedPack]) -> set[str]:
+    return {pack.hash for pack in plans}
+
+
 def _note(directory: Path, study: Study, rows: list[tuple[PlannedPack, Path, xr.DataTree]]) -> None:
     from train.finished import _stamps
 
@@ -141,8 +145,8 @@ def _note(directory: Path, study: Study, rows: list[tuple[PlannedPack, Path, xr.
         known = said.get(id(tree))
         if known is None:
             history = tree["history"].to_dataset()
-            known = said[id(tree)] = facts(pack.hash, [], tree.attrs, history, study.divergence)
-        own = {"pack": pack.hash, "runs": [run.identity for run in pack.runs]}
+            known = said[id(tree)] = facts(pack.hash, [], tree.attrs, history, study.divergence, study.design().hash)
+        own = {"pack": pack.hash, "runs": " ".join(run.identity for run in pack.runs)}
         new.append(row_of(_stamps(path), known | own))
     append_rows(directory, new)
     rows.clear()
@@ -183,7 +187,7 @@ def subset(directory: Path, out: Path, packs: int) -> Path:
     """A directory of the same study that has some of the packs, no index."""
     (out / PACKS).mkdir(parents=True)
     shutil.copy(directory / STUDY_FILE, out)
-    for pack in list(found_packs(directory, seals=False))[:packs]:
+    for pack in pack_names(directory)[:packs]:
         for end in (".nc", ".sha256"):
             shutil.copy(directory / PACKS / f"{pack}{end}", out / PACKS)
     return out
@@ -204,17 +208,16 @@ def measured(packs: int, folder: Path, *, whole: bool) -> Iterator[tuple[str, An
     study = study_of(packs)
     directory = folder / "study"
 
-    def planned() -> list[PlannedPack]:
-        found = plan(study, CPU)
-        assert len({pack.hash for pack in found}) == len(found)
-        return found
-
-    seconds, plans = timed(planned)
+    plans: list[PlannedPack]
+    seconds, plans = timed(lambda: plan(study, CPU))
+    hashing, hashes = timed(lambda: _hashes(plans))
+    assert len(hashes) == len(plans)
     yield "packs", len(plans)
     yield "runs", R * len(plans)
     yield from named("plan", seconds)
+    yield from named("hashes", hashing)
+    del hashes
     simulate(study, plans, directory)
-    del plans
     there = found_packs(directory)
     bytes_of_packs = sum(found.file.size for found in there.values())
     bytes_of_index = sum(path.stat().st_size for path in (directory / INDEX).iterdir())
@@ -227,16 +230,22 @@ def measured(packs: int, folder: Path, *, whole: bool) -> Iterator[tuple[str, An
     yield from named("list_stamps", timed(lambda: found_packs(directory))[0])
     yield from named("read_index", timed(lambda: read_index(directory))[0])
     yield from named("status", sorted(process("-m", "exmy", "status", str(directory))[0] for _ in range(3))[1])
-    seconds, runs = timed(lambda: finished_runs(directory))
+    seconds, runs = timed(lambda: finished_runs(directory, study))
     assert len(runs) == R * len(there)
     yield from named("second_start", seconds)
-    yield from named("resume", timed(lambda: finished_runs(directory, check=True))[0])
+    yield from named("resume", timed(lambda: finished_runs(directory, study, check=True))[0])
     part = subset(directory, folder / "part", 1000)
-    yield from named("reindex_1000", timed(lambda: finished_runs(part))[0])
-    for_all = [(directory, packs)] if whole else []
-    many = [(subset(directory, folder / "more", 10_000), 10_000)] if packs > 10_000 else []
-    yield "opened", [opened(place, count) for place, count in [(part, min(packs, 1000)), *many, *for_all]]
+    yield from named("reindex_1000", timed(lambda: finished_runs(part, study))[0])
     yield from named("write_100_packs", _writing(study, folder / "written"))
+    places = [(part, min(packs, 1000))]
+    if packs > 10_000:
+        places.append((subset(directory, folder / "more", 10_000), 10_000))
+    if whole:
+        places.append((directory, packs))
+    done: list[dict[str, float]] = []
+    for place, count in places:
+        done.append(opened(place, count))
+        yield "opened", done
 
 
 def _writing(study: Study, directory: Path, packs: int = 100) -> Seconds:
@@ -277,9 +286,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         for name, value in measured(arguments.packs, Path(scratch), whole=arguments.whole):
             found[name] = value
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             console.print(f"{name}: {value}")
         console.print("removing what was simulated")
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

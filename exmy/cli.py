@@ -224,11 +224,11 @@ def status(directory: Path, as_json: bool) -> None:
     import json
 
     from exmy.console import output
-    from exmy.status import status_view
+    from exmy.status import LATEST, status_view
     from train import StudyError, study_status
 
     try:
-        found = study_status(directory)
+        found = study_status(directory, latest=None if as_json else LATEST)
     except StudyError as error:
         raise Refused(str(error)) from None
     if as_json:

@@ -29,7 +29,7 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
         f"{runs['finished']} of {runs['planned']} runs finished; {runs['diverged']} of them diverged ({runs['definition']})"
     )
     if status["packs"]:
-        yield _finished_packs(status["packs"])
+        yield _finished_packs(status["packs"], status["packs_finished"])
     yield from findings_view(findings_of(Path(directory)))
     if status["under_way"]:
         yield from _under_way(status["under_way"], at_work=status["state"] == "running")
@@ -39,8 +39,8 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text(f"To look at what is there: {shlex.join(['exmy', 'report', directory])}")
 
 
-def _finished_packs(packs: list[Mapping[str, Any]]) -> Table:
-    more = f", the latest {LATEST} of {len(packs)}" if len(packs) > LATEST else ""
+def _finished_packs(packs: list[Mapping[str, Any]], count: int) -> Table:
+    more = f", the latest {LATEST} of {count}" if count > LATEST else ""
     table = Table(title=f"Finished packs{more}", title_justify="left")
     for heading in ("pack", "runs", "diverged", "took", "first step", "written (UTC)", "device"):
         table.add_column(

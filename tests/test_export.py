@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def test_what_is_there_is_replaced_only_by_force(directory: Path, tmp_path: Path
 def test_force_is_for_stores_alone(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("dear")
+    inside = tmp_path / "store" / "study"
+    shutil.copytree(directory, inside)
+    (tmp_path / "store" / ".zgroup").write_text("{}")
+    refused = exported(inside, "--zarr", tmp_path / "store", "--force")
+    assert refused.output == f"exmy: {tmp_path / 'store'}: the study itself lies there; name another place\n"
     for out in (tmp_path / "mine", directory, directory.parent, tmp_path / "mine" / "letter"):
         refused = exported(directory, "--zarr", out, "--force")
         assert refused.exit_code == 2, out

@@ -136,6 +136,18 @@ def test_identities_without_runs_are_those_of_the_runs() -> None:
         assert list(study.identities()) == [run.identity for run in study.runs()]
 
 
+def test_a_design_has_the_runs_of_the_study_and_no_others() -> None:
+    study = Study.model_validate(MANY)
+    design, runs = study.design(), list(study.runs())
+    assert len(design) == len(runs) == 576
+    assert all(run in design for run in runs)
+    other = Study.model_validate(MANY | {"axes": {**MANY["axes"], "clip": [1, "none", 0.5], "data_seed": [3, 4]}})
+    assert sum(run in design for run in other.runs()) == 576 / 2
+    rates = Study.model_validate(MANY | {"axes": {**MANY["axes"], "learning_rate": [1e-3, 0.2]}})
+    assert sum(run in design for run in rates.runs()) == 576 / 3
+    assert other.design().hash != design.hash == Study.model_validate({**MANY, "name": "x"}).design().hash
+
+
 def test_a_run_that_is_changed_has_an_identity_of_its_own() -> None:
     """Words that are shared serve only those that share what they are made of."""
     study = Study.model_validate(MANY)

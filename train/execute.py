@@ -128,7 +128,7 @@ def _finished(directory: Path, study: Study, *, check: bool) -> dict[str, str]:
     """The runs that the directory holds; StudyError where they are another study's alone."""
     for folder in (directory, directory / PACKS):
         remove_parts(folder)
-    finished = finished_runs(directory, check=check)
+    finished = finished_runs(directory, study, check=check)
     remove_finished(directory, finished)
     if finished and not finished.keys() & set(study.identities()):
         raise StudyError(

@@ -4,7 +4,7 @@ A sweep that starts trusts a row of the index whose file and checksum have the s
 every other pack: one that was cut off, changed, copied here or added by hand is held against its checksum. A bit that a disk lost
 by itself changes no time; that is found where the file is read (`open_study` and all that rests on it), and by `exmy resume`,
 which holds every file against its checksum, in threads, before it trains anything: seconds for 100,000 small packs. Who only
-looks trusts the size alone, so that a study that was copied is told about at once, and changes nothing.
+asks for a status trusts the name, so that it is told at once, of a study that was copied too, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -15,40 +15,41 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from train.directory import INDEX, PACK, PACKS, Found, Stamp, found_packs, stamp_of
+from train.directory import INDEX, PACK, PACKS, Found, Stamp, found_packs, pack_names, stamp_of
 from train.durable import CHECKSUM, is_intact, remove_parts
 from train.index import Row, append_rows, is_mostly_dead, is_unchanged, read_index, row_of, rule_of, write_index
 from train.settings import DivergenceTable
-from train.study import StudyError
+from train.study import Study, StudyError
 from train.waiting import Waiting
 
-Trust = Literal["size", "stamps", "nothing"]
+Trust = Literal["name", "stamps", "nothing"]
 TOGETHER = 500  # rows that are appended at a time: so many packs at most are read twice if it is killed
 THREADS = 16  # of checksums; they wait for the disk or the network, or hash without holding Python up
 
 
 def finished_rows(
     directory: Path,
-    table: DivergenceTable | None = None,
-    trust: Trust = "size",
+    study: Study | None = None,
+    trust: Trust = "name",
     damaged: Callable[[Path, StudyError], None] | None = None,
     *,
     keep: bool = False,
 ) -> dict[str, Row]:
     """A row of the index for every pack that is there, by its hash, in the order of `pack_files`.
 
-    table: [divergence], if what became of the runs is asked for: rows by another one are made again of their packs. trust: when a
-    row of the index counts (see above). damaged: hears of packs that can't be read, which are then left out; without it, the
-    first is raised. keep: write down what was learnt; for whoever has the directory.
+    study: the directory's, if what became of the runs is asked for: rows by another [divergence] are made again of their packs.
+    trust: when a row of the index counts (see above). damaged: hears of packs that can't be read, which are then left out;
+    without it, the first is raised. keep: write down what was learnt; for whoever has the directory.
     """
-    there = found_packs(directory, seals=trust != "size")
+    there: Mapping[str, Found | None]
+    there = dict.fromkeys(pack_names(directory)) if trust == "name" else found_packs(directory)
     index = read_index(directory)
-    wanted = rule_of(table) if table else None
+    wanted = rule_of(study.divergence) if study else None
     rows: dict[str, Row] = {}
     unknown: list[str] = []
     for pack, found in there.items():
-        row = index.row(pack, found)
-        if row is not None and wanted in (None, row["rule"]) and (trust == "size" or is_unchanged(row, found)):
+        row = index.rows.get(pack)
+        if row is not None and wanted in (None, row["rule"]) and (found is None or is_unchanged(row, found)):
             rows[pack] = row
         else:
             unknown.append(pack)
@@ -56,7 +57,7 @@ def finished_rows(
         for path in _changed(directory, list(rows)):
             del rows[path.stem]
             unknown.append(path.stem)
-    for row in _read(directory, sorted(unknown), table or DivergenceTable(), damaged, keep=keep):
+    for row in _read(directory, sorted(unknown), study, damaged, keep=keep):
         rows[row["pack"]] = row
     if keep:
         remove_parts(directory / INDEX)
@@ -71,13 +72,15 @@ def record(directory: Path, path: Path, facts: Mapping[str, object]) -> None:
 
 
 def _read(
-    directory: Path, packs: list[str], table: DivergenceTable, damaged: Callable[[Path, StudyError], None] | None, *, keep: bool
+    directory: Path, packs: list[str], study: Study | None, damaged: Callable[[Path, StudyError], None] | None, *, keep: bool
 ) -> Iterator[Row]:  # fmt: skip
     """Rows of packs that the index does not know, made of their files."""
     if not packs:
         return
     from train.pack_file import facts_of  # xarray, for which nobody waits who has an index
 
+    table = study.divergence if study else DivergenceTable()
+    design, planned = (study.design().hash, set(study.identities())) if study else ("", set())
     new: list[Row] = []
     with Waiting("reading packs", len(packs)) as bar:
         for pack in packs:
@@ -85,7 +88,9 @@ def _read(
             try:
                 # Before the file is read: one that is changed meanwhile is not taken for what was read.
                 stamps = _stamps(path)
-                new.append(row_of(stamps, facts_of(path, table)))
+                facts = facts_of(path, table)
+                own = design if planned.issuperset(facts["runs"].split()) else ""
+                new.append(row_of(stamps, facts | {"design": own}))
             except FileNotFoundError:
                 continue
             except StudyError as error:

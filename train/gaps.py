@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import xarray as xr
 
-from train.index import Row
+from train.index import Row, losses_of, runs_of
 from train.stability import gap, gap_reference
 from train.study import Study
 
@@ -16,8 +16,8 @@ def gaps(study: Study, packs: Collection[Row]) -> dict[str, bool]:
     """Of each finished run of the study, by its identity; of a run that two packs have, the first's."""
     final: dict[str, float] = {}
     for row in packs:
-        for run, ended in zip(row["runs"], row["final_loss"], strict=True):
-            final.setdefault(run, np.nan if ended is None else ended)
+        for run, ended in zip(runs_of(row), losses_of(row), strict=True):
+            final.setdefault(run, ended)
     runs = [run for run in study.runs() if run.identity in final]
     if not runs:
         return {}

@@ -11,9 +11,11 @@ file of its own, since appending is whole among the processes of one host, and n
 hosts of one name can at worst spoil each other's lines, which their CRC shows. Rows are never changed: of two of a pack that one
 counts whose file was changed last. A sweep that has the directory writes the index anew once most of its rows are dead.
 
-A row: pack, file and seal (stamps; seal is null without a checksum), text (SHA-256), size (R), device, seconds,
-first_step, ended (null, or the step after which all runs were dead), runs (identities), and by the rule `rule`
-(`rule_of`), for each run: final_loss (null for NaN) and, as strings of 0 and 1, non_finite, no_progress and spike.
+A row: pack, file and seal (stamps, "size modified changed"; "" without a checksum), design (the hash of a `Study.design` to which
+all of its runs belong; "" where none is known), text (SHA-256), size (R), device, seconds, first_step, ended (the step after
+which all runs were dead, or 0), runs (identities), and by the rule `rule` (`rule_of`), for each run: final_loss ("nan" for NaN)
+and, each 0 or 1, non_finite, no_progress and spike. What runs have is one string, so that a million of them are read in a second:
+`runs_of` and `losses_of` take it apart.
 """
 
 from __future__ import annotations
@@ -26,17 +28,22 @@ import os
 import re
 import socket
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
+
+from train.collection import no_collection
 from train.directory import INDEX, Found, Stamp
 from train.durable import atomically
 from train.settings import DivergenceTable
 
 # Of the definitions in `stability` and `spikes`: whoever changes what one of them says of a run raises it.
 RULES_VERSION = 1
+IDENTITY = 24  # hex digits
 HEAD = len('["01234567", ')
+BLOCK = 2**21  # bytes of lines that are read together: they fit a processor's cache
 LEAST_DEAD = 1000  # rows that are worth writing an index anew
 
 log = logging.getLogger(__name__)
@@ -46,58 +53,90 @@ class Row(TypedDict):
     """What the index says of a pack; see above."""
 
     pack: str
-    file: list[int]
-    seal: list[int] | None
+    file: str
+    seal: str
+    design: str
     text: str
     size: int
     device: str
     seconds: float
     first_step: float
-    ended: int | None
-    runs: list[str]
+    ended: int
+    runs: str
     rule: str
-    final_loss: list[float | None]
+    final_loss: str
     non_finite: str
     no_progress: str
     spike: str
 
 
-KINDS: dict[str, type | tuple[type, ...]] = {
-    "pack": str, "file": list, "seal": (list, type(None)), "text": str, "size": int, "device": str,
-    "seconds": float, "first_step": float, "ended": (int, type(None)),
-    "runs": list, "rule": str, "final_loss": list, "non_finite": str,
-    "no_progress": str, "spike": str,
+KINDS: dict[str, type] = {
+    "pack": str, "file": str, "seal": str, "design": str, "text": str, "size": int, "device": str, "seconds": float,
+    "first_step": float, "ended": int, "runs": str,
+    "rule": str, "final_loss": str, "non_finite": str, "no_progress": str, "spike": str,
 }  # fmt: skip
+NAMES, TYPES = list(KINDS), list(KINDS.values())
+STAMP = re.compile(r"\d{1,20} \d{1,20} \d{1,20}")
 
 
 class Index:
-    """The rows of a study directory's index, one a pack's file, and how many lines there were for them."""
+    """The rows of a study directory's index, one a pack, and how many lines there were for them."""
 
     def __init__(self, rows: Iterable[Row] = (), lines: int = 0) -> None:
         self.lines = lines
-        self._rows: dict[tuple[str, int], Row] = {}
+        self.rows: dict[str, Row] = {}
         for row in rows:
-            self.add(row)
+            known = self.rows.setdefault(row["pack"], row)
+            if known is not row and changed(known) <= changed(row):
+                self.rows[row["pack"]] = row
 
-    def add(self, row: Row) -> None:
-        """One row more."""
-        key = (row["pack"], row["file"][0])
-        known = self._rows.get(key)
-        if known is None or known["file"][2] <= row["file"][2]:
-            self._rows[key] = row
 
-    def row(self, pack: str, found: Found) -> Row | None:
-        """The row of a pack's file, if there is one of a file of this size."""
-        return self._rows.get((pack, found.file.size))
+def changed(row: Row) -> int:
+    """When the pack's file got to be what the row says of it, ns."""
+    return int(row["file"].rpartition(" ")[2])
 
-    def __len__(self) -> int:
-        return len(self._rows)
+
+def modified(row: Row) -> int:
+    """When the pack's file was written, ns."""
+    return int(row["file"].split(" ")[1])
+
+
+def runs_of(row: Row) -> list[str]:
+    """The identities of a pack's runs."""
+    return row["runs"].split(" ")
+
+
+def all_differ(runs: Sequence[str]) -> bool:
+    """Whether no run is in two of these rows' `runs`. False can be wrong, and means a look at each.
+
+    By sorting 64 bits of each identity, in a tenth of the time that a set of a million strings takes.
+    """
+    text = np.frombuffer((" ".join(runs) + " ").encode(), np.uint8)
+    if not runs or text.size % (IDENTITY + 1):
+        return not runs
+    letters = text.reshape(-1, IDENTITY + 1)
+    if (letters[:, -1] != ord(" ")).any():
+        return False
+    halves = np.ascontiguousarray(letters[:, :16]).view(np.uint64)  # 16 hex digits, four bits a byte
+    packed = (halves & np.uint64(0x0F0F0F0F0F0F0F0F)) + np.uint64(9) * (
+        halves >> np.uint64(6) & np.uint64(0x0101010101010101)
+    )
+    keys = np.sort(packed[:, 0] << np.uint64(4) | packed[:, 1])
+    return bool((keys[1:] != keys[:-1]).all())
+
+
+def losses_of(row: Row) -> list[float]:
+    """The final losses of a pack's runs."""
+    return [float(loss) for loss in row["final_loss"].split(" ")]
 
 
 def is_unchanged(row: Row, found: Found) -> bool:
     """Whether the pack's file and its checksum are, by their stamps, those that the row was made of."""
-    seal = None if found.seal is None else list(found.seal)
-    return row["file"] == list(found.file) and row["seal"] == seal
+    return row["file"] == _words(found.file) and row["seal"] == _words(found.seal)
+
+
+def _words(stamp: Stamp | None) -> str:
+    return "" if stamp is None else " ".join(map(str, stamp))
 
 
 def rule_of(table: DivergenceTable) -> str:
@@ -108,20 +147,26 @@ def rule_of(table: DivergenceTable) -> str:
 
 def read_index(directory: Path) -> Index:
     """The index of a study directory; what is damaged in it, or not there, is as if it had never been written."""
-    texts: list[bytes] = []
+    rows: list[Row] = []
     lines = 0
-    for path in _files(directory):
-        with contextlib.suppress(OSError):
-            for line in path.read_bytes().split(b"\n"):
-                lines += bool(line)
-                text = line[HEAD:-1]
-                if text and line == _line(text):
-                    texts.append(text)
+    with no_collection():
+        for path in _files(directory):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                while some := file.readlines(BLOCK):
+                    lines += len(some)
+                    rows += _rows(some)
+    return Index(rows, lines)
+
+
+def _rows(lines: Iterable[bytes]) -> list[Row]:
+    """Those of lines that are whole, read together, which is twice as fast."""
+    texts = [line[HEAD:-2] for line in lines]
+    whole = [text for text, line in zip(texts, lines, strict=True) if line == _line(text) + b"\n"]
     try:
-        rows = json.loads(b"[" + b",".join(texts) + b"]")
+        rows = json.loads(b"[" + b",".join(whole) + b"]")
     except ValueError:  # of a right checksum: nothing that exmy wrote
-        return Index(lines=lines)
-    return Index(filter(_is_row, rows), lines)
+        return []
+    return list(filter(_is_row, rows))
 
 
 def append_row(directory: Path, row: Row) -> None:
@@ -171,12 +216,12 @@ def is_mostly_dead(index: Index, live: int) -> bool:
 
 def row_of(stamps: Found, facts: Mapping[str, Any]) -> Row:
     """A row of a pack's file and of what is in it (`pack_file.facts`)."""
-    seal = None if stamps.seal is None else list(stamps.seal)
-    return Row(file=list(stamps.file), seal=seal, **facts)  # type: ignore[typeddict-item, no-any-return]
+    return Row(file=_words(stamps.file), seal=_words(stamps.seal), **facts)  # type: ignore[typeddict-item, no-any-return]
 
 
 def _text(row: Row) -> bytes:
-    return json.dumps(row, separators=(",", ":"), allow_nan=False).encode()
+    content: dict[str, Any] = {**row}
+    return json.dumps({name: content[name] for name in NAMES}, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _line(text: bytes) -> bytes:
@@ -184,12 +229,9 @@ def _line(text: bytes) -> bytes:
 
 
 def _is_row(row: Any) -> bool:
-    return (
-        type(row) is dict
-        and row.keys() == KINDS.keys()
-        and all(isinstance(row[key], kind) for key, kind in KINDS.items())
-        and len(row["file"]) == len(Stamp._fields)
-    )
+    if type(row) is not dict or list(row) != NAMES:
+        return False
+    return list(map(type, row.values())) == TYPES and STAMP.fullmatch(row["file"]) is not None
 
 
 def _folder(directory: Path) -> Path:

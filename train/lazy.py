@@ -30,7 +30,7 @@ from train.waiting import Waiting
 
 TICKS = ("step", "eval_step", "probe_step", "epsilon", "signal_step", "block", "tensor", "role")
 CHUNK_BYTES = 2**26  # of the largest variable
-KEPT_BYTES = 2**26  # of files that were read last
+KEPT = 16  # files that were read last, open; HDF5 takes half a megabyte for one
 TOGETHER = 2048  # runs whose histories are looked at together
 
 Ints = NDArray[np.int64]
@@ -71,7 +71,7 @@ class Packs:
         with self._lock:  # HDF5 does one thing at a time anyway
             pack = self._kept.pop(path, None) or PackFile(path)
             self._kept[path] = pack
-            while len(self._kept) > 1 and sum(kept.bytes for kept in self._kept.values()) > KEPT_BYTES:
+            while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             try:
                 return pack.values(group, name)

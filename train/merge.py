@@ -46,6 +46,7 @@ def merge_studies(directories: Sequence[Path], out: Path, name: str | None = Non
         raise StudyError(f"{out}: there already; merge into a directory that is new or empty")
     studies = [study_of(directory) for directory in directories]
     study = merged_study(studies, [str(directory) for directory in directories], name)
+    design = study.design().hash
     wanted = set(study.identities())
     with Waiting("reading packs") as bar:
         chosen, left_out = _chosen(directories, wanted, bar)
@@ -53,7 +54,7 @@ def merge_studies(directories: Sequence[Path], out: Path, name: str | None = Non
     try:
         with Waiting("copying packs", len(chosen)) as bar:
             for path in chosen:
-                _copy(path, out, study)
+                _copy(path, out, study, design, wanted)
                 bar.advance(1)
         with atomically(out / STUDY_FILE) as aside:
             aside.write_text(study_text(study), encoding="utf-8")
@@ -64,13 +65,14 @@ def merge_studies(directories: Sequence[Path], out: Path, name: str | None = Non
     return Merged(study, sum(map(len, chosen.values())), len(chosen), left_out)
 
 
-def _copy(path: Path, out: Path, study: Study) -> None:
+def _copy(path: Path, out: Path, study: Study, design: str, wanted: set[str]) -> None:
     """A pack, its checksum, and its row in the index."""
     copied, content = out / PACKS / path.name, path.read_bytes()
     seal(copied, content)
     with atomically(copied) as aside:
         aside.write_bytes(content)
-    record(out, copied, facts_of(copied, study.divergence))
+    facts = facts_of(copied, study.divergence)
+    record(out, copied, facts | {"design": design if wanted.issuperset(facts["runs"].split()) else ""})
 
 
 def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | None = None) -> Study:

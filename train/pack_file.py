@@ -5,6 +5,7 @@ What a file says here and what xarray says of it is the same: a test holds every
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,15 +43,29 @@ class PackFile:
         self.path = path
         try:
             content = read_intact(path)
-            self.bytes = len(content)
             self._file = h5f.open_file_image(content)
             self._groups: dict[str, Any] = {}
-            self.attrs = self._attributes()
-            self.runs: list[str] = self.values("history", "run").tolist()
             if not path.with_suffix(CHECKSUM).exists():
                 self._read_all()
         except DAMAGE as error:
             raise damaged(path, error) from None
+
+    @functools.cached_property
+    def attrs(self) -> dict[str, Any]:
+        """Of the pack, in the order in which they were written; NumPy's scalars for numbers."""
+        try:
+            return self._attributes()
+        except DAMAGE as error:
+            raise damaged(self.path, error) from None
+
+    @functools.cached_property
+    def runs(self) -> list[str]:
+        """Identities of the pack's runs."""
+        try:
+            found: list[str] = self.values("history", "run").tolist()
+        except DAMAGE as error:
+            raise damaged(self.path, error) from None
+        return found
 
     @property
     def groups(self) -> list[str]:
@@ -82,7 +97,6 @@ class PackFile:
         return self._groups[name]
 
     def _attributes(self) -> dict[str, Any]:
-        """Of the pack, in the order in which they were written; NumPy's scalars for numbers."""
         root = h5g.open(self._file, b"/")
         attributes = {}
         for i in range(h5a.get_num_attrs(root)):
@@ -114,7 +128,12 @@ class PackFile:
 
 
 def facts(
-    pack: str, runs: Sequence[str], attrs: Mapping[Any, Any], history: xr.Dataset, table: DivergenceTable
+    pack: str,
+    runs: Sequence[str],
+    attrs: Mapping[Any, Any],
+    history: xr.Dataset,
+    table: DivergenceTable,
+    design: str = "",
 ) -> dict[str, Any]:
     """What the index says of a pack (`index.Row`), its file apart."""
     settings = DivergenceSettings(**table.model_dump())
@@ -125,15 +144,16 @@ def facts(
     stuck = no_progress(final, float(attrs.get("unigram_entropy", math.nan)), settings.progress_margin)
     return {
         "pack": pack,
+        "design": design,
         "text": str(attrs["dataset_sha256"]),
         "size": int(attrs["pack_size"]),
         "device": str(attrs["device"]),
         "seconds": float(attrs["seconds"]),
         "first_step": float(attrs["seconds_first_step"]),
-        "ended": None if made == steps else made,
-        "runs": list(map(str, runs)),
+        "ended": 0 if made == steps else made,
+        "runs": " ".join(runs),
         "rule": rule_of(table),
-        "final_loss": [None if math.isnan(loss) else loss for loss in final.values.tolist()],
+        "final_loss": " ".join(map(repr, final.values.tolist())),
         "non_finite": _bits(found["first_non_finite_step"].notnull()),
         "no_progress": _bits(stuck),
         "spike": _bits(found["first_spike"].notnull()),

@@ -6,16 +6,15 @@ of the study (so that a study started again chooses the same), or of a strategy'
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 
+from train.collection import no_collection
 from train.compiling import compiles_steps
 from train.loss_scale import DynamicLossScale
 from train.model import ModelShape
@@ -113,7 +112,7 @@ def plan(
     Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
     """
     groups: dict[tuple[int, Program], list[Run]] = {}
-    with _no_collection():
+    with no_collection():
         for number, family in study.families_by_round():
             groups.setdefault((number, program_of(family[0])), []).extend(family)
     packs: list[PlannedPack] = []
@@ -129,18 +128,6 @@ def plan(
             else chunked(program, missing, size)
         )
     return packs
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """While runs are made by the hundred thousand: Python's collector would look at all of them again and again, for nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def chunked(program: Program, runs: Sequence[Run], size: int, restarted_from: int | None = None) -> list[PlannedPack]:

@@ -13,6 +13,7 @@ ISO 8601 in UTC, durations in seconds, memory in bytes:
     state           not_started, running, finished; or why it rests: interrupted, failed, stale, incomplete
     message         one sentence on the state
     runs            planned, finished, diverged; definition: the one of divergence that counts; unreadable packs are an error
+    packs_finished  how many there are
     packs           finished ones, from their files, oldest first: hash, runs, pack_size, diverged, device, written,
                     seconds, seconds_first_step, ended_early_at: null, or the step after which all runs were dead (`dead`)
     under_way       null, or the last `status.json`: state, error, started, heartbeat, live_rule and `watch.Snapshot`
@@ -25,23 +26,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import heapq
 import json
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from train.directory import study_of
 from train.finished import finished_rows
-from train.index import Row
+from train.index import Row, all_differ, modified, runs_of
 from train.interruption import Interrupted
 from train.settings import DivergenceTable
-from train.study import Study
+from train.study import Design, Study
 
 if TYPE_CHECKING:  # torch: who asks for a status does not wait for it
     from train.plan import PlannedPack
@@ -49,6 +51,7 @@ if TYPE_CHECKING:  # torch: who asks for a status does not wait for it
 
 STATUS_FILE = "status.json"
 SCHEMA = 1
+ALL = ""  # of packs
 HEARTBEAT = 2.0  # seconds between two writings
 STALE = 30.0  # seconds without one, after which nobody is at work any more; a busy disk may hold a writing up for some
 
@@ -151,19 +154,24 @@ class StatusFile:
             self.write()
 
 
-def study_status(directory: Path | str, now: Callable[[], datetime.datetime] = utc_now) -> dict[str, Any]:
+def study_status(
+    directory: Path | str, now: Callable[[], datetime.datetime] = utc_now, latest: int | None = None
+) -> dict[str, Any]:
     """What a study directory holds and what is under way in it, in the form above; ready for json.dumps.
+
+    latest: how many packs are told of, those that were written last; all by default.
 
     StudyError where the directory holds no study, or a pack that can't be read.
     """
     directory = Path(directory)
     study = study_of(directory)
-    planned = set(study.identities())
+    design = study.design()
+    planned = len(design)
     under_way = read_status(directory)  # before the packs: what finishes in between is then counted twice, not never
-    packs = finished_rows(directory, study.divergence)
-    diverged = _diverged(study, planned, packs.values())
-    state, message = _state(len(planned), len(diverged), under_way, now())
-    rows = [_pack_row(row, diverged) for row in sorted(packs.values(), key=lambda row: row["file"][1])]
+    packs = finished_rows(directory, study)
+    finished, diverged = _counts(study, design, packs.values())
+    state, message = _state(planned, finished, under_way, now())
+    told = heapq.nlargest(latest, packs.values(), modified)[::-1] if latest else sorted(packs.values(), key=modified)
     if under_way:
         under_way["packs"] = [pack for pack in under_way["packs"] if pack["hash"] not in packs]
     return {
@@ -174,43 +182,56 @@ def study_status(directory: Path | str, now: Callable[[], datetime.datetime] = u
         "state": state,
         "message": message,
         "runs": {
-            "planned": len(planned),
-            "finished": len(diverged),
-            "diverged": sum(diverged.values()),
+            "planned": planned,
+            "finished": finished,
+            "diverged": diverged[ALL],
             "definition": study.divergence.definition,
         },
-        "packs": rows,
+        "packs_finished": len(packs),
+        "packs": [_pack_row(row, diverged[row["pack"]]) for row in told],
         "under_way": None if state in ("finished", "not_started", "incomplete") else under_way,
     }
 
 
-def _diverged(study: Study, planned: set[str], packs: Collection[Row]) -> dict[str, bool]:
-    """Whether each finished run of the study diverged, by the study's definition; of a run that two packs have, the first's."""
+def _counts(study: Study, design: Design, packs: Collection[Row]) -> tuple[int, dict[str, int]]:
+    """How many of the study's runs are finished, and how many of each pack's, and of `ALL`, diverged by its definition."""
+    definition = study.divergence.definition
+    planned = {row["design"] for row in packs} <= {design.hash}  # all of them, without a look at each
+    if definition != "gap" and planned and all_differ([row["runs"] for row in packs]):
+        counts = {row["pack"]: row[definition].count("1") for row in packs}
+        return sum(len(row[definition]) for row in packs), counts | {ALL: sum(counts.values())}
+    diverged = _diverged(study, packs)
+    counts = {row["pack"]: sum(diverged.get(run, False) for run in runs_of(row)) for row in packs}
+    return len(diverged), counts | {ALL: sum(diverged.values())}
+
+
+def _diverged(study: Study, packs: Collection[Row]) -> dict[str, bool]:
+    """Whether each finished run of the study diverged; of a run that two packs have, the first's."""
     if study.divergence.definition == "gap":
         from train.gaps import gaps
 
         return gaps(study, packs)
+    planned = set(study.identities())
     diverged: dict[str, bool] = {}
     for row in packs:
-        said = row[study.divergence.definition]
-        for run, bit in zip(row["runs"], said, strict=True):
+        for run, bit in zip(runs_of(row), row[study.divergence.definition], strict=True):
             if run in planned:
                 diverged.setdefault(run, bit == "1")
     return diverged
 
 
-def _pack_row(row: Row, diverged: Mapping[str, bool]) -> dict[str, Any]:
-    written = datetime.datetime.fromtimestamp(row["file"][1] / 1e9, datetime.UTC)
+def _pack_row(row: Row, diverged: int) -> dict[str, Any]:
+    written = datetime.datetime.fromtimestamp(modified(row) / 1e9, datetime.UTC)
     return {
         "hash": row["pack"],
-        "runs": len(row["runs"]),
+        "runs": row["runs"].count(" ") + 1,
         "pack_size": row["size"],
-        "diverged": sum(diverged.get(run, False) for run in row["runs"]),
+        "diverged": diverged,
         "device": row["device"],
         "written": _iso(written),
         "seconds": row["seconds"],
         "seconds_first_step": row["first_step"],
-        "ended_early_at": row["ended"],
+        "ended_early_at": row["ended"] or None,
     }
 
 

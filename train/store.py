@@ -11,9 +11,9 @@ again.
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,8 +21,9 @@ from typing import Any, Final, Literal
 import numpy as np
 import xarray as xr
 
+from train import index
 from train.derived import for_all_runs, in_bits, join, shared_attributes, summary_of, with_ratios
-from train.directory import PACK
+from train.directory import PACK, Stamp, stamp_of
 from train.directory import PACKS as PACKS
 from train.directory import STUDY_FILE as STUDY_FILE
 from train.directory import pack_files as pack_files
@@ -35,12 +36,11 @@ from train.pack_file import DAMAGE, damaged, facts
 from train.plan import PlannedPack
 from train.program import PackResult
 from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
-from train.settings import DivergenceTable
 from train.signal_pass import tensor_names
 from train.signals import OUTSIDE
 from train.stability import DivergenceSettings, divergence, judged
 from train.streams import evaluation_bytes_per_token
-from train.study import Run, Study, StudyError
+from train.study import Design, Run, Study, StudyError
 from train.text import Text
 
 ENGINE: Final = "h5netcdf"
@@ -177,20 +177,20 @@ def _record(directory: Path, path: Path, pack: PlannedPack, tree: xr.DataTree) -
     if not (directory / STUDY_FILE).is_file():
         return
     try:
+        study, design = _study_and_design(directory, stamp_of(directory / STUDY_FILE))
+        own = design.hash if all(run in design for run in pack.runs) else ""
         runs = [run.identity for run in pack.runs]
         history = tree["history"].to_dataset()
-        record(directory, path, facts(path.stem, runs, tree.attrs, history, _divergence_table(directory)))
+        record(directory, path, facts(path.stem, runs, tree.attrs, history, study.divergence, own))
     except (OSError, ValueError, KeyError) as error:
         log.warning("%s: not in the index (%s): it is read again at the next start", path, error)
 
 
-def _divergence_table(directory: Path) -> DivergenceTable:
-    """The [divergence] of the directory's study.toml, without reading all of the study; the default where that can't be read."""
-    try:
-        content = tomllib.loads((directory / STUDY_FILE).read_text(encoding="utf-8"))
-        return DivergenceTable.model_validate(content.get("divergence", {}))
-    except (OSError, ValueError):
-        return DivergenceTable()
+@functools.lru_cache(maxsize=4)
+def _study_and_design(directory: Path, _: Stamp) -> tuple[Study, Design]:
+    """The directory's study while its file has that stamp, for all packs that are written meanwhile."""
+    study = study_of(directory)
+    return study, study.design()
 
 
 def read_packs(directory: Path) -> Iterator[xr.DataTree]:
@@ -213,11 +213,14 @@ def runs_of(pack: xr.DataTree) -> list[str]:
     return [str(identity) for identity in pack["history"].to_dataset()["run"].values]
 
 
-def finished_runs(directory: Path, *, mend: bool = True, check: bool = False) -> dict[str, str]:
+def finished_runs(
+    directory: Path, study: Study | None = None, *, mend: bool = True, check: bool = False
+) -> dict[str, str]:
     """Identities of the runs that a directory holds, each with its text's hash, from its index where that is up to date.
 
     A damaged pack is set aside, with a line in the log: for whoever has the directory to itself, and trains what is missing. Who
     only looks does not `mend`: the pack counts as missing, and stays where it is. check: hold every file against its checksum.
+    study: the one whose runs they will be, for what is written into the index.
     """
 
     def set_aside_and_say(path: Path, _: StudyError) -> None:
@@ -225,8 +228,8 @@ def finished_runs(directory: Path, *, mend: bool = True, check: bool = False) ->
             aside = set_aside(path, "damaged")
             log.warning("%s: damaged: kept as %s, and its runs are trained again", path, aside.name)
 
-    rows = finished_rows(directory, None, "nothing" if check else "stamps", set_aside_and_say, keep=mend)
-    return {run: row["text"] for row in rows.values() for run in row["runs"]}
+    rows = finished_rows(directory, study, "nothing" if check else "stamps", set_aside_and_say, keep=mend)
+    return {run: row["text"] for row in rows.values() for run in index.runs_of(row)}
 
 
 def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = None) -> xr.DataTree:

@@ -8,7 +8,6 @@ the tables and `study_file` for how a study is read from TOML.
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import itertools
 import json
@@ -81,9 +80,53 @@ class IdentityWords:
     between: str
     after: str
 
+    @property
+    def text(self) -> str:
+        """All of it, with gaps for the rate and the seeds."""
+        return f"{self.before}_{self.between}_{self.after}"
+
     def serve(self, parts: tuple[Any, ...]) -> bool:
         """Whether a run of these parts has this text: they are the very objects."""
         return all(map(operator.is_, self.parts, parts))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every family of the same words, at every rate, of every pair of seeds."""
+
+    families: frozenset[str]
+    rates: frozenset[str]
+    seeds: frozenset[tuple[int, int]]
+
+    def __len__(self) -> int:
+        """Its runs; one that the axes make twice counts once."""
+        return len(self.families) * len(self.rates) * len(self.seeds)
+
+    @property
+    def content(self) -> list[Any]:
+        """For a hash."""
+        return [sorted(self.families), sorted(self.rates), sorted(self.seeds)]
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which runs a study has: those of [axes] and of each block, of which `count` are different."""
+
+    grids: tuple[Grid, ...]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __contains__(self, run: Run) -> bool:
+        words = run.words if run.words is not None and run.words.serve(run.parts) else run.identity_words()
+        rate, seeds = _as_json(run.learning_rate), (run.init_seed, run.data_seed)
+        return any(words.text in g.families and rate in g.rates and seeds in g.seeds for g in self.grids)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits; designs of one hash have the same runs, whatever version of exmy worked their identities out."""
+        return hashlib.sha256(json.dumps([grid.content for grid in self.grids]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -107,6 +150,8 @@ class Run:
     path: str | None = None
     signals: SignalsTable = field(default_factory=SignalsTable)
     words: IdentityWords | None = field(default=None, compare=False, repr=False)
+    # Not a cached property, which would give each of a million runs a dictionary for the garbage collector to look at.
+    _identity: str | None = field(default=None, init=False, compare=False, repr=False)
 
     @property
     def stream(self) -> TokenStream:
@@ -150,7 +195,7 @@ class Run:
             self.parts, f'{{{dataset}, "learning_rate": ', f', {recipe}, "seeds": [', f"], {tables}, {version}}}"
         )
 
-    @functools.cached_property
+    @property
     def identity(self) -> str:
         """24 hex digits over everything that decides the run's numbers, the device and the pack's size apart.
 
@@ -158,10 +203,14 @@ class Run:
         before, leaves finished runs finished. Whoever changes a default raises IDENTITY_VERSION. A text counts by its name,
         without the place where it lies, so that one that moves is the same; that it still holds the same is `execute`'s to see.
         """
+        if self._identity is not None:
+            return self._identity
         words = self.words
         if words is None or not words.serve(self.parts):
             words = self.identity_words()
-        return identity_of(words, _as_json(self.learning_rate), f"{self.init_seed}, {self.data_seed}")
+        identity = identity_of(words, _as_json(self.learning_rate), f"{self.init_seed}, {self.data_seed}")
+        object.__setattr__(self, "_identity", identity)
+        return identity
 
 
 def _as_json(rate: float) -> str:
@@ -346,6 +395,18 @@ class Study(Table):
                 )  # fmt: skip
                 yield replace(run, words=run.identity_words())
 
+    def design(self) -> Design:
+        """What the identities of its runs are made of, and so which runs they are, without making one."""
+        grids = [
+            Grid(
+                frozenset((first.words or first.identity_words()).text for first in self._first_runs(axes)),
+                frozenset(map(_as_json, axes.learning_rate)),
+                frozenset(_seeds(axes)),
+            )
+            for axes in self._blocks
+        ]
+        return Design(tuple(grids), len(set(self.identities())) if self.more else len(grids[0]))
+
     def families_by_round(self) -> Iterator[tuple[int, list[Run]]]:
         """Runs that differ in rate and seeds alone, together, each once, with their round: that of their block, 1 for [axes] and
         blocks without one. [axes] come before the blocks, and of each the first axis is the slowest.
@@ -380,18 +441,22 @@ class Study(Table):
     def identities(self) -> Iterator[str]:
         """The identities of `runs`, in their order, without making the runs: ten times as fast."""
         seen: set[str] = set()
+        sha256 = hashlib.sha256
         for axes in self._blocks:
             rates = [_as_json(rate) for rate in axes.learning_rate]
             seeds = [f"{init_seed}, {data_seed}" for init_seed, data_seed in _seeds(axes)]
             for first in self._first_runs(axes):
                 words = first.words or first.identity_words()
-                for rate, pair in itertools.product(rates, seeds):
-                    identity = identity_of(words, rate, pair)
+                for rate in rates:
+                    before, after = (
+                        f"{words.before}{rate}{words.between}",
+                        words.after,
+                    )  # `identity_of`, without its calls
+                    found = [sha256(f"{before}{pair}{after}".encode()).hexdigest()[:24] for pair in seeds]
                     if self.more:
-                        if identity in seen:
-                            continue
-                        seen.add(identity)
-                    yield identity
+                        found = [identity for identity in found if identity not in seen]
+                        seen.update(found)
+                    yield from found
 
     def to_toml(self) -> str:
         """The study as resolved, with every default, as a study file."""
