@@ -26,6 +26,7 @@ test: $(READY)
 # 200 kills of small studies at random instants, files damaged between them; the same bits in the end. Ten minutes.
 survive: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_harness --kills 200 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_harness --kills 30 --workers 2 $(ARGS)
 
 # Study files by a fuzzer that follows coverage; needs atheris (pip install -e ".[fuzz]"), which has wheels for Linux.
 fuzz: $(READY)

@@ -4,13 +4,15 @@ what comes out against a study that nobody disturbed: `python -m tests.kill_harn
 The study has a pack for each kind of state: histories of delayed scales, dynamic loss scales, moments and master weights in
 narrow formats with Kahan's compensation and random bits, a switch of precision in mid-training. It is trained by forked
 processes, so that a start costs nothing and a kill may come at any instant: while texts are read, in a step, while a
-checkpoint, a pack or its checksum is written. Exit status 0 where every study that finished had the same bits, 1 where one
-had not.
+checkpoint, a pack or its checksum is written. With `--workers 2` packs train in processes of their own, and a third of the kills
+are a worker's, which the sweep has to outlive. Exit status 0 where every study that finished had the same bits, 1 where one had
+not.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import random
@@ -69,7 +71,7 @@ def study(checkpoint_seconds: float) -> Study:
     )  # fmt: skip
 
 
-def start(directory: Path, checkpoint_seconds: float, log: Path) -> int:
+def start(directory: Path, checkpoint_seconds: float, log: Path, workers: int | None = None) -> int:
     """A process that trains the study in the directory, and writes its log to a file; its id."""
     child = os.fork()
     if child:
@@ -77,7 +79,7 @@ def start(directory: Path, checkpoint_seconds: float, log: Path) -> int:
     status = FAILED
     try:
         logging.basicConfig(filename=log, level=logging.INFO, format="%(message)s", force=True)
-        run_study(study(checkpoint_seconds), directory, "cpu", Silent())
+        run_study(study(checkpoint_seconds), directory, "cpu", Silent(), workers=workers)
         status = FINISHED
     except BaseException:
         with log.open("a", encoding="utf-8") as file:
@@ -89,6 +91,16 @@ def start(directory: Path, checkpoint_seconds: float, log: Path) -> int:
 def ended(child: int) -> int:
     """Wait for a process: its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def workers_of(sweep: int) -> list[int]:
+    """The processes that a process has started and not yet waited for."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == sweep:
+                found.append(int(entry.name))
+    return found
 
 
 def damage(directory: Path, rng: random.Random) -> str:
@@ -121,7 +133,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
                 yield f"{name}/{key}"
 
 
-def survive(kills: int, seed: int, folder: Path) -> bool:
+def survive(kills: int, seed: int, folder: Path, workers: int | None = None) -> bool:
     """Whether every study had the bits of the undisturbed one; a line for each, and one on what happened to them all."""
     rng = random.Random(seed)
     torch.set_num_threads(1)
@@ -131,15 +143,27 @@ def survive(kills: int, seed: int, folder: Path) -> bool:
         print(log.read_text(encoding="utf-8"))
         return False
     seconds = time.monotonic() - began
-    killed = number = done = 0
+    if workers:
+        began = time.monotonic()
+        if ended(start(folder / "by workers", 0, log, workers)) or list(differences(folder / "by workers", whole)):
+            print(log.read_text(encoding="utf-8"))
+            return False
+        seconds = time.monotonic() - began
+    killed = number = done = of_workers = 0
     same = True
     while same and (killed < kills or done < number):
         directory = folder / str(done)
         number = done + 1
-        child = start(directory, 0.01, log)
+        child = start(directory, 0.01, log, workers)
         if killed < kills:
             time.sleep(rng.uniform(0, 0.7 * seconds))
-            os.kill(child, signal.SIGKILL)
+            victims = workers_of(child) if workers and rng.random() < 1 / 3 else []
+            if victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rng.choice(victims), signal.SIGKILL)
+                killed, of_workers = killed + 1, of_workers + 1
+            else:
+                os.kill(child, signal.SIGKILL)
         status = ended(child)
         if status == -signal.SIGKILL:
             killed += 1
@@ -152,11 +176,12 @@ def survive(kills: int, seed: int, folder: Path) -> bool:
         done += 1
         print(f"study {done}, after {killed} kills: {', '.join(found) or 'the same bits'}", flush=True)
     said = log.read_text(encoding="utf-8")
+    by_workers = f", {of_workers} of them of workers" if workers else ""
     if not same:
         print(said)
     print(
-        f"{killed} kills; {done} studies of {seconds:.1f} s; {said.count('going on after step')} times in the middle of a pack; "
-        f"{said.count('HARM')} files damaged, {said.count('kept as')} of them kept aside"
+        f"{killed} kills{by_workers}; {done} studies of {seconds:.1f} s; {said.count('going on after step')} times in the middle "
+        f"of a pack; {said.count('HARM')} files damaged, {said.count('kept as')} of them kept aside"
     )
     return same
 
@@ -165,6 +190,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, help="processes that train packs; none by default")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        sys.exit(not survive(arguments.kills, arguments.seed, Path(scratch)))
+        sys.exit(not survive(arguments.kills, arguments.seed, Path(scratch), arguments.workers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -440,6 +442,22 @@ def test_a_lock_is_no_link_to_somebodys_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "study"):
         pass
     assert (tmp_path / "mine").read_text(encoding="utf-8") == "precious"
+
+
+def test_a_lock_whose_file_is_damaged_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds it can't be asked then; it may be the workers of a sweep that was killed."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(tmp_path))
+        (tmp_path / ".lock").write_text("proc%ss 12 on here\n")
+        monkeypatch.setattr("train.lock.PATIENCE", 0.0)
+        with pytest.raises(StudyError, match="another sweep is at work there .proc%ss 12 on here."), locked(tmp_path):
+            pass
+        monkeypatch.setattr("train.lock.PATIENCE", 60.0)
+        release = threading.Timer(0.2, stack.pop_all().close)
+        release.start()
+        with locked(tmp_path):
+            assert release.finished.is_set()
+    release.join()
 
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:

@@ -50,24 +50,28 @@ def locked(directory: Path) -> Iterator[int]:
 
 
 def _taken(file: int) -> str | None:
-    """Lock an open file; who has it already, where somebody has. Whose own process is dead has workers that are ending."""
+    """Lock an open file; who has it already, where somebody has who is not about to end."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(file, 1000, 0).decode(errors="replace").strip() or "another process"
-            if not _is_dead(holder) or time.monotonic() > until:
+            if not _may_be_ending(holder) or time.monotonic() > until:
                 return holder
             time.sleep(0.05)
         else:
             return None
 
 
-def _is_dead(holder: str) -> bool:
-    """Whether "process 12 on here" is of this host, and no more."""
+def _may_be_ending(holder: str) -> bool:
+    """Whether "process 12 on here" is of this host, and no more, so that its workers are ending; or words that name nobody, of a
+    file that is damaged, or not yet written.
+    """
     found = re.fullmatch(r"process (\d{1,9}) on (.*)", holder)
-    if found is None or found[2] != socket.gethostname():
+    if found is None:
+        return True
+    if found[2] != socket.gethostname():
         return False
     try:
         os.kill(int(found[1]), 0)
