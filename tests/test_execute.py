@@ -454,7 +454,12 @@ def test_a_lock_whose_file_is_damaged_is_waited_for(tmp_path: Path, monkeypatch:
             pass
         monkeypatch.setattr("train.lock.PATIENCE", 60.0)
         let_go, released = stack.pop_all().close, threading.Event()
-        release = threading.Timer(0.2, lambda: (released.set(), let_go()))
+
+        def end() -> None:
+            released.set()
+            let_go()
+
+        release = threading.Timer(0.2, end)
         release.start()
         with locked(tmp_path):
             assert released.is_set()
