@@ -52,7 +52,8 @@ def quadratic(A: Tensor, at: Tensor | None = None, dtype: torch.dtype = F64) -> 
 def with_spectrum(values: Tensor, seed: int = 0) -> Tensor:
     """A symmetric matrix with those eigenvalues, in a random basis."""
     q = torch.linalg.qr(random(len(values), len(values), seed=seed))[0]
-    return q @ torch.diag(values) @ q.T
+    matrix: Tensor = q @ torch.diag(values) @ q.T
+    return matrix
 
 
 def wishart(P: int, n: int, seed: int) -> Tensor:
