@@ -370,10 +370,12 @@ def test_parameters_buffers_and_random_state_are_as_before(fails: bool) -> None:
 
 
 def test_it_works_under_no_grad_and_inference_mode() -> None:
-    want = dense(softmax_problem(None))
+    want, slope = dense(softmax_problem(None)), softmax_problem(None).gradient()[1]
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
-            torch.testing.assert_close(dense(softmax_problem([23, 7])), want, rtol=1e-12, atol=1e-14)
+            problem = softmax_problem([23, 7])
+            torch.testing.assert_close(dense(problem), want, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(problem.gradient()[1], slope, rtol=1e-12, atol=1e-14)
 
 
 def test_a_loss_with_dropout_is_refused() -> None:
