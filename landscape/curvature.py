@@ -1,0 +1,78 @@
+"""What each variable of a curvature dataset means, and how tensors become one.
+
+As in `schema`: if a variable has this name, it has these dimensions, this unit, this definition. A problem without a run axis has
+the same variables without the dimension `run`. "As the loss" is nats for a cross entropy; parameters have no unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from landscape.products import Problem
+from landscape.schema import Variable
+
+_LANCZOS = "Lanczos with full reorthogonalisation and thick restarts (Wu & Simon 2000)"
+_ADAM = "largest eigenvalues of P^-1/2 H P^-1/2, P Adam's preconditioner (Cohen et al. 2207.14484); " + _LANCZOS
+_RESIDUAL = "||A v - lambda v||, ||v|| = 1, from a product of its own: an eigenvalue of A lies no further away"
+_SLQ = "Lanczos from a random vector: eigenvalues of T, and squared first components (Ubaru, Chen & Saad 2017)"
+_CRITICAL = "2 / lr_c, lr_c the smallest step along the update that raises the loss (Kalra et al. 2601.16979)"
+
+CURVATURE: dict[str, Variable] = {
+    "hessian_eigenvalue": Variable(("run", "rank"), "as the loss", "largest eigenvalues of the loss's Hessian H", _LANCZOS),
+    "preconditioned_eigenvalue": Variable(("run", "rank"), "1 / learning rate", "eigenvalues of P^-1 H", _ADAM),
+    "residual": Variable(("run", "rank"), "as the eigenvalue", "length of the residual", _RESIDUAL),
+    "converged": Variable(("run",), "1", "whether the tolerance was met", "False: values are the best so far, or NaN"),
+    "n_hvp": Variable(("run",), "1", "Hessian-vector products over the whole batch", "counted"),
+    "n_gradient": Variable(("run",), "1", "gradients over the whole batch", "counted"),
+    "n_forward": Variable(("run",), "1", "evaluations of the loss over the whole batch", "counted"),
+    "hessian_trace": Variable(("run",), "as the loss", "trace of the loss's Hessian", "the sum of its eigenvalues"),
+    "hessian_trace_stderr": Variable(("run",), "as the loss", "standard error of the trace", "of the mean over the samples"),
+    "trace_sample": Variable(("run", "probe"), "as the loss", "estimate of the trace by each probe", "the trace is their mean"),
+    "node": Variable(("run", "probe", "step"), "as the loss", "nodes of the spectral density, as they are", _SLQ),
+    "weight": Variable(("run", "probe", "step"), "1", "weights of the nodes, 1 in sum for each probe", _SLQ),
+    "gradient_curvature": Variable(("run",), "as the loss", "curvature along the gradient", "g^T H g / g^T g"),
+    "gradient_curvature_residual": Variable(
+        ("run",), "as the loss", "length of H u - (u^T H u) u, u the gradient's direction", "an eigenvalue lies no further away"
+    ),
+    "gradient_norm": Variable(("run",), "as the loss", "length of the gradient", "Euclidean norm over all parameters"),
+    "loss": Variable(("run",), "as the loss", "the loss at the parameters", "weighted mean over the batch's pieces"),
+    "critical_sharpness": Variable(("run",), "1 / learning rate", "critical sharpness", _CRITICAL),
+    "critical_sharpness_lower": Variable(("run",), "1 / learning rate", "its lower bound", "2 / the step that raised it"),
+    "critical_sharpness_upper": Variable(("run",), "1 / learning rate", "its upper bound", "2 / the step that did not"),
+}  # fmt: skip
+
+
+def labelled(problem: Problem, values: Mapping[str, Tensor | int | bool], **attrs: str | float) -> xr.Dataset:
+    """Tensors [R, ...] as a dataset with names, units and sources; a number stands for all runs.
+
+    Says how the numbers came about: precision, how second derivatives were taken, and in which form attention was.
+    """
+    variables = {}
+    for name, value in values.items():
+        entry = CURVATURE[name]
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.full(problem.R, value)
+        dims = entry.dims
+        if not problem.runs:
+            array, dims = array[0], dims[1:]
+        variables[name] = (dims, array, entry.attrs())
+    said = {"dtype": str(problem.dtype).removeprefix("torch."), "attention": "math"}
+    if "n_hvp" in values:
+        said |= {"second_derivatives": problem.mode, "why": problem.why}
+    return xr.Dataset(variables, attrs=said | attrs)
+
+
+def random_vectors(problem: Problem, count: int, seed: int, kind: str) -> Tensor:
+    """Gaussian or Rademacher vectors [count, P] from a seed alone, the same for every run of a pack.
+
+    Drawn on the CPU in FP64: the same on every device, whatever the pack and the global random state.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(count, problem.P, generator=generator, dtype=torch.float64)
+    if kind == "rademacher":
+        drawn = torch.where(drawn < 0, -1.0, 1.0).to(torch.float64)
+    return drawn.to(problem.point)

@@ -1,0 +1,153 @@
+"""The largest eigenvalues of a loss's Hessian, of each run of a pack: how sharp the sharpest directions are.
+
+Gradient descent at learning rate lr is stable on a quadratic as long as
+
+    lambda_max(H) < 2 / lr                              (gradient descent),
+    lambda_max(P^-1 H) < (2 + 2 beta1) / ((1 - beta1) lr),  38 / lr at beta1 = 0.9     (Adam with P held still),
+
+and training hovers at that edge (Cohen et al. 2021, 2103.00065; 2022, 2207.14484). Adam's P is diagonal,
+
+    P = (1 - beta1^t) (sqrt(v / (1 - beta2^t)) + eps),
+
+v its second moment after t steps. P^-1 H has the eigenvalues of the symmetric P^-1/2 H P^-1/2, which Lanczos takes.
+
+Every eigenvalue comes with its residual ||A v - lambda v||, from one more product with the vector found: some eigenvalue of A
+lies within it of lambda. That it is the largest one, no residual can say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from landscape.curvature import labelled, random_vectors
+from landscape.lanczos import Operator, largest
+from landscape.products import LandscapeError, Problem
+
+
+class Eigenpairs(NamedTuple):
+    """Eigenvalues as a dataset, and their vectors [R, k, P], largest first, for slices and for the next probe's start."""
+
+    dataset: xr.Dataset
+    vectors: Tensor
+
+
+def hessian_eigenvalues(
+    problem: Problem,
+    k: int = 1,
+    *,
+    start: Tensor | None = None,
+    basis: int = 32,
+    max_hvp: int = 200,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> Eigenpairs:
+    """The k algebraically largest eigenvalues of H: `hessian_eigenvalue (run, rank)`, `residual`, `converged (run)`, `n_hvp`.
+
+    start: the vectors of an earlier probe, [R, k, P] of any k; a tenth of noise is mixed in, so that a direction that has
+    overtaken them is found. basis: vectors of memory. A run is done when its residuals are within tolerance times the eigenvalue;
+    the eigenvalue itself is then off by about the residual's square over the gap to the next. After max_hvp products `converged`
+    is False and the value a lower bound of lambda_max but for rounding. A run whose loss is NaN gives NaN. An eigenvalue that
+    repeats exactly is found once. Raises LandscapeError for a k that does not fit.
+    """
+    return _eigenvalues(problem, problem.hvp, "hessian_eigenvalue", k, start, basis, max_hvp, tolerance, seed, {})
+
+
+def preconditioned_eigenvalues(
+    problem: Problem,
+    preconditioner: Mapping[str, Any],
+    k: int = 1,
+    *,
+    beta1: float = 0.9,
+    start: Tensor | None = None,
+    basis: int = 32,
+    max_hvp: int = 200,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> Eigenpairs:
+    """The k largest eigenvalues of P^-1 H, P > 0 diagonal and shaped as the parameters: `preconditioned_eigenvalue (run, rank)`.
+
+    The attribute `edge_of_stability` is what the largest, times the learning rate, may reach under Adam with this beta1: 38 at
+    0.9. Residuals and vectors are those of P^-1/2 H P^-1/2. Otherwise as `hessian_eigenvalues`.
+    """
+    root = problem.vector(preconditioner)
+    if not (root > 0).all():
+        raise LandscapeError(
+            f"a preconditioner must be positive everywhere, got {root.min().item():.3g}; add Adam's epsilon"
+        )
+    scale = root.rsqrt()
+    edge = (2 + 2 * beta1) / (1 - beta1)
+
+    def apply(v: Tensor) -> Tensor:
+        return scale * problem.hvp(scale * v)
+
+    attrs = {"edge_of_stability": edge, "beta1": beta1}
+    return _eigenvalues(problem, apply, "preconditioned_eigenvalue", k, start, basis, max_hvp, tolerance, seed, attrs)
+
+
+def adam_preconditioner(
+    second_moment: Mapping[str, Any], step: int, *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
+) -> Any:
+    """Adam's P = (1 - beta1^t) (sqrt(v / (1 - beta2^t)) + eps) after t >= 1 steps, from its second moment v before correction.
+
+    With it, an update of Adam is lr P^-1 m, m the raw first moment. Same names and shapes as v.
+    """
+    if step < 1:
+        raise LandscapeError(f"step must be at least 1, got {step}: before the first step Adam has no second moment")
+    correct = 1 - beta2**step
+    return tree_map(lambda v: (1 - beta1**step) * ((v / correct).sqrt() + epsilon), dict(second_moment))
+
+
+def _eigenvalues(
+    problem: Problem, apply: Operator, name: str, k: int, start: Tensor | None, basis: int, max_hvp: int,
+    tolerance: float, seed: int, attrs: dict[str, float],
+) -> Eigenpairs:  # fmt: skip
+    if not 1 <= k <= problem.P:
+        raise LandscapeError(f"k must be 1..{problem.P}, the number of parameters, got {k}")
+    if basis < min(k + 2, problem.P) or max_hvp < k:
+        raise LandscapeError(
+            f"k = {k} needs a basis of at least {k + 2} and max_hvp of at least {k}, got {basis} and {max_hvp}"
+        )
+    found = largest(apply, _start(problem, start, seed), k, basis, max_hvp, tolerance)
+    values, residuals = _rayleigh(apply, found.vectors)
+    # Measured, so that what the recurrence lost in FP32 shows; twice, as it may lie anywhere about a bound that was just met.
+    converged = found.converged & (residuals <= 2 * tolerance * values.abs()).all(1)
+    dataset = labelled(
+        problem,
+        {name: values, "residual": residuals, "converged": converged, "n_hvp": found.products + k},
+        tolerance=tolerance,
+        seed=seed,
+        **attrs,
+    )
+    return Eigenpairs(dataset, found.vectors)
+
+
+def _start(problem: Problem, start: Tensor | None, seed: int) -> Tensor:
+    drawn = random_vectors(problem, 1, seed, "gaussian")
+    noise: Tensor = (drawn / drawn.norm()).expand(problem.R, -1)
+    if start is None:
+        return noise
+    if start.ndim != 3 or start.shape[0] != problem.R or start.shape[2] != problem.P:
+        raise LandscapeError(
+            f"start must be [{problem.R}, k, {problem.P}], runs and parameters, got {list(start.shape)}"
+        )
+    total: Tensor = start.to(problem.point).nan_to_num().sum(1)
+    length = total.norm(dim=1, keepdim=True).clamp_min(torch.finfo(total.dtype).tiny)
+    mixed: Tensor = total / length + 0.1 * noise
+    return mixed
+
+
+def _rayleigh(apply: Callable[[Tensor], Tensor], vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """v^T A v and ||A v - (v^T A v) v||, [R, k], by one product for each rank; NaN where the vectors are."""
+    values, residuals = [], []
+    for v in vectors.unbind(1):
+        product = apply(v)
+        value = (v * product).sum(1) / v.square().sum(1)
+        values.append(value)
+        residuals.append((product - value[:, None] * v).norm(dim=1))
+    return torch.stack(values, 1), torch.stack(residuals, 1)

@@ -1,0 +1,147 @@
+"""Lanczos' method for a stack of R symmetric operators at once, each as if it were alone.
+
+From a start v_1, each step multiplies once, w = A v_j, and takes out of w what lies along v_1 ... v_j. What is taken out is the
+projected matrix T = V^T A V, whose eigenvalues (Ritz values) approach those of A from inside, the outer ones first. All earlier
+vectors are taken out, twice: with the two neighbours that suffice in exact arithmetic, the basis loses its orthogonality as soon
+as an eigenvalue converges, and finds it again and again.
+
+A basis that is full is restarted thick (Wu & Simon 2000): the best Ritz vectors are kept, with the next vector of the recurrence,
+so memory does not grow with the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Operator = Callable[[Tensor], Tensor]  # [R, P] -> [R, P], symmetric for each run
+
+
+class Largest(NamedTuple):
+    """The largest eigenvalues found, of each run when it was done."""
+
+    values: Tensor  # [R, k], largest first; NaN where the operator gave NaN
+    vectors: Tensor  # [R, k, P], of length 1
+    bounds: Tensor  # [R, k], the recurrence's residuals
+    converged: Tensor  # [R], whether all k residuals met the tolerance
+    products: Tensor  # [R], products until then
+
+
+class Basis:
+    """Orthonormal vectors V [R, m, P] and the projected matrix T [R, m, m], in FP64."""
+
+    def __init__(self, start: Tensor, size: int, fresh: bool) -> None:
+        R, P = start.shape
+        self.V = start.new_zeros(R, size + 1, P)
+        self.T = torch.zeros(R, size, size, dtype=torch.float64, device=start.device)
+        self.V[:, 0] = start / start.norm(dim=1, keepdim=True)
+        self.length, self.fresh = 0, fresh
+        self.rest = torch.zeros(R, dtype=torch.float64, device=start.device)
+
+    def extend(self, apply: Operator) -> None:
+        """Multiply the newest vector, and make the next of what is left; where nothing is, the space is invariant."""
+        j = self.length
+        w = apply(self.V[:, j])
+        so_far = self.V[:, : j + 1]
+        size = w.norm(dim=1)
+        taken = torch.zeros(len(w), j + 1, dtype=torch.float64, device=w.device)
+        for _ in range(2):
+            along = torch.einsum("rjp,rp->rj", so_far, w)
+            w = w - torch.einsum("rj,rjp->rp", along, so_far)
+            taken += along
+        rest = w.norm(dim=1)
+        # What rounding leaves of w, where nothing should be left, is no direction.
+        gone = rest <= 10 * (j + 1) * torch.finfo(w.dtype).eps * size
+        rest = torch.where(gone, torch.zeros_like(rest), rest)
+        self.V[:, j + 1] = w / rest[:, None]
+        if gone.any():
+            self.V[:, j + 1] = torch.where(gone[:, None], self.beyond(j + 1), self.V[:, j + 1])
+        self.T[:, : j + 1, j] = taken
+        self.T[:, j, : j + 1] = taken
+        self.rest = rest.double()
+        self.length = j + 1
+
+    def beyond(self, j: int) -> Tensor:
+        """A next vector for an invariant space: zero, or a random one orthogonal to the first j, to look further."""
+        R, _, P = self.V.shape
+        w = self.V.new_zeros(R, P)
+        if self.fresh and j < P:
+            w += torch.randn(P, generator=torch.Generator().manual_seed(j), dtype=torch.float64).to(w)
+            for _ in range(2):
+                w = w - torch.einsum("rj,rjp->rp", torch.einsum("rjp,rp->rj", self.V[:, :j], w), self.V[:, :j])
+            w = w / w.norm(dim=1, keepdim=True)
+        return w
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Ritz values [R, m], ascending, and the eigenvectors of T, [R, m, m]; NaN of a run whose T has one."""
+        T = self.T[:, : self.length, : self.length]
+        finite = T.isfinite().all((1, 2))
+        values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], T, 0.0).cpu())
+        values, vectors = values.to(T), vectors.to(T)
+        values[~finite] = torch.nan
+        return values, vectors
+
+    def restart(self, keep: int) -> None:
+        """Keep the best Ritz vectors and the next vector, and forget the others."""
+        values, vectors = self.ritz()
+        best = vectors[:, :, -keep:]
+        kept = torch.einsum("rmk,rmp->rkp", best.to(self.V.dtype), self.V[:, : self.length])
+        newest = self.V[:, self.length].clone()
+        self.V.zero_()
+        self.T.zero_()
+        self.V[:, :keep], self.V[:, keep] = kept, newest
+        self.T[:, :keep, :keep] = torch.diag_embed(values[:, -keep:])
+        self.length = keep
+
+
+def largest(apply: Operator, start: Tensor, k: int, basis: int, products: int, tolerance: float) -> Largest:
+    """The k algebraically largest eigenvalues of each run's operator, from a start [R, P].
+
+    basis: vectors held at most, beyond k; products: at most. A run is done when all k residuals are within tolerance times the
+    eigenvalue's size, and keeps what it had then: what other runs still need changes nothing of it. An eigenvalue that repeats
+    is found once, as by any method that starts from a single vector.
+    """
+    R, P = start.shape
+    space = Basis(start, min(basis, P), fresh=True)
+    values = torch.full((R, k), torch.nan, dtype=torch.float64, device=start.device)
+    bounds, vectors = values.clone(), start.new_full((R, k, P), torch.nan)
+    done = torch.zeros(R, dtype=torch.bool, device=start.device)
+    converged, counts = done.clone(), torch.zeros(R, dtype=torch.int64, device=start.device)
+    for n in range(1, products + 1):
+        space.extend(apply)
+        m = space.length
+        theta, y = space.ritz()
+        broken = theta.isnan().any(1)
+        found = torch.zeros_like(done)
+        if m >= k:
+            residuals = space.rest[:, None] * y[:, -1, -k:].abs()
+            found = (residuals <= tolerance * theta[:, -k:].abs()).all(1)
+        ended = (space.rest == 0) if m >= k else torch.zeros_like(done)
+        stop = (found | broken | ended | torch.tensor(n == products, device=done.device)) & ~done
+        counts[~done] = n
+        if stop.any() and m >= k:
+            best = torch.einsum("rmk,rmp->rkp", y[:, :, -k:].to(start.dtype), space.V[:, :m]).flip(1)
+            vectors[stop], values[stop] = best[stop], theta[stop][:, -k:].flip(1)
+            bounds[stop], converged[stop] = residuals[stop].flip(1), found[stop] & ~broken[stop]
+        done |= stop
+        if done.all():
+            break
+        if m == space.T.shape[1]:
+            space.restart(min(m - 1, k + (m - k) // 2))
+    return Largest(values, vectors, bounds, converged, counts)
+
+
+def quadrature(apply: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights [R, steps] of the Gauss quadrature of a start's spectral measure, weights adding to 1.
+
+    Where the space becomes invariant before the last step, the nodes beyond are zero, of weight zero.
+    """
+    space = Basis(start, steps, fresh=False)
+    for _ in range(steps):
+        space.extend(apply)
+    nodes, vectors = space.ritz()
+    weights = vectors[:, 0].square()
+    return nodes, torch.where(nodes.isnan(), nodes, weights)

@@ -1,0 +1,267 @@
+"""A loss as a function of its parameters, and its gradients and Hessian-vector products (HVPs), for a pack of runs at once.
+
+Any torch callable `loss(params, batch)` will do, params a dict of tensors (nested, if need be). A pack says `runs=True`: every
+parameter then has a leading run axis R, and the loss is [R], run r's from run r's parameters alone. The Hessian of the runs' sum
+is block diagonal, so one product with it is every run's own:
+
+    H v = d/dt grad f(theta + t v) at t = 0,      f = sum_r f_r     (Pearlmutter 1994)
+
+computed forward over reverse: the gradient's program, pushed forward along v. Where an operation has no forward-mode derivative,
+as the gradient of <grad f, v>: twice in reverse. `Problem.mode` says which, `Problem.why` for what reason.
+
+A batch may come in pieces with weights, its numbers of tokens or examples. Then everything is of the weighted mean
+
+    f = sum_b w_b f_b / sum_b w_b,      f_b the mean over piece b,
+
+which is the loss of the whole batch: neither a sum that grows with the number of pieces, nor a mean that counts a short last
+piece as a long one.
+
+Nothing of the caller's is touched. Parameters are copied in the precision asked for, the random state is put back, and so is all
+that `state` names: buffers that the loss writes to. Products run in true FP32 or FP64 (TF32 off), and attention by
+`scaled_dot_product_attention` takes its mathematical form, since the fused ones have no second derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+Mode = Literal["forward-over-reverse", "double-backward"]
+
+
+class LandscapeError(ValueError):
+    """A question about a landscape that has no answer as put: one line with the value, the limit and the mend."""
+
+
+class Problem:
+    """A loss at a point: values, gradients and Hessian-vector products in parameter space, flat, in one precision.
+
+    loss: `loss(params, batch)` -> a scalar, or [R] with `runs`. params: a dict, nested if need be, of floating tensors.
+    batch: what the loss takes; with `weights`, a sequence of such pieces, and weights their numbers of tokens or examples, or a
+    function that tells a piece's. dtype: FP32 or FP64, to which parameters and the batch's floating tensors are cast. state: a
+    module, or tensors, that the loss may write to, put back after every evaluation.
+
+    Vectors are [R, P], P the parameters of a run, R = 1 without `runs`; `tree` gives them back their names. The loss is evaluated
+    twice before anything else: LandscapeError where its bits differ, or shapes don't fit.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Any, Any], Tensor],
+        params: Mapping[str, Any],
+        batch: Any,
+        *,
+        weights: Sequence[float] | Callable[[Any], float] | None = None,
+        runs: bool = False,
+        dtype: torch.dtype = torch.float32,
+        state: nn.Module | Iterable[Tensor] = (),
+    ) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise LandscapeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        self.loss, self.runs, self.dtype = loss, runs, dtype
+        self._state = _tensors(state)
+        leaves, self._spec = tree_flatten(dict(params))
+        self.R = _check_leaves(leaves, runs)
+        self.shapes = [tuple(leaf.shape) for leaf in leaves]
+        self.device: torch.device = leaves[0].device
+        with _no_inference():
+            self.point = self._flat([leaf.detach().to(dtype, copy=True) for leaf in leaves])
+        self.P = self.point.shape[1]
+        self._pieces, self._shares = self._weighted(batch, weights)
+        self.mode: Mode = "forward-over-reverse"
+        self.why = ""
+        self._settled = False
+        self._check_loss()
+
+    def tree(self, vector: Tensor) -> Any:
+        """A vector [R, P] as parameters: the caller's dict, names and shapes."""
+        return tree_unflatten(self._leaves(vector), self._spec)
+
+    def vector(self, tree: Mapping[str, Any]) -> Tensor:
+        """The vector [R, P] of tensors that are named and shaped as the parameters are, in the problem's dtype."""
+        leaves, spec = tree_flatten(dict(tree))
+        if spec != self._spec or [tuple(leaf.shape) for leaf in leaves] != self.shapes:
+            raise LandscapeError(
+                f"a vector must be named, ordered and shaped as the parameters are, {list(self.tree(self.point))}"
+            )
+        with _no_inference():
+            return self._flat([leaf.detach().to(self.point, copy=True) for leaf in leaves])
+
+    def value(self, at: Tensor | None = None) -> Tensor:
+        """The loss [R] at a point [R, P], or at the parameters; one forward pass."""
+        with self._undisturbed(), torch.no_grad():
+            leaves = self._leaves(self.point if at is None else at)
+            return self._mean(lambda piece: self._losses(leaves, piece))
+
+    def gradient(self) -> tuple[Tensor, Tensor]:
+        """The loss [R] and its gradient [R, P] at the parameters."""
+        with self._undisturbed():
+            parts = self._mean(
+                lambda piece: torch.cat([t.reshape(self.R, -1) for t in self._loss_and_gradient(piece)], 1)
+            )
+            return parts[:, 0], parts[:, 1:]
+
+    def hvp(self, v: Tensor) -> Tensor:
+        """H v of every run, [R, P] -> [R, P], at the parameters: forward over reverse, or twice in reverse."""
+        if v.shape != self.point.shape:
+            raise LandscapeError(
+                f"a vector must be [{self.R}, {self.P}], runs and parameters of a run, got {list(v.shape)}"
+            )
+        v = v.detach().to(self.point)
+        with self._undisturbed():
+            return self._mean(lambda piece: self._product(v, piece))
+
+    def _product(self, v: Tensor, piece: Any) -> Tensor:
+        """H v of one piece; the first one settles how it is made."""
+        if self.mode == "forward-over-reverse":
+            try:
+                product = self._forward_over_reverse(v, piece)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if self._settled:
+                    raise
+                self.mode, self.why = "double-backward", str(error).strip().split("\n")[0]
+            else:
+                self._settled = True
+                return product
+        return self._double_backward(v, piece)
+
+    def _forward_over_reverse(self, v: Tensor, piece: Any) -> Tensor:
+        gradient = torch.func.grad(lambda at: self._losses(at, piece).sum())
+        return self._flat(torch.func.jvp(gradient, (self._leaves(self.point),), (self._leaves(v),))[1])
+
+    def _double_backward(self, v: Tensor, piece: Any) -> Tensor:
+        leaves = [leaf.clone().requires_grad_() for leaf in self._leaves(self.point)]
+        first = _gradient(self._losses(leaves, piece).sum(), leaves, create_graph=True)
+        slope = torch.stack([(g * a).sum() for g, a in zip(first, self._leaves(v), strict=True)]).sum()
+        return self._flat(_gradient(slope, leaves))
+
+    def _loss_and_gradient(self, piece: Any) -> list[Tensor]:
+        leaves = [leaf.clone().requires_grad_() for leaf in self._leaves(self.point)]
+        losses = self._losses(leaves, piece)
+        return [losses.detach(), *_gradient(losses.sum(), leaves)]
+
+    def _mean(self, of: Callable[[Any], Tensor]) -> Tensor:
+        """The weighted mean over the pieces of what is computed of each."""
+        total = of(self._pieces[0]).detach() * self._shares[0]
+        for piece, share in zip(self._pieces[1:], self._shares[1:], strict=True):
+            total += of(piece).detach() * share
+        return total
+
+    def _losses(self, leaves: list[Tensor], piece: Any) -> Tensor:
+        """The loss of one piece as [R]."""
+        loss: Tensor = self.loss(tree_unflatten(leaves, self._spec), piece)
+        wanted = (self.R,) if self.runs else ()
+        if not isinstance(loss, Tensor) or tuple(loss.shape) != wanted:
+            shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise LandscapeError(
+                f"loss must return {f'[{self.R}], one a run' if self.runs else 'a scalar'}, got {shape}"
+            )
+        return loss.reshape(self.R)
+
+    def _check_loss(self) -> None:
+        # In one go, so that a loss that draws from the global random state, which is put back afterwards, draws twice.
+        with self._undisturbed(), torch.no_grad():
+            leaves = self._leaves(self.point)
+            first, second = (self._mean(lambda piece: self._losses(leaves, piece)) for _ in range(2))
+        if not torch.equal(first.nan_to_num(), second.nan_to_num()) or not torch.equal(first.isnan(), second.isnan()):
+            worst = (first - second).abs().max().item()
+            raise LandscapeError(
+                f"the loss is not deterministic: the same parameters and batch gave values {worst:.2g} apart; turn dropout off "
+                "(module.eval()), draw random numbers from a seed, and use deterministic algorithms"
+            )
+
+    def _weighted(
+        self, batch: Any, weights: Sequence[float] | Callable[[Any], float] | None
+    ) -> tuple[list[Any], list[float]]:
+        """The pieces of a batch and the share of each."""
+        pieces = [batch] if weights is None else list(batch)
+        sizes = (
+            [1.0] if weights is None else [float(w) for w in (map(weights, pieces) if callable(weights) else weights)]
+        )
+        if not pieces or len(sizes) != len(pieces):
+            raise LandscapeError(
+                f"each piece of a batch needs its weight, got {len(pieces)} pieces and {len(sizes)} weights"
+            )
+        if not all(0 < size < float("inf") for size in sizes):
+            raise LandscapeError(f"weights must be positive numbers of tokens or examples, got {sizes}")
+
+        def cast(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return (x.clone() if x.is_inference() else x).to(self.dtype if x.is_floating_point() else x.dtype)
+
+        with _no_inference():
+            pieces = [tree_map(cast, piece) for piece in pieces]
+        return pieces, [size / sum(sizes) for size in sizes]
+
+    def _flat(self, leaves: Sequence[Tensor]) -> Tensor:
+        return torch.cat([leaf.reshape(self.R, -1) for leaf in leaves], 1)
+
+    def _leaves(self, vector: Tensor) -> list[Tensor]:
+        sizes = [torch.Size(shape).numel() // self.R for shape in self.shapes]
+        parts = vector.split(sizes, 1)
+        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Evaluate in the mathematical form and in full precision, and leave everything as it was, also after an exception."""
+        kept = [tensor.detach().clone() for tensor in self._state]
+        matmul = torch.backends.cuda.matmul
+        tf32 = matmul.allow_tf32
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        try:
+            matmul.allow_tf32 = False
+            with torch.random.fork_rng(devices), _no_inference(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            matmul.allow_tf32 = tf32
+            with torch.no_grad():
+                for tensor, before in zip(self._state, kept, strict=True):
+                    tensor.copy_(before)
+
+
+def _gradient(of: Tensor, leaves: list[Tensor], create_graph: bool = False) -> list[Tensor]:
+    """The gradient of a scalar; zero in what it does not depend on."""
+    if not of.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    found = torch.autograd.grad(of, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+    return list(found)
+
+
+def _tensors(state: nn.Module | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(state, nn.Module):
+        return [*state.parameters(), *state.buffers()]
+    return list(state)
+
+
+def _check_leaves(leaves: list[Any], runs: bool) -> int:
+    """Runs of the parameters, 1 without a run axis."""
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            found = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise LandscapeError(f"params must be floating tensors, got {found}; leave what is not trained to the loss")
+    if not leaves:
+        raise LandscapeError("params must hold at least one tensor, got none")
+    if not runs:
+        return 1
+    axes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
+    if len(axes) != 1 or 0 in axes:
+        raise LandscapeError(
+            f"with runs=True every parameter leads with the run axis, got {sorted(axes)} as its lengths"
+        )
+    return int(axes.pop())
+
+
+@contextmanager
+def _no_inference() -> Iterator[None]:
+    """What is made in inference mode can't be differentiated, so copies are made outside of it."""
+    with torch.inference_mode(False):
+        yield
