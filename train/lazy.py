@@ -86,7 +86,8 @@ def survey(paths: Sequence[Path], settings: DivergenceSettings) -> Survey:
     same: dict[Any, Any] = {}  # what a million runs have in common is kept once
     columns: dict[str, list[Any]] = {}
     look = _Look(settings)
-    where: list[tuple[int, int]] = []
+    sizes: list[int] = []
+    counted = 0
     with Waiting("opening packs", len(paths)) as bar:
         for path in paths:
             pack = PackFile(path)
@@ -102,15 +103,18 @@ def survey(paths: Sequence[Path], settings: DivergenceSettings) -> Survey:
                 columns.setdefault(name, []).extend(same.setdefault(v, v) if isinstance(v, str) else v for v in values)
             for group, name in plain:
                 column = found.plain.setdefault((group, name), [])
-                column += [None] * (len(where) - len(column)) + pack.values(group, name).tolist()
-            where += [(len(found.paths), i) for i in range(len(pack.runs))]
+                column += [None] * (counted - len(column)) + pack.values(group, name).tolist()
+            sizes.append(len(pack.runs))
+            counted += sizes[-1]
             found.paths.append(path)
             look.add(path, pack.history())
             bar.advance(1)
     found.runs = columns.pop("run", [])
-    found.pack, found.row = (np.array(part, np.int64) for part in (zip(*where, strict=True) if where else ((), ())))
+    counts = np.array(sizes, np.int64)
+    found.pack = np.repeat(np.arange(counts.size), counts)
+    found.row = np.arange(counted) - (np.cumsum(counts) - counts)[found.pack]
     found.columns = {name: np.array(values) for name, values in columns.items()}
-    found.outcomes = look.result() if where else xr.Dataset()
+    found.outcomes = look.result() if sizes else xr.Dataset()
     return found
 
 
@@ -242,8 +246,10 @@ class Layout:
         rows = {group: self.rows(group, planned) for group in self.patterns}
         rows = {group: where for group, where in rows.items() if where.size or group != "signals"}
         chunk = chunk or min(map(chunk_of, self.patterns.values()))
+        known: list[tuple[Ints, NDArray[np.bool_], dict[str, Any]]] = []  # what groups have in common is there once
         groups = {
-            group: self._dataset(group, where, chunk, self._labels(group, where)) for group, where in rows.items()
+            group: self._dataset(group, where, chunk, self._labels(group, where, known))
+            for group, where in rows.items()
         }
         if "signals" in groups:
             history, some = groups["history"], groups["signals"]
@@ -273,20 +279,29 @@ class Layout:
         has: NDArray[np.bool_] = np.array([group in groups for groups in self.survey.groups], bool)[self.survey.pack]
         return has
 
-    def _labels(self, group: str, rows: Ints) -> dict[Any, Any]:
-        """The coordinates of these runs, strings as wide as the group's packs have them, and the group's ticks."""
-        columns = {"run": np.array(self.survey.runs), **self.survey.columns}
+    def _labels(
+        self, group: str, rows: Ints, known: list[tuple[Ints, NDArray[np.bool_], dict[str, Any]]]
+    ) -> dict[Any, Any]:
+        """The coordinates of these runs, and the group's ticks. known: columns of other groups, for those of the same runs."""
         has = self._has(group)
-        coordinates: dict[Any, Any] = {}
-        for name, of in self.patterns[group].coords.items():
-            if of.dims != ("run",):
-                coordinates[name] = of.variable
-                continue
-            values = columns[str(name)]
+        columns = next((c for r, h, c in known if np.array_equal(r, rows) and np.array_equal(h, has)), None)
+        if columns is None:
+            columns = self._columns(rows, has)
+            known.append((rows, has, columns))
+        return {
+            name: ("run", columns[str(name)], of.attrs) if of.dims == ("run",) else of.variable
+            for name, of in self.patterns[group].coords.items()
+        }
+
+    def _columns(self, rows: Ints, has: NDArray[np.bool_]) -> dict[str, Any]:
+        """What the packs' coordinates say of these runs; strings as wide as in any of the packs of which these are."""
+        columns = {}
+        for name, values in {"run": np.array(self.survey.runs), **self.survey.columns}.items():
+            taken = values[rows]
             if values.dtype.kind == "U":
-                values = values.astype(f"U{max(1, int(np.strings.str_len(values[has]).max(initial=1)))}")
-            coordinates[name] = ("run", values[rows], of.attrs)
-        return coordinates
+                taken = taken.astype(f"U{max(1, int(np.strings.str_len(values[has]).max(initial=1)))}", copy=False)
+            columns[name] = taken
+        return columns
 
     def _dataset(self, group: str, rows: Ints, chunk: int, labels: dict[Any, Any]) -> xr.Dataset:
         """A group of these runs, in chunks of so many; with -1, a run that it lacks, what is over the runs alone is left out."""
