@@ -13,9 +13,9 @@ go up, and p the probabilities in the centre of the box,
 
 only the sums of g and h over S matter, and the loss is concave in the first. So where parts of a logit may go up, the best S is
 the first k in the order of h_i / g_i, with at most one part. The V + 1 corners of that kind are tried, and around the best
-of them all ways of setting the six logits next to the divide (`lower`). For each of these ways, the tangent of the
-concave function at the corner bounds what any setting of the other logits can reach by something additive over i, whose
-best S is known (`upper`). The two mostly agree, and always for V <= 6.
+of them all ways of setting the six logits next to the divide (`lower`). For each of these ways, a tangent of the
+concave function bounds what any setting of the other logits can reach by something additive over i, whose best S is
+known: the least over the tangent at the corner and a few beside it (`upper`). The two mostly agree, and always for V <= 6.
 
 That needs the loss to be concave in the sum, L >= 1 - 1 / (2 c) all over the box. Elsewhere `upper` comes from the range of L.
 """
@@ -35,6 +35,7 @@ from landscape.logits import check_logits, half_width, logit_sharpness
 
 TIGHT = 1e-9
 NEAR = 6
+TANGENTS = 9
 
 
 def smoothed_logit_sharpness(
@@ -98,23 +99,35 @@ def _bracket(z: Tensor, y: Tensor, b: Tensor, z_loss: float) -> tuple[Tensor, Te
     g_near, h_near = g.gather(-1, near), h.gather(-1, near)
     g_far, h_far = g.scatter(-1, near, 0.0), h.scatter(-1, near, 0.0)
     g_up, h_up = up.gather(-1, first), cost.gather(-1, first)
+
+    def tangent(q: Tensor) -> tuple[Tensor, Tensor]:
+        """The slope at q, and what the tangent there allows the far logits."""
+        slope = (1 + 2 * z_loss * (level + torch.log1p(q))) / (1 + q)
+        return slope, (slope * g_far - h_far).clamp(min=0).sum(-1, keepdim=True)
+
+    # Tangents that all ways share: at sums from one end of the window to the other.
+    ends = q0 + g_up, q0 + up.gather(-1, first + K)
+    shared = [(q, *tangent(q)) for q in (torch.lerp(*ends, i / (TANGENTS - 1)) for i in range(TANGENTS))]
     values, bounds = [], []
     for bits in itertools.product((0.0, 1.0), repeat=K):
         chosen = torch.tensor(bits, dtype=z.dtype, device=z.device)
-        q = q0 + g_up + (chosen * g_near).sum(-1, keepdim=True)
-        value = rise(q) + free - h_up - (chosen * h_near).sum(-1, keepdim=True)
-        slope = (1 + 2 * z_loss * (level + torch.log1p(q))) / (1 + q)
-        further = (slope * g_far - h_far).clamp(min=0).sum(-1, keepdim=True) - (slope * g_up - h_up)
+        g_chosen, h_chosen = ((chosen * part).sum(-1, keepdim=True) for part in (g_near, h_near))
+        q = q0 + g_up + g_chosen
+        value = rise(q) + free - h_up - h_chosen
+        slope, far = tangent(q)
+        bound = value + far - (slope * g_up - h_up)
+        for at, slope, far in shared:
+            bound = torch.minimum(bound, rise(at) + slope * (q0 + g_chosen - at) + free - h_chosen + far)
         values.append(value)
-        bounds.append(value + further)
-    tangent = torch.stack(bounds).amax(0)
+        bounds.append(bound)
+    most = torch.stack(bounds).amax(0)
     prefixes = (rise(q0 + up) + free - cost).amax(-1, keepdim=True)
     lower = torch.maximum(torch.stack(values).amax(0), prefixes).squeeze(-1).clamp(min=0)  # 0 is the centre
     # Both ends of what L can be: L + c L^2 is convex in L, so largest at an end; and the linear part by itself.
     lowest, highest = q0, (p * torch.expm1(b)).sum(-1, keepdim=True)
     apart = torch.maximum(rise(lowest), rise(highest)) + free
     concave = 1 + 2 * z_loss * (level + torch.log1p(lowest) - 1) >= 0
-    upper = torch.where(concave, torch.minimum(tangent, apart), apart).squeeze(-1)
+    upper = torch.where(concave, torch.minimum(most, apart), apart).squeeze(-1)
     finite = (z.isfinite() & (b < 700)).all(-1)
     scale = torch.where(finite, 100 / (1 + f), torch.nan)
     return scale * lower, scale * torch.maximum(upper, lower)

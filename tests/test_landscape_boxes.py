@@ -85,6 +85,26 @@ def test_smoothed_finds_the_best_corner_nearly_always() -> None:
     assert got.converged.double().mean() > 0.9
 
 
+@pytest.mark.parametrize("near", [1, 3, 6])
+def test_the_upper_bound_holds_where_the_corners_tried_are_not_the_best(
+    near: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly equal logits and much smoothing put all p_i next to y_i: the order says little, and a narrow search misses."""
+    monkeypatch.setattr("landscape.smoothed.NEAR", near)
+    z, t = draw(60, 10, seed=4), targets_of((60,), 10)
+    missed = 0
+    for smoothing, weight in ((0.5, 0.0), (0.9, 0.0), (0.9, 1e-2)):
+        got = smoothed_logit_sharpness(z, t, 1.0, label_smoothing=smoothing, z_loss=weight)
+        assert got.upper is not None
+        assert near < 6 or got.converged.double().mean() > 0.9
+        for i, (r, k) in enumerate(zip(z.numpy(), t.tolist(), strict=True)):
+            worst = loss_of(r + (abs(r) + 1) * corners(10), k, smoothing, weight).max()
+            exact = percent(worst, loss_of(r, k, smoothing, weight))
+            assert got.lower[i] - 1e-11 <= exact <= got.upper[i] + 1e-11
+            missed += int(got.lower[i] < exact - 1e-9)
+    assert near > 1 or missed > 0
+
+
 def test_without_smoothing_it_is_the_closed_form() -> None:
     z, t = draw(40, 300, scale=3.0), targets_of((40,), 300)
     got = smoothed_logit_sharpness(z, t, [5e-4, 0.1])
@@ -123,6 +143,10 @@ def test_ten_steps_of_lbfgsb_stay_below_the_maximum_and_see_nothing_where_the_to
     assert (got.lower[1:] > 0.4 * exact[1:]).any(1).any()
     assert (got.n_forward[1:] >= 2).all()
     torch.testing.assert_close(got.upper, exact)
+    # And it is ten: in a large box each iteration counts.
+    first, tenth = (lbfgsb_logit_sharpness(z[1:], t[1:], 1.0, iterations=n).lower.sum() for n in (1, 10))
+    assert first < 0.5 * tenth
+    assert torch.equal(lbfgsb_logit_sharpness(z[1:], t[1:], 1.0).lower.sum(), tenth)
 
 
 # --- the hidden state
