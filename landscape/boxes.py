@@ -115,7 +115,7 @@ def _at_token(
             small = torch.log1p((p * torch.expm1(gain.clamp(max=1))).sum(-1))
             return torch.where(gain.amax(-1) <= 1, small, torch.logsumexp(log_p + gain, -1))
 
-        upper = _upper(p, log_p, u, b)
+        upper = rise_bound(p, log_p, u, b)
         if signs is not None:
             lower = torch.stack([rise(part * b).amax() for part in signs.split(256)]).amax()
             upper, calls = lower, len(signs)
@@ -145,8 +145,8 @@ def _starts(u: Tensor, b: Tensor, reaching: Tensor, random: Tensor) -> Tensor:
     return torch.stack(starts)
 
 
-def _upper(p: Tensor, log_p: Tensor, u: Tensor, b: Tensor) -> Tensor:
-    """The least of the two certified bounds of the rise over the box."""
+def rise_bound(p: Tensor, log_p: Tensor, u: Tensor, b: Tensor) -> Tensor:
+    """The least of the two certified bounds of the rise over the box, []; p and log_p [V], u [V, D], b [D]."""
     c = u.abs() @ b
     interval = torch.where(c.amax() <= 1, torch.log1p((p * torch.expm1(c)).sum()), torch.logsumexp(log_p + c, -1))
     sinhc = torch.where(c > 0, c.sinh() / c, 1.0)

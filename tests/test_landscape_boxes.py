@@ -24,6 +24,7 @@ from landscape import (
     logit_sharpness,
     smoothed_logit_sharpness,
 )
+from landscape.boxes import rise_bound
 
 Floats = npt.NDArray[np.float64]
 
@@ -190,6 +191,29 @@ def test_lower_exact_upper_in_that_order(seed: int, D: int, V: int, eps: float, 
     # The corner that lifts the token which can get furthest is among the starts: V times as much is the most there is.
     f = loss_of((W @ x[0]).numpy(), int(t[0]))
     assert (float(got.lower[0]) - exact) / 100 * (1 + f) >= -math.log(V) - slack
+
+
+@pytest.mark.parametrize("width", [1e-3, 0.3, 5.0])
+def test_the_bound_is_the_rise_itself_where_only_its_second_order_is_left(width: float) -> None:
+    """Two wrong tokens as likely, moving opposite ways: no slope, and a rise of log(p_t + (1 - p_t) cosh(width))."""
+    p = torch.tensor([0.6, 0.2, 0.2], dtype=torch.float64)
+    u = torch.tensor([[0.0], [1.0], [-1.0]], dtype=torch.float64)
+    got = float(rise_bound(p, p.log(), u, torch.tensor([width], dtype=torch.float64)))
+    assert got == pytest.approx(math.log(0.6 + 0.4 * math.cosh(width)), rel=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), D=st.integers(1, 7), V=st.integers(2, 9), width=st.sampled_from([1e-4, 0.1, 1.0, 20.0])
+)
+def test_the_bound_by_itself_is_above_every_corner(seed: int, D: int, V: int, width: float) -> None:
+    """In `hidden_sharpness` it is never below what was found, which would hide a bound that is too low."""
+    log_p = torch.log_softmax(draw(V, seed=seed, scale=3.0), 0)
+    u = draw(V, D, seed=seed + 1)
+    u[0] = 0
+    b = width * draw(D, seed=seed + 2).abs()
+    rises = np.logaddexp.reduce(log_p.numpy() + (corners(D) * b.numpy()) @ u.numpy().T, axis=1)
+    assert float(rise_bound(log_p.exp(), log_p, u, b)) >= rises.max() - 1e-12
 
 
 def test_the_chord_bound_is_within_second_order_for_small_boxes() -> None:
