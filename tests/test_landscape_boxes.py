@@ -341,6 +341,22 @@ def test_a_nan_on_the_way_is_not_taken_for_a_maximum_elsewhere(method: Any) -> N
     assert got.lower.isnan()
 
 
+@pytest.mark.parametrize("bad", [2, 3, 4, 5])
+def test_a_nan_that_the_optimiser_recovers_from_is_not_forgotten(bad: int) -> None:
+    calls = 0
+
+    def loss(p: dict[str, Tensor], batch: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        w = p["w"]
+        value = (w - 0.3 * w**3 + torch.sin(3 * w) * torch.arange(1, 3)).sum()
+        return value * math.nan if calls == bad else value
+
+    w = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    assert box_sharpness(loss, {"w": w}, None, 0.5, method="lbfgsb").lower.isnan()
+    assert calls >= bad
+
+
 def test_batches_of_unequal_size_count_by_their_size() -> None:
     """A peer averages a last batch of 1 like one of 9."""
     h = draw(10, 4, seed=5).abs()
@@ -365,6 +381,11 @@ X, HEAD, T = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, dtype=torch.in
         (lambda: hidden_sharpness(X, HEAD[:, :2], T), r"needs a head \[V, D\]"),
         (lambda: hidden_sharpness(X, HEAD.expand(3, 5, 3), T), r"a head of 3 runs needs hidden \[3, ..., D\]"),
         (lambda: hidden_sharpness(X, HEAD, T.float()), r"targets must be integers \(2,\), got torch.float32"),
+        (
+            lambda: hidden_sharpness(X, HEAD, T - 100),
+            r"targets must be in 0..4, got -100..-100; leave ignored tokens out",
+        ),
+        (lambda: hidden_sharpness(X, HEAD, T + 5), r"targets must be in 0..4, got 5..5"),
         (lambda: hidden_sharpness(X, HEAD, T, bias=X), r"bias must be \(5,\)"),
         (lambda: hidden_sharpness(X, HEAD, T, 0.0), r"epsilon must be positive"),
         (lambda: smoothed_logit_sharpness(X, T, label_smoothing=1.0), r"label_smoothing must be in \[0, 1\), got 1.0"),
