@@ -170,10 +170,10 @@ def _check_hidden(hidden: Tensor, head: Tensor, targets: Tensor, bias: Tensor | 
         raise ValueError(
             f"targets must be integers {tuple(hidden.shape[:-1])}, got {targets.dtype} {tuple(targets.shape)}"
         )
-    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < head.shape[-2]:
-        raise ValueError(
-            f"targets must be in 0..{head.shape[-2] - 1}, got {int(targets.min())}..{int(targets.max())}; leave ignored tokens out"
-        )
+    V = head.shape[-2]
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < V:
+        found = f"{int(targets.min())}..{int(targets.max())}"
+        raise ValueError(f"targets must be in 0..{V - 1}, got {found}; leave ignored tokens out")
     if bias is not None and bias.shape != head.shape[:-1]:
         raise ValueError(f"bias must be {tuple(head.shape[:-1])}, got {tuple(bias.shape)}")
 
