@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from landscape.evaluate import Bracket, Loss, Params, Point, count_of, grid_of
@@ -293,6 +292,8 @@ def _ascend(
 
 def _lbfgsb(point: Point, space: _Space, width: Tensor, base: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Scipy's L-BFGS-B from the centre, run by run, the others standing still: rise [R] and whether it met its tolerance."""
+    from scipy.optimize import minimize  # 0.4 s that who trains should not wait for
+
     rise, rest = torch.full_like(base, torch.nan), torch.zeros_like(base, dtype=torch.bool)
     for r in range(point.runs):
         spoilt = False

@@ -27,7 +27,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from landscape.evaluate import Bracket, grid_of
@@ -147,6 +146,8 @@ def lbfgsb_logit_sharpness(
     optimiser's evaluations. It under-reports: at V = 32k it reaches 77 % to 99 %, and 0 where the token is sure. One token
     after the other, on the CPU.
     """
+    from scipy.optimize import minimize  # 0.4 s that who trains should not wait for
+
     epsilons = grid_of("epsilon", epsilon)
     check_logits(logits, targets)
     rows = logits.detach().double().cpu().reshape(-1, logits.shape[-1]).numpy()
