@@ -272,6 +272,29 @@ def test_after_an_exception_parameters_buffers_generators_and_gradients_are_as_b
         assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
 
 
+def test_a_tied_weight_moves_in_both_its_places() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(5, 3)
+            self.head = nn.Linear(3, 5, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.embedding(tokens))
+            return logits
+
+    model, tokens = Tied().double(), torch.tensor([0, 3, 4])
+    loss, params = module_loss(model, lambda net, x: net(x).square().sum())
+    assert list(params) == ["embedding.weight"]
+    got = average_sharpness(loss, params, tokens, 0.5, samples=2)
+    W = params["embedding.weight"]
+    # f(c W) = c^4 f(W) only if both places move.
+    doubled = loss({"embedding.weight": 2 * W}, tokens)
+    assert float(doubled) == pytest.approx(16 * float(loss(params, tokens)), rel=1e-12)
+    assert got.n_forward == 3
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
