@@ -22,7 +22,7 @@ _RESIDUAL = "||A v - lambda v||, ||v|| = 1, from a product of its own: an eigenv
 _SLQ = "Lanczos from a random vector: eigenvalues of T, and squared first components (Ubaru, Chen & Saad 2017)"
 _CRITICAL = "2 / lr_c, lr_c the smallest step along the update that raises the loss (Kalra et al. 2601.16979)"
 
-CURVATURE: dict[str, Variable] = {
+_ROWS: dict[str, Variable] = {
     "hessian_eigenvalue": Variable(("run", "rank"), "as the loss", "largest eigenvalues of the loss's Hessian H", _LANCZOS),
     "preconditioned_eigenvalue": Variable(("run", "rank"), "1 / learning rate", "eigenvalues of P^-1 H", _ADAM),
     "residual": Variable(("run", "rank"), "as the eigenvalue", "length of the residual", _RESIDUAL),
@@ -45,6 +45,7 @@ CURVATURE: dict[str, Variable] = {
     "critical_sharpness_lower": Variable(("run",), "1 / learning rate", "its lower bound", "2 / the step that raised it"),
     "critical_sharpness_upper": Variable(("run",), "1 / learning rate", "its upper bound", "2 / the step that did not"),
 }  # fmt: skip
+CURVATURE: dict[str, Variable] = {name: row._replace(optional=("run",)) for name, row in _ROWS.items()}
 
 
 def labelled(problem: Problem, values: Mapping[str, Tensor | int | bool], **attrs: str | float) -> xr.Dataset:

@@ -56,7 +56,7 @@ def logit_sharpness(
     ValueError for shapes, dtypes and epsilons that don't fit; targets out of range raise where indexing does (CPU).
     """
     epsilons = _epsilons(epsilon)
-    _check(logits, targets)
+    check_logits(logits, targets)
     at = _stand(logits, targets, centred)
     percent, small = _by_moments(at, epsilons)
     if torch.compiler.is_compiling() or not small.all():
@@ -72,7 +72,7 @@ def small_box_sharpness(
     A box is small where no logit and target move apart by more than 1/2; the values elsewhere mean nothing. For code that
     can't branch on the values, as in a CUDA graph: all epsilons cost one pass.
     """
-    _check(logits, targets)
+    check_logits(logits, targets)
     return _by_moments(_stand(logits, targets, centred), _epsilons(epsilons))
 
 
@@ -184,7 +184,8 @@ def _epsilons(epsilon: float | Sequence[float]) -> list[float]:
     return epsilons
 
 
-def _check(logits: Tensor, targets: Tensor) -> None:
+def check_logits(logits: Tensor, targets: Tensor) -> None:
+    """ValueError unless logits are [..., V] of a floating dtype, V >= 2, and targets [...] integers."""
     if not logits.is_floating_point():
         raise ValueError(f"logits must be of a floating dtype, got {logits.dtype}; convert them with .float()")
     if logits.ndim < 1 or logits.shape[-1] < 2:

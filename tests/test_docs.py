@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import landscape
 from exmy.cli import main
 from train.settings import TrainingSettings
 from train.study_file import read_study
@@ -24,6 +25,7 @@ from train.study_file import read_study
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 FORMATS = ROOT / "docs" / "formats.md"
+BOXES = ROOT / "docs" / "landscape-boxes.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -84,6 +86,13 @@ def test_the_formats_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.
     assert {path.name for path in tmp_path.iterdir()} == {"formats.png", "e4m3fn.hex", "e2m1fn.csv", "values.csv"}
 
 
+def test_the_page_on_boxes_does_what_it_says_and_its_table_names_functions(tmp_path: Path) -> None:
+    follow(BOXES, tmp_path)
+    named = re.findall(r"^\| (`.*?`) \|", BOXES.read_text(encoding="utf-8"), re.MULTILINE)
+    functions = {name for cell in named for name in re.findall(r"\w+", cell)}
+    assert {"hidden_sharpness", "slice_between"} <= functions <= set(landscape.__all__)
+
+
 def test_the_tutorial_does_what_it_says(after_make_sweep: Path) -> None:
     follow(TUTORIAL, after_make_sweep)
     left = {path.relative_to(after_make_sweep).as_posix() for path in after_make_sweep.rglob("*") if path.is_file()}
@@ -95,7 +104,7 @@ def test_the_tutorial_does_what_it_says(after_make_sweep: Path) -> None:
     } <= left
 
 
-@pytest.mark.parametrize("page", [TUTORIAL, FORMATS])
+@pytest.mark.parametrize("page", [TUTORIAL, FORMATS, BOXES])
 def test_what_a_python_block_prints_is_shown(page: Path) -> None:
     """So that a reader without a shell can follow, and no printed number goes unchecked."""
     listed = blocks(page)

@@ -28,6 +28,7 @@ from landscape import (
     preconditioned_eigenvalues,
     smoothed_density,
     spectral_density,
+    validate,
     xtrace,
 )
 
@@ -401,3 +402,16 @@ def test_what_can_not_be_is_refused_in_one_line(ask: Callable[[], Any], message:
     with pytest.raises(LandscapeError, match=message) as caught:
         ask()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_what_curvature_says_keeps_to_its_schema(runs: bool) -> None:
+    """Of a problem alone, and of two side by side; and a wrong unit is told."""
+    H = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+    x = torch.ones((2, 3) if runs else 3, dtype=torch.float64)
+    problem = Problem(lambda p, _: ((p["x"] @ H) * p["x"]).sum(-1) / 2, {"x": x}, None, runs=runs, dtype=torch.float64)
+    found = [hessian_eigenvalues(problem, 2).dataset, hutchinson_trace(problem), gradient_curvature(problem)]
+    assert [validate(dataset, CURVATURE) for dataset in found] == [[], [], []]
+    found[0]["hessian_eigenvalue"].attrs["units"] = "nats"
+    (line,) = validate(found[0], CURVATURE)
+    assert "hessian_eigenvalue: units" in line
