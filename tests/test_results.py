@@ -381,3 +381,28 @@ def test_what_the_conformance_page_says_of_torch_on_a_gpu() -> None:
     assert single["torch-cuda-compiled", "bf16"].law("on_grid").failed > 2**31
     assert all(r.law("single_rounding").verdict == "fail" for r in found
                if r.implementation == "torch-cuda" and r.input_dtype == "float64")  # fmt: skip
+
+
+def test_what_scale_asks_and_reaches_is_in_the_page() -> None:
+    """Seconds and sizes of 100,000 simulated packs; what was asked holds."""
+    page, m = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"), content("cpu-scale.json")
+    assert (m["packs"], m["runs"]) == (100_000, 800_000)
+    assert m["plan_seconds"] + m["hashes_seconds"] < 10
+    assert m["status_seconds"] < 2
+    rows = dict(re.findall(r"^\| (.*?) \| (?:.*?) \| (.*?) \|$", page, re.MULTILINE))
+    cells = [cell.replace("*", "") for cell in rows.values()]
+    for name in ("plan", "hashes", "second_start", "resume", "reindex_1000", "write_100_packs"):
+        assert f"{m[f'{name}_seconds']:.1f} s" in cells
+    assert f"{m['status_seconds']:.2f} s" in cells
+    assert f"{m['index_bytes'] / 1e6:.0f} MB, {m['index_bytes_per_pack']} bytes a pack" in cells
+    assert f"{m['list_names_seconds']:.1f} s, {m['list_stamps_seconds']:.1f} s" in cells
+    assert f"{m['bytes_per_pack'] / 1e3:.0f} kB, {m['bytes_per_run'] / 1e3:.0f} kB a run" in cells
+    for opened in m["opened"]:
+        seconds = f"{opened['open_seconds']:.0f} s to open, {opened['join_seconds']:.1f} s for the mean"
+        assert (
+            f"{seconds}, {opened['peak_mib']} MiB at most"
+            in rows[f"open {opened['packs']:,} packs in chunks, mean of all losses"]
+        )
+    assert f"{m['write_100_packs_seconds'] / 100:.2f} s a pack" in page
+    for minutes in (1, 10, 60):
+        assert f"| {minutes} | {1000 / 60 / minutes:.2f} | {60_000 / minutes:,.0f} | {120_000 / minutes:,.0f} |" in page
