@@ -140,7 +140,7 @@ def _varied(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _largest(of: Mapping[str, Any]) -> str:
     largest = of["largest_stable"]
     if largest is None:
-        return f"none tried, down to {min(share['learning_rate'] for share in of['tried']):.4g}"
+        return f"none of those tried, down to {min(share['learning_rate'] for share in of['tried']):.4g}"
     more = " or more" if of["smallest_unstable"] is None else ""
     return _rate(largest) + more + ("" if of["found"] else " (so far)")
 

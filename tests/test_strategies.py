@@ -70,7 +70,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = invoke("sweep", path, "--out", folder / "out", "--device", "cpu")
     assert found.exit_code == 0, found.output
     assert "Largest stable learning rate, 2 rounds, 16 runs" in found.output
-    assert "none tried, down to 0.0004883" in found.output
+    assert "none of those tried, down to 0.0004883" in found.output
     return folder / "out"
 
 
@@ -84,7 +84,7 @@ def test_what_a_search_found_is_shown_again_by_status_and_report(searched: Path)
     assert invoke("report", searched).exit_code == 0
     page = (searched / "report" / "index.html").read_text()
     assert "Largest stable learning rate, 2 rounds, 16 runs" in page
-    assert "none tried, down to 0.0004883" in page
+    assert "none of those tried, down to 0.0004883" in page
     tree = open_study(searched)
     assert tree.attrs["runs_planned"] == tree.attrs["runs_finished"] == 16
 
