@@ -181,8 +181,8 @@ class Problem:
         same = (up == down) & (after == before).all(1) & moves[:, 0]
         if same.any() and (self.value(self.point + h * v / self.difference) != up)[same].any():
             raise LandscapeError(
-                f"a step of {self.difference:.2g} of the parameters' length vanishes: the loss and its gradient have the same bits "
-                "at both ends, as narrow formats round them; make difference larger"
+                f"a step of {self.difference:.2g} of the parameters' length vanishes, as narrow formats round: the loss and its "
+                "gradient have the same bits at both ends; make difference larger"
             )
         return torch.where(moves, (after - before) / (2 * h), torch.zeros_like(v))
 

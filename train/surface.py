@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ from train.program import Program, Slot
 from train.recipe import Elsewhere, Recipe, Structure
 from train.rounding_seeds import run_keys
 from train.seen import Layers
+
+if TYPE_CHECKING:
+    from train.pack import Pack
 
 Quantisers = Literal["on", "off", "finite-difference"]
 QUANTISERS: tuple[Quantisers, ...] = ("on", "off", "finite-difference")
@@ -183,6 +186,12 @@ def surface(
         raise ValueError(f"quantisers must be one of {', '.join(QUANTISERS)}, got {quantisers!r}")
     given = None if scales is None else {name: scale.detach() for name, scale in scales.items()}
     return Surface(program, tuple(slots), torch.device(device), quantisers, step, given, limit)
+
+
+def surface_of(pack: Pack, quantisers: Quantisers = "on", *, limit: int = LOGITS) -> Surface:
+    """The loss of a pack under way, with the random bits and the delayed scales of its next step; measure at `pack.parameters`."""
+    scales = pack.histories.scales()
+    return surface(pack.program, pack.slots, pack.device, quantisers, step=pack.made, scales=scales, limit=limit)
 
 
 def pieces(
