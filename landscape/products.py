@@ -37,6 +37,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -163,8 +164,16 @@ class Problem:
         return self._double_backward(v, piece)
 
     def _forward_over_reverse(self, v: Tensor, piece: Any) -> Tensor:
-        gradient = torch.func.grad(lambda at: self._losses(at, piece).sum())
-        return self._flat(torch.func.jvp(gradient, (self._leaves(self.point),), (self._leaves(v),))[1])
+        # Dual numbers through plain autograd, and not torch.func.jvp of torch.func.grad: that keeps the graph of the backward
+        # pass, which a third derivative would need.
+        with forward_ad.dual_level():
+            leaves = [
+                forward_ad.make_dual(leaf.clone().requires_grad_(), tangent)
+                for leaf, tangent in zip(self._leaves(self.point), self._leaves(v), strict=True)
+            ]
+            gradient = _gradient(self._losses(leaves, piece).sum(), leaves)
+            pairs = [forward_ad.unpack_dual(g) for g in gradient]
+            return self._flat([torch.zeros_like(g) if t is None else t for g, t in pairs])
 
     def _double_backward(self, v: Tensor, piece: Any) -> Tensor:
         leaves = [leaf.clone().requires_grad_() for leaf in self._leaves(self.point)]

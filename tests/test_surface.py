@@ -12,6 +12,7 @@ import logging
 import math
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from landscape import LandscapeError, Problem, hessian_eigenvalues, hutchinson_t
 from landscape.schema import LANDSCAPE
 from tests.recipe_packs import program_for, slot
 from tests.reference_linear import operand, quantised, reference_products
-from tests.small import SHAPE, SHAPES, make_program, make_slots, resolve
+from tests.small import SHAPE, SHAPES, resolve
 from tests.test_pack import PlainGPT
 from train import products as products_of_train
 from train.linear import linear
@@ -161,7 +162,8 @@ def test_the_linears_that_train_are_ordinary_products_once_nothing_is_rounded(
     want = twice_backward(lambda p: loss(p, torch.matmul), at, v)
     for place in (numerics.lm_head, *(p for block in numerics.blocks for p in block[:2])):
         assert isinstance(place, Precision)
-        got = twice_backward(lambda p, place=place: loss(p, lambda a, b: linear(a, b, unrounded(place))), at, v)
+        multiply = partial(linear, precision=unrounded(place))
+        got = twice_backward(partial(loss, multiply=multiply), at, v)
         assert all(torch.equal(got[name], want[name]) for name in at)
 
 
@@ -204,7 +206,9 @@ def plain_linear(x: Tensor, w: Tensor, p: LinearPrecision, scales: list[float]) 
     if p.structure.accumulate is not None:
         singles = [z.astype(np.float32) for z in arrays]
         nothing = np.zeros((len(singles[0]), singles[1].shape[1]), np.float32)
-        bounds = reference_products(p, *singles, nothing, None, np.array(scales), products=("forward",))["forward"]
+        bounds = reference_products(p, singles[0], singles[1], nothing, scales=np.array(scales), products=("forward",))[
+            "forward"
+        ]
         assert bounds.exact
         return surrogate(y, bounds.low)
     return y if narrow is None else surrogate(y, y.detach().to(narrow))
@@ -275,10 +279,10 @@ def test_what_rounds_is_in_the_loss_and_its_hessian_is_symmetric(name: str) -> N
 # What the loss is.
 
 
-@pytest.mark.parametrize("name", ["e4m3", "fp8-hybrid-delayed", "nvfp4", "native-bf16", "ms-amp-o1"])
+@pytest.mark.parametrize("name", ["e4m3", "nvfp4", "native-bf16", "ms-amp-o1", "mxfp8", "stochastic-e4m3"])
 def test_the_loss_is_the_one_that_a_pack_evaluates(name: str, text: Text) -> None:
-    """After some steps, with the pack's own scales and its next step's random bits, on its held-out text; the pack computes it
-    in pieces of its own and in FP32. A place that rounded otherwise would move it by 1e-4 and more.
+    """To the bit, after some steps, with its next step's random bits, on its held-out text; the pack computes it in pieces of its
+    own.
     """
     recipe = resolve(name)
     program = program_for(recipe, SHAPE, evaluation_sequences=4)
@@ -287,8 +291,8 @@ def test_the_loss_is_the_one_that_a_pack_evaluates(name: str, text: Text) -> Non
         pack.step()
     (batch,) = pack.held_out
     on, off = (surface_of(pack, word).problem(pack.parameters, *batch).value() for word in ("on", "off"))
-    torch.testing.assert_close(on, pack.validation_loss(), rtol=2e-6, atol=0)
-    assert ((off - on).abs() > 1e-5 * on).all()
+    assert torch.equal(on, pack.validation_loss())
+    assert (off != on).all()
 
 
 @pytest.mark.parametrize("name", ["rmsnorm", "llama", "everything", "z_loss", "softcap"])
@@ -366,7 +370,7 @@ def test_chunks_have_the_short_sums_of_their_recipe() -> None:
     program = program_for(recipe, TINY)
     a, b = (surface(program, slots, limit=limit).problem(params, *both, dtype=F64) for limit in (2**20, made.limit))
     v = random(2, a.P, seed=3)
-    assert torch.equal(a.value(), b.value())
+    torch.testing.assert_close(a.value(), b.value(), rtol=1e-14, atol=0)
     close(b.hvp(v), a.hvp(v), 1e-13)
 
 
@@ -462,16 +466,31 @@ def test_differences_see_the_rounding_that_derivatives_do_not() -> None:
 
 
 def test_a_step_that_vanishes_in_bf16_is_refused_and_the_default_does_not() -> None:
-    """A finite-difference step of FP32, about 1e-6 of the weights, leaves every BF16 number where it is: H v would be zero."""
-    made, params, both = of("native-bf16", "finite-difference")
-    v = random(2, made.problem(params, *both).P, seed=3).float()
-    with pytest.raises(LandscapeError, match=r"a step of 1e-09 .* make difference larger") as caught:
-        made.problem(params, *both, difference=1e-9).hvp(v)
+    """Of sum(a x^2) / 2 of x cast to BF16: a step that FP32 sees leaves every BF16 number where it is, and H v would be zero.
+    The default moves some of 4,000 numbers, v' H v is right on average, and off by 4 % or so: 1 / sqrt(4,000 times their share).
+    """
+    x, a = 1 + random(4000).abs(), random(4000, seed=1).abs()
+    v = random(1, 4000, seed=2).float()
+
+    def loss(p: Any, batch: Tensor) -> Tensor:
+        narrow: Tensor = p["x"].bfloat16().float()
+        return (batch * narrow.square()).sum() / 2
+
+    with pytest.raises(LandscapeError, match=r"a step of 1e-06 .* make difference larger") as caught:
+        Problem(loss, {"x": x.bfloat16()}, a, products="finite-difference", difference=1e-6).hvp(v)
     assert "\n" not in str(caught.value)
+    product = Problem(loss, {"x": x}, a, products="finite-difference").hvp(v)
+    assert (v * product).sum().item() == pytest.approx((v.square() * a).sum().item(), rel=0.15)
+
+
+@pytest.mark.parametrize(("name", "least"), [("native-bf16", 0.95), ("native-fp32", 0.95), ("e4m3", 0.2)])
+def test_a_recipes_default_step_is_wider_than_its_outputs_grid(name: str, least: float) -> None:
+    """Cosines with the surrogate's product; at Problem's own step they are 0.45, 0.83 and -0.1."""
+    made, params, both = of(name, "finite-difference")
+    smooth = of(name)[0].problem(params, *both)
+    v = random(2, smooth.P, seed=3).float()
     found = made.problem(params, *both).hvp(v)
-    smooth = of("native-bf16")[0].problem(params, *both).hvp(v)
-    for run in range(2):
-        assert torch.cosine_similarity(found[run], smooth[run], 0) > 0.9
+    assert (torch.cosine_similarity(found, smooth.hvp(v), 1) > least).all()
 
 
 def test_a_flat_direction_is_no_vanished_step() -> None:

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 Quantisers = Literal["on", "off", "finite-difference"]
 QUANTISERS: tuple[Quantisers, ...] = ("on", "off", "finite-difference")
 LOGITS = 2**27  # the most in memory at a time, in elements
+# The step of finite differences where something is rounded, of the weights' length: twice the distance of BF16's numbers. A
+# smaller one meets rounding above all, as outputs are BF16 in most recipes, and over a larger one the loss bends.
+DIFFERENCE = 2.0**-6
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,19 @@ class Surface:
         difference: the step of finite differences, a share of the parameters' length, where products are made of them.
         """
         batch, sizes = pieces(tokens, targets, self.program.shape.context, sequences)
+        dtype = dtype or self.program.dtype
+        by_differences = self.quantisers == "finite-difference"
+        if difference is None and by_differences and self._rounds(dtype):
+            difference = DIFFERENCE
         return Problem(
-            self.loss, params, batch, weights=sizes, runs=True, dtype=dtype or self.program.dtype,
-            products="finite-difference" if self.quantisers == "finite-difference" else None, difference=difference,
-            quantisers=self.quantisers,
+            self.loss, params, batch, weights=sizes, runs=True, dtype=dtype, difference=difference, quantisers=self.quantisers,
+            products="finite-difference" if by_differences else None,
         )  # fmt: skip
+
+    def _rounds(self, dtype: torch.dtype) -> bool:
+        numerics = self._numerics(dtype)
+        places = [numerics.lm_head, *(place for block in numerics.blocks for place in block[:2])]
+        return any(p.rounds_outputs or smooth.rounds(p, True) or smooth.rounds(p, False) for p in places)
 
     def _numerics(self, dtype: torch.dtype) -> Numerics:
         if dtype not in self._made:
@@ -189,7 +200,7 @@ def surface(
 
 
 def surface_of(pack: Pack, quantisers: Quantisers = "on", *, limit: int = LOGITS) -> Surface:
-    """The loss of a pack under way, with the random bits and the delayed scales of its next step; measure at `pack.parameters`."""
+    """The loss of a pack under way, with its next step's random bits and delayed scales; measure at `pack.parameters`."""
     scales = pack.histories.scales()
     return surface(pack.program, pack.slots, pack.device, quantisers, step=pack.made, scales=scales, limit=limit)
 
