@@ -30,6 +30,7 @@ from torch import Tensor
 
 from formats import Rounding, quantize
 from landscape import Problem
+from landscape.programs import How
 from train import smooth
 from train.again import again
 from train.head import chunks, of_runs
@@ -116,6 +117,7 @@ class Surface:
         sequences: int | None = None,
         dtype: torch.dtype | None = None,
         difference: float | None = None,
+        program: How = "eager",
     ) -> Problem:
         """The loss at params as `landscape` takes it, on tokens and their targets, integers [R, N, T] or [R, N·T].
 
@@ -129,8 +131,8 @@ class Surface:
         if difference is None and by_differences and self._rounds(dtype):
             difference = DIFFERENCE
         return Problem(
-            self.loss, params, batch, weights=sizes, runs=True, dtype=dtype, difference=difference, quantisers=self.quantisers,
-            products="finite-difference" if by_differences else None,
+            self.loss, params, batch, weights=sizes, runs=True, dtype=dtype, difference=difference, program=program,
+            quantisers=self.quantisers, products="finite-difference" if by_differences else None,
         )  # fmt: skip
 
     def _rounds(self, dtype: torch.dtype) -> bool:
