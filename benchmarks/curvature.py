@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.sweep_sizes import CUDA, seconds, spread, synchronize
-from landscape import Problem, hessian_eigenvalues
+from landscape import LandscapeError, Problem, hessian_eigenvalues
 from landscape.programs import How
 from train.determinism import deterministic
 from train.durable import atomically
@@ -173,7 +173,7 @@ def hvp(size: Size, asked: argparse.Namespace) -> dict[str, Any]:
                     found[f"{name}, {word}, {how}"] = product_against_gradient(
                         make_problem(case, params, how, recipe, quantisers), size.rounds
                     )
-                except (RuntimeError, torch.OutOfMemoryError) as error:  # the other cases count
+                except (RuntimeError, LandscapeError) as error:  # the other cases count
                     found[f"{name}, {word}, {how}"] = {"failed": str(error).strip().split("\n")[0][:300]}
                 print(name, word, how, json.dumps(found[f"{name}, {word}, {how}"]), flush=True)
     return found
