@@ -18,6 +18,7 @@ from tests.kill_harness import differences
 from tests.test_execute import Recorder, tiny
 from train import StudyError, local, one_pack, overlap, run_study
 from train.interruption import Interrupted
+from train.losses import Losses
 from train.overlap import Drawing, Writing
 from train.plan import PlannedPack, plan
 from train.program import PackResult, Progress
@@ -243,8 +244,16 @@ def test_weights_that_could_not_be_drawn_are_drawn_anew(monkeypatch: pytest.Monk
 def test_what_became_of_a_file_is_told_once_when_it_is_there() -> None:
     [pack, *_], writing, event = packs(), Writing[str](), threading.Event()
     assert writing.ended(wait=True) is None
-    writing.begin(pack, lambda: "written" if event.wait(PATIENCE) else "")
+    begun = threading.Event()
+
+    def write() -> str:
+        begun.set()
+        return "written" if event.wait(PATIENCE) else ""
+
+    writing.begin(pack, write)
+    assert not begun.wait(0.2), "not before it is asked about"
     assert writing.ended() is None
+    assert begun.wait(PATIENCE)
     assert writing.pack is pack
     event.set()
     assert writing.ended(wait=True) == (pack, "written")
@@ -299,3 +308,24 @@ def test_both_packs_of_a_worker_that_died_are_trained_again() -> None:
     assert not local._hear(worker, schedule, Recorder(), told=False)
     assert not schedule.under_way
     assert [schedule.take(), schedule.take()] == [first, second]
+
+
+def test_of_a_cpu_losses_are_told_at_once_and_kept() -> None:
+    losses, row = Losses(CPU), torch.tensor([1.0, 2.0])
+    told = list(losses.report(10, row))
+    row.fill_(3.0)
+    assert [(step, values.tolist()) for step, values in told] == [(10, [1.0, 2.0])]
+    assert list(losses.rest()) == []
+
+
+@pytest.mark.cuda
+def test_of_a_gpu_losses_are_told_a_report_later_and_every_one() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    losses, history = Losses(torch.device("cuda")), torch.arange(6.0, device="cuda").view(3, 2)
+    told = [list(losses.report(step, history[step])) for step in range(3)]
+    told.append(list(losses.rest()))
+    assert [[(step, values.tolist()) for step, values in some] for some in told] == [
+        [], [(0, [0.0, 1.0])], [(1, [2.0, 3.0])], [(2, [4.0, 5.0])],
+    ]  # fmt: skip
+    assert list(losses.rest()) == []

@@ -51,7 +51,7 @@ class Vigil:
         self._may_end = True
 
     def hear(self, loss_R: NDArray[np.float32]) -> None:
-        """The training losses of the step that was just made."""
+        """The training losses of the step that was just made, or of one a report before it."""
         pack = self._pack
         if not self.watches or pack.made <= pack.program.until:
             return

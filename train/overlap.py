@@ -6,6 +6,7 @@ from the training what they save after it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -46,7 +47,8 @@ class Drawing:
 class Writing(Generic[T]):
     """One pack's file at a time, written beside the training; what became of it is for the thread that asks.
 
-    `pack` is whose file is being written, or was without anybody having asked.
+    `pack` is whose file is being written, or was without anybody having asked. It is begun when it is asked about for the first
+    time: until a pack has made its first steps, and its GPU has others to make, two threads would wait for each other.
     """
 
     def __init__(self) -> None:
@@ -54,13 +56,22 @@ class Writing(Generic[T]):
         self.pack: PlannedPack | None = None
 
     def begin(self, pack: PlannedPack, write: Callable[[], T]) -> None:
-        """Write it; the one before has to have been asked about."""
+        """Write it, when it is asked about; the one before has to have been told of."""
         assert self.pack is None, "one at a time"
-        self.pack, self._end = pack, self._pool.submit(write)
+        self.pack, asked = pack, threading.Event()
+
+        def work() -> T:
+            asked.wait()
+            return write()
+
+        self._asked, self._end = asked, self._pool.submit(work)
 
     def ended(self, wait: bool = False) -> tuple[PlannedPack, T] | None:
         """The pack and what its `write` returned, told once; None where there is none, or, unless asked to wait, not yet."""
-        if self.pack is None or not (wait or self._end.done()):
+        if self.pack is None:
+            return None
+        self._asked.set()
+        if not (wait or self._end.done()):
             return None
         pack, self.pack = self.pack, None
         return pack, self._end.result()

@@ -32,6 +32,7 @@ from train.dropout import EMBEDDING, dropped
 from train.head import chunks, head_over_chunks, of_runs
 from train.layers import embedding_gradient
 from train.loss_scale import inverse
+from train.losses import Losses
 from train.model import Numerics, forward, is_matrix
 from train.numerics import Draws, Histories, make_numerics, place_of, with_quantizer, with_share
 from train.optim import Factors, Parts, parameter_rules
@@ -522,7 +523,8 @@ def train_pack(
     make: Callable[..., Pack] | None = None,
     weights: Weights | None = None,
 ) -> PackResult:
-    """Train a pack to its end, from its checkpoint if there is one; `on_progress` hears every `CHUNK` steps.
+    """Train a pack to its end, from its checkpoint if there is one; `on_progress` hears every `CHUNK` steps,
+    of a GPU one report later.
 
     dead_after: how many steps of NaN a run has to have to be called dead (see `dead`), 0 for never. make: what of, for a pack
     that several processes share. weights: as `Pack` takes them. `Interrupted` where the checkpointer hears a signal.
@@ -532,7 +534,13 @@ def train_pack(
         torch.cuda.reset_peak_memory_stats(device)
     pack = (make or Pack)(program, slots, text, device, compiled, weights)
     before = checkpointer.restore(pack.load) if checkpointer else Times()
-    first, vigil = before.first_step, Vigil(pack, dead_after)
+    first, vigil, reports = before.first_step, Vigil(pack, dead_after), Losses(device)
+
+    def hear(losses: Iterator[tuple[int, NDArray[np.float32]]]) -> None:
+        for step, losses_R in losses:
+            vigil.hear(losses_R)
+            if on_progress:
+                on_progress(Progress(step, losses_R, text.unigram_entropy, vigil.dead.copy()))
 
     def times() -> Times:
         return Times(before.total + time.perf_counter() - started, first)
@@ -548,12 +556,12 @@ def train_pack(
             pack.train_loss[0].cpu()  # wait, so that compiling is told apart from training
             first = time.perf_counter() - started
         if (on_progress or vigil.watches) and (pack.made % CHUNK == 0 or pack.made == program.steps):
-            losses = pack.train_loss[pack.made - 1].cpu().numpy()  # the one place where the host waits for the device
-            vigil.hear(losses)
-            if on_progress:
-                on_progress(Progress(pack.made, losses, text.unigram_entropy, vigil.dead.copy()))
+            hear(
+                reports.report(pack.made, pack.train_loss[pack.made - 1])
+            )  # the one place where the host waits for the device
             if vigil.ends():
                 break
+    hear(reports.rest())
     probed = _numbers(pack.probed.swapaxes(0, 1))
     dynamic = bool(program.dynamic_loss_scale)
     return PackResult(
