@@ -58,7 +58,7 @@ def labelled(problem: Problem, values: Mapping[str, Tensor | int | bool], **attr
         entry = CURVATURE[name]
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.full(problem.R, value)
         dims = entry.dims
-        if not problem.runs:
+        if not problem.run_axis:
             array, dims = array[0], dims[1:]
         variables[name] = (dims, array, entry.attrs())
     said = {"dtype": str(problem.dtype).removeprefix("torch."), "attention": "math"}

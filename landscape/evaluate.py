@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,36 @@ Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], Tensor]
 
 
-class Batches(NamedTuple):
-    """A batch in parts: its loss is the parts' mean, weighted by their sizes, and only one part's graph is held at a time."""
+class LandscapeError(ValueError):
+    """A question about a landscape that has no answer as put: one line with the value, the limit and the mend."""
 
-    parts: Sequence[Any]
-    sizes: Sequence[float]
+
+class Batches:
+    """A batch in parts: its loss is the parts' mean, weighted by their sizes, and only one part's graph is held at a time.
+
+    sizes: the parts' numbers of tokens or examples, or a function that tells a part's. LandscapeError unless each part has one.
+    """
+
+    def __init__(self, parts: Iterable[Any], sizes: Sequence[float] | Callable[[Any], float]) -> None:
+        self.parts = list(parts)
+        self.sizes = [float(size) for size in (map(sizes, self.parts) if callable(sizes) else sizes)]
+        if not self.parts or len(self.sizes) != len(self.parts):
+            raise LandscapeError(
+                f"each part of a batch needs its size, got {len(self.parts)} parts and {len(self.sizes)} sizes"
+            )
+        if not all(0 < size < math.inf for size in self.sizes):
+            raise LandscapeError(f"sizes must be positive numbers of tokens or examples, got {self.sizes}")
+
+    @property
+    def shares(self) -> list[float]:
+        """The weight of each part's loss in the batch's, 1 in sum."""
+        whole = math.fsum(self.sizes)
+        return [size / whole for size in self.sizes]
+
+    @classmethod
+    def of(cls, batch: Any) -> Batches:
+        """A batch that may be in parts; in one, where it is not."""
+        return batch if isinstance(batch, cls) else cls([batch], [1.0])
 
 
 @dataclass(frozen=True)
@@ -91,8 +116,7 @@ class Point:
         self.run_axis = run_axis
         self.n_forward = 0
         self._loss = loss
-        self._batches = batch if isinstance(batch, Batches) else Batches([batch], [1.0])
-        check_sizes(self._batches)
+        self._batches = Batches.of(batch)
         self._cuda = sorted({v.device.index for v in self.params.values() if v.device.type == "cuda"})
 
     def __enter__(self) -> Self:
@@ -143,13 +167,12 @@ class Point:
         self._rewind()
         self.n_forward += 1
         total = torch.zeros(self.runs, dtype=torch.float64, device=next(iter(at.values())).device)
-        whole = math.fsum(self._batches.sizes)
-        for part, size in zip(self._batches.parts, self._batches.sizes, strict=True):
+        for part, weight in zip(self._batches.parts, self._batches.shares, strict=True):
             loss = self._loss(at, part)
             if loss.shape != ((self.runs,) if self.run_axis else ()):
                 wanted = f"one value a run, ({self.runs},)" if self.run_axis else "a scalar"
                 raise ValueError(f"loss(params, batch) must return {wanted}, got shape {tuple(loss.shape)}")
-            share = loss * (size / whole)
+            share = loss * weight
             if backward is not None:
                 backward(share)
             total += share.detach().double()
@@ -205,18 +228,6 @@ def check_params(params: Mapping[str, Tensor], run_axis: bool) -> int:
     if len(runs) != 1 or 0 in runs:
         raise ValueError(f"with run_axis every parameter must be [R, ...] of one R >= 1, got R of {sorted(runs)}")
     return runs.pop()
-
-
-def check_sizes(batches: Batches) -> None:
-    """ValueError unless every part has a size."""
-    if (
-        len(batches.parts) != len(batches.sizes)
-        or not batches.parts
-        or not all(0 < s < math.inf for s in batches.sizes)
-    ):
-        raise ValueError(
-            f"Batches must have a positive size for each of {len(batches.parts)} parts, got {batches.sizes}"
-        )
 
 
 def grid_of(name: str, values: float | Sequence[float]) -> list[float]:

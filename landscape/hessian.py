@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from landscape.curvature import labelled, random_vectors
+from landscape.evaluate import LandscapeError
 from landscape.lanczos import Operator, largest
-from landscape.products import LandscapeError, Problem
+from landscape.products import Problem
 
 
 class Eigenpairs(NamedTuple):

@@ -1,7 +1,7 @@
 """A loss as a function of its parameters, and its gradients and Hessian-vector products (HVPs), for a pack of runs at once.
 
-Any torch callable `loss(params, batch)` will do, params a dict of tensors (nested, if need be). A pack says `runs=True`: every
-parameter then has a leading run axis R, and the loss is [R], run r's from run r's parameters alone. The Hessian of the runs' sum
+Any torch callable `loss(params, batch)` will do, params a dict of tensors (nested, if need be). With `run_axis` every
+parameter has a leading run axis R, and the loss is [R], run r's from run r's parameters alone. The Hessian of the runs' sum
 is block diagonal, so one product with it is every run's own:
 
     H v = d/dt grad f(theta + t v) at t = 0,      f = sum_r f_r     (Pearlmutter 1994)
@@ -9,7 +9,7 @@ is block diagonal, so one product with it is every run's own:
 computed forward over reverse: the gradient's program, pushed forward along v. Where an operation has no forward-mode derivative,
 as the gradient of <grad f, v>: twice in reverse. `Problem.mode` says which, `Problem.why` for what reason.
 
-A batch may come in pieces with weights, its numbers of tokens or examples. Then everything is of the weighted mean
+A batch may come in pieces, as `Batches` with their numbers of tokens or examples. Then everything is of the weighted mean
 
     f = sum_b w_b f_b / sum_b w_b,      f_b the mean over piece b,
 
@@ -32,23 +32,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from landscape.evaluate import Batches, LandscapeError
+
 Mode = Literal["forward-over-reverse", "double-backward"]
-
-
-class LandscapeError(ValueError):
-    """A question about a landscape that has no answer as put: one line with the value, the limit and the mend."""
 
 
 class Problem:
     """A loss at a point: values, gradients and Hessian-vector products in parameter space, flat, in one precision.
 
-    loss: `loss(params, batch)` -> a scalar, or [R] with `runs`. params: a dict, nested if need be, of floating tensors.
-    batch: what the loss takes; with `weights`, a sequence of such pieces, and weights their numbers of tokens or examples, or a
-    function that tells a piece's. dtype: FP32 or FP64, to which parameters and the batch's floating tensors are cast. state: a
-    module, or tensors, that the loss may write to, put back after every evaluation.
+    loss: `loss(params, batch)` -> a scalar, or [R] with `run_axis`. params: a dict, nested if need be, of floating tensors.
+    batch: what the loss takes, or `Batches` of it. dtype: FP32 or FP64, to which parameters and the batch's floating tensors are
+    cast. state: a module, or tensors, that the loss may write to, put back after every evaluation.
 
-    Vectors are [R, P], P the parameters of a run, R = 1 without `runs`; `tree` gives them back their names. The loss is evaluated
-    twice before anything else: LandscapeError where its bits differ, or shapes don't fit.
+    Vectors are [R, P], P the parameters of a run, R = 1 without `run_axis`; `tree` gives them back their names. The loss is
+    evaluated twice before anything else: LandscapeError where its bits differ, or shapes don't fit.
     """
 
     def __init__(
@@ -57,23 +54,23 @@ class Problem:
         params: Mapping[str, Any],
         batch: Any,
         *,
-        weights: Sequence[float] | Callable[[Any], float] | None = None,
-        runs: bool = False,
+        run_axis: bool = False,
         dtype: torch.dtype = torch.float32,
         state: nn.Module | Iterable[Tensor] = (),
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise LandscapeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        self.loss, self.runs, self.dtype = loss, runs, dtype
+        self.loss, self.run_axis, self.dtype = loss, run_axis, dtype
         self._state = _tensors(state)
         leaves, self._spec = tree_flatten(dict(params))
-        self.R = _check_leaves(leaves, runs)
+        self.R = _check_leaves(leaves, run_axis)
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
         self.device: torch.device = leaves[0].device
         with _no_inference():
             self.point = self._flat([leaf.detach().to(dtype, copy=True) for leaf in leaves])
         self.P = self.point.shape[1]
-        self._pieces, self._shares = self._weighted(batch, weights)
+        batches = Batches.of(batch)
+        self._pieces, self._shares = self._cast(batches.parts), batches.shares
         self.mode: Mode = "forward-over-reverse"
         self.why = ""
         self._settled = False
@@ -158,11 +155,11 @@ class Problem:
     def _losses(self, leaves: list[Tensor], piece: Any) -> Tensor:
         """The loss of one piece as [R]."""
         loss: Tensor = self.loss(tree_unflatten(leaves, self._spec), piece)
-        wanted = (self.R,) if self.runs else ()
+        wanted = (self.R,) if self.run_axis else ()
         if not isinstance(loss, Tensor) or tuple(loss.shape) != wanted:
             shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise LandscapeError(
-                f"loss must return {f'[{self.R}], one a run' if self.runs else 'a scalar'}, got {shape}"
+                f"loss must return {f'[{self.R}], one a run' if self.run_axis else 'a scalar'}, got {shape}"
             )
         return loss.reshape(self.R)
 
@@ -178,20 +175,8 @@ class Problem:
                 "(module.eval()), draw random numbers from a seed, and use deterministic algorithms"
             )
 
-    def _weighted(
-        self, batch: Any, weights: Sequence[float] | Callable[[Any], float] | None
-    ) -> tuple[list[Any], list[float]]:
-        """The pieces of a batch and the share of each."""
-        pieces = [batch] if weights is None else list(batch)
-        sizes = (
-            [1.0] if weights is None else [float(w) for w in (map(weights, pieces) if callable(weights) else weights)]
-        )
-        if not pieces or len(sizes) != len(pieces):
-            raise LandscapeError(
-                f"each piece of a batch needs its weight, got {len(pieces)} pieces and {len(sizes)} weights"
-            )
-        if not all(0 < size < float("inf") for size in sizes):
-            raise LandscapeError(f"weights must be positive numbers of tokens or examples, got {sizes}")
+    def _cast(self, pieces: list[Any]) -> list[Any]:
+        """The pieces of a batch, their floating tensors in the problem's dtype."""
 
         def cast(x: Any) -> Any:
             if not isinstance(x, Tensor):
@@ -199,8 +184,7 @@ class Problem:
             return (x.clone() if x.is_inference() else x).to(self.dtype if x.is_floating_point() else x.dtype)
 
         with _no_inference():
-            pieces = [tree_map(cast, piece) for piece in pieces]
-        return pieces, [size / sum(sizes) for size in sizes]
+            return [tree_map(cast, piece) for piece in pieces]
 
     def _flat(self, leaves: Sequence[Tensor]) -> Tensor:
         return torch.cat([leaf.reshape(self.R, -1) for leaf in leaves], 1)
@@ -242,7 +226,7 @@ def _tensors(state: nn.Module | Iterable[Tensor]) -> list[Tensor]:
     return list(state)
 
 
-def _check_leaves(leaves: list[Any], runs: bool) -> int:
+def _check_leaves(leaves: list[Any], run_axis: bool) -> int:
     """Runs of the parameters, 1 without a run axis."""
     for leaf in leaves:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
@@ -250,12 +234,12 @@ def _check_leaves(leaves: list[Any], runs: bool) -> int:
             raise LandscapeError(f"params must be floating tensors, got {found}; leave what is not trained to the loss")
     if not leaves:
         raise LandscapeError("params must hold at least one tensor, got none")
-    if not runs:
+    if not run_axis:
         return 1
     axes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
     if len(axes) != 1 or 0 in axes:
         raise LandscapeError(
-            f"with runs=True every parameter leads with the run axis, got {sorted(axes)} as its lengths"
+            f"with run_axis=True every parameter leads with the run axis, got {sorted(axes)} as its lengths"
         )
     return int(axes.pop())
 

@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from landscape.curvature import labelled, random_vectors
+from landscape.evaluate import LandscapeError
 from landscape.lanczos import quadrature
-from landscape.products import LandscapeError, Problem
+from landscape.products import Problem
 
 
 def hutchinson_trace(problem: Problem, probes: int = 32, *, seed: int = 0) -> xr.Dataset:

@@ -47,7 +47,7 @@ def quadratic(A: Tensor, at: Tensor | None = None, dtype: torch.dtype = F64) -> 
         half: Tensor = torch.einsum("ri,rij,rj->r", x, batch, x) / 2
         return half
 
-    return Problem(loss, {"x": random(*A.shape[:2], seed=99) if at is None else at}, A, runs=True, dtype=dtype)
+    return Problem(loss, {"x": random(*A.shape[:2], seed=99) if at is None else at}, A, run_axis=True, dtype=dtype)
 
 
 def with_spectrum(values: Tensor, seed: int = 0) -> Tensor:
@@ -409,7 +409,9 @@ def test_what_curvature_says_keeps_to_its_schema(runs: bool) -> None:
     """Of a problem alone, and of two side by side; and a wrong unit is told."""
     H = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
     x = torch.ones((2, 3) if runs else 3, dtype=torch.float64)
-    problem = Problem(lambda p, _: ((p["x"] @ H) * p["x"]).sum(-1) / 2, {"x": x}, None, runs=runs, dtype=torch.float64)
+    problem = Problem(
+        lambda p, _: ((p["x"] @ H) * p["x"]).sum(-1) / 2, {"x": x}, None, run_axis=runs, dtype=torch.float64
+    )
     found = [hessian_eigenvalues(problem, 2).dataset, hutchinson_trace(problem), gradient_curvature(problem)]
     assert [validate(dataset, CURVATURE) for dataset in found] == [[], [], []]
     found[0]["hessian_eigenvalue"].attrs["units"] = "nats"
