@@ -24,6 +24,7 @@ _CRITICAL = "2 / lr_c, lr_c the smallest step along the update that raises the l
 
 _ROWS: dict[str, Variable] = {
     "hessian_eigenvalue": Variable(("run", "rank"), "as the loss", "largest eigenvalues of the loss's Hessian H", _LANCZOS),
+    "smallest_eigenvalue": Variable(("run", "rank"), "as the loss", "smallest eigenvalues of H, most negative first", _LANCZOS),
     "preconditioned_eigenvalue": Variable(("run", "rank"), "1 / learning rate", "eigenvalues of P^-1 H", _ADAM),
     "residual": Variable(("run", "rank"), "as the eigenvalue", "length of the residual", _RESIDUAL),
     "converged": Variable(("run",), "1", "whether the tolerance was met", "False: values are the best so far, or NaN"),

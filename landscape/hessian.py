@@ -1,4 +1,4 @@
-"""The largest eigenvalues of a loss's Hessian, of each run of a pack: how sharp the sharpest directions are.
+"""The outermost eigenvalues of a loss's Hessian, of each run of a pack: how sharp the sharpest directions are.
 
 Gradient descent at learning rate lr is stable on a quadratic as long as
 
@@ -13,12 +13,15 @@ v its second moment after t steps. P^-1 H has the eigenvalues of the symmetric P
 
 Every eigenvalue comes with its residual ||A v - lambda v||, from one more product with the vector found: some eigenvalue of A
 lies within it of lambda. That it is the largest one, no residual can say.
+
+The smallest eigenvalues, those of -H from the other end, say whether a point is a minimum: one below zero is a way down that
+the gradient does not show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import xarray as xr
@@ -32,7 +35,7 @@ from landscape.products import Problem
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues as a dataset, and their vectors [R, k, P], largest first, for slices and for the next probe's start."""
+    """Eigenvalues as a dataset, and their vectors [R, k, P], outermost first, for slices and for the next probe's start."""
 
     dataset: xr.Dataset
     vectors: Tensor
@@ -42,6 +45,7 @@ def hessian_eigenvalues(
     problem: Problem,
     k: int = 1,
     *,
+    which: Literal["largest", "smallest"] = "largest",
     start: Tensor | None = None,
     basis: int = 32,
     max_hvp: int = 200,
@@ -50,13 +54,23 @@ def hessian_eigenvalues(
 ) -> Eigenpairs:
     """The k algebraically largest eigenvalues of H: `hessian_eigenvalue (run, rank)`, `residual`, `converged (run)`, `n_hvp`.
 
+    which: "smallest" gives `smallest_eigenvalue`, the most negative first. Its tolerance is relative to the largest eigenvalue
+    met in size, since it may be 0; an upper bound of lambda_min, as `hessian_eigenvalue` is a lower one of lambda_max.
+
     start: the vectors of an earlier probe, [R, k, P] of any k; a tenth of noise is mixed in, so that a direction that has
     overtaken them is found. basis: vectors of memory. A run is done when its residuals are within tolerance times the eigenvalue;
     the eigenvalue itself is then off by about the residual's square over the gap to the next. After max_hvp products `converged`
     is False and the value a lower bound of lambda_max but for rounding. A run whose loss is NaN gives NaN. An eigenvalue that
     repeats exactly is found once. Raises LandscapeError for a k that does not fit.
     """
-    return _eigenvalues(problem, problem.hvp, "hessian_eigenvalue", k, start, basis, max_hvp, tolerance, seed, {})
+    if which not in ("largest", "smallest"):
+        raise LandscapeError(f'which must be "largest" or "smallest", got {which!r}')
+    name, sign = ("hessian_eigenvalue", 1) if which == "largest" else ("smallest_eigenvalue", -1)
+
+    def apply(v: Tensor) -> Tensor:
+        return sign * problem.hvp(v)
+
+    return _eigenvalues(problem, apply, name, k, start, basis, max_hvp, tolerance, seed, {}, sign)
 
 
 def preconditioned_eigenvalues(
@@ -106,21 +120,22 @@ def adam_preconditioner(
 
 def _eigenvalues(
     problem: Problem, apply: Operator, name: str, k: int, start: Tensor | None, basis: int, max_hvp: int,
-    tolerance: float, seed: int, attrs: dict[str, float],
+    tolerance: float, seed: int, attrs: dict[str, float], sign: int = 1,
 ) -> Eigenpairs:  # fmt: skip
+    """The largest eigenvalues of an operator, times a sign."""
     if not 1 <= k <= problem.P:
         raise LandscapeError(f"k must be 1..{problem.P}, the number of parameters, got {k}")
     if basis < min(k + 2, problem.P) or max_hvp < k:
         raise LandscapeError(
             f"k = {k} needs a basis of at least {k + 2} and max_hvp of at least {k}, got {basis} and {max_hvp}"
         )
-    found = largest(apply, _start(problem, start, seed), k, basis, max_hvp, tolerance)
+    found = largest(apply, _start(problem, start, seed), k, basis, max_hvp, tolerance, of_operator=sign < 0)
     values, residuals = _rayleigh(apply, found.vectors)
     # Measured, so that what the recurrence lost in FP32 shows; twice, as it may lie anywhere about a bound that was just met.
-    converged = found.converged & (residuals <= 2 * tolerance * values.abs()).all(1)
+    converged = found.converged & (residuals <= 2 * tolerance * found.sizes).all(1)
     dataset = labelled(
         problem,
-        {name: values, "residual": residuals, "converged": converged, "n_hvp": found.products + k},
+        {name: sign * values, "residual": residuals, "converged": converged, "n_hvp": found.products + k},
         tolerance=tolerance,
         seed=seed,
         **attrs,

@@ -92,6 +92,28 @@ def test_a_hessian_below_zero_has_a_maximum_below_zero() -> None:
     assert numbers(found.hessian_eigenvalue) == pytest.approx([-1, -2, -3, -4, -5, -6, -7])
 
 
+@pytest.mark.parametrize("basis", [8, 32])
+def test_the_smallest_are_eigvalshs_most_negative_first(basis: int) -> None:
+    """Indefinite, positive with a smallest that is no outlier, and of a rank that leaves it zero."""
+    below = with_spectrum(torch.cat([torch.tensor([-7.0, -2.0]), torch.linspace(-0.1, 3, 38)]).to(F64))
+    A = torch.stack([below, wishart(40, 80, seed=1), wishart(40, 10, seed=2)])
+    found = hessian_eigenvalues(quadratic(A), 2, which="smallest", basis=basis, max_hvp=1000, tolerance=1e-6).dataset
+    want, top = np.linalg.eigvalsh(A.numpy())[:, :2], np.linalg.eigvalsh(A.numpy())[:, -1:]
+    assert found.converged.all()
+    assert (np.abs(found.smallest_eigenvalue[:2] - want[:2]) <= 2e-6 * top[:2]).all()
+    # Thirty zeros are found as the one that they are.
+    assert abs(found.smallest_eigenvalue[2, 0]) <= 2e-6 * top[2, 0]
+    assert (found.residual <= 2e-6 * np.maximum(top, -want[:, :1])).all()
+    assert (found.smallest_eigenvalue[:, 0] >= want[:, 0] - 1e-12).all()
+
+
+def test_the_smallest_vector_goes_down_from_a_saddle() -> None:
+    A = with_spectrum(torch.tensor([-1.0, 0.5, 2.0, 30.0], dtype=F64))
+    problem = quadratic(A[None], at=torch.zeros(1, 4, dtype=F64))
+    found = hessian_eigenvalues(problem, which="smallest", tolerance=1e-9)
+    assert float(problem.value(found.vectors[:, 0])[0]) == pytest.approx(-0.5)
+
+
 def test_an_eigenvalue_is_within_its_residual_even_before_it_converged() -> None:
     A = torch.stack([with_spectrum(torch.linspace(0, 1, 80, dtype=F64), seed=i) for i in range(3)])
     found = hessian_eigenvalues(quadratic(A), max_hvp=8, tolerance=1e-12).dataset
@@ -362,7 +384,7 @@ def test_every_variable_is_named_in_the_table_with_its_dimensions() -> None:
     seen = set()
     for problem, dropped in ((packs, 0), (single, 1)):
         datasets = [
-            hessian_eigenvalues(problem, 2).dataset,
+            hessian_eigenvalues(problem, 2).dataset, hessian_eigenvalues(problem, which="smallest").dataset,
             preconditioned_eigenvalues(problem, problem.tree(torch.ones_like(problem.point))).dataset,
             hutchinson_trace(problem, 2), xtrace(problem, 4), spectral_density(problem, 2, 3),
             gradient_curvature(problem), critical_sharpness(problem),
@@ -387,6 +409,7 @@ LINE = Problem(lambda p, _: p["x"].sum(), {"x": torch.ones(3)}, None)
         (lambda: hessian_eigenvalues(LINE, 4), r"k must be 1..3.*got 4"),
         (lambda: hessian_eigenvalues(LINE, 0), r"got 0"),
         (lambda: hessian_eigenvalues(LINE, 1, basis=2), "basis of at least 3"),
+        (lambda: hessian_eigenvalues(LINE, which="both"), "which must be .* got 'both'"),  # type: ignore[arg-type]
         (lambda: hessian_eigenvalues(LINE, 2, max_hvp=1), "max_hvp of at least 2"),
         (lambda: hessian_eigenvalues(LINE, start=torch.ones(3)), r"start must be \[1, k, 3\]"),
         (lambda: preconditioned_eigenvalues(LINE, {"x": torch.zeros(3)}), "positive everywhere"),
