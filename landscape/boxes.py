@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.evaluate import Bracket, Loss, Params, Point, count_of, grid_of
+from landscape.evaluate import Bracket, Loss, Params, Point, State, count_of, grid_of
 from landscape.logits import half_width
 
 TIGHT = 1e-9
@@ -190,13 +190,15 @@ def box_sharpness(
     starts: int = 1,
     seed: int = 0,
     run_axis: bool = False,
+    state: State = (),
 ) -> Bracket:
     """Keskar's sharpness in the weights, the embeddings or any tensors: a lower bound, in percent.
 
-    loss(params, batch) -> scalar, or [R] with `run_axis`; `names` moves some tensors only (token embeddings, say). Returns
-    [], [R], [E] or [R, E], FP64. `subspace` p looks in p random directions; they take p times the moved tensors' memory in FP64
-    and are the same for all runs. Method "ascent" is for all runs at once; "lbfgsb", the original's, takes one run after the
-    other, each evaluation of a pack of R serving one. `starts`: the centre, then random points of the box ("ascent" alone).
+    loss(params, batch) -> scalar, or [R] with `run_axis`; it may write to `state`. `names` moves some tensors only (token
+    embeddings, say). Returns [], [R], [E] or [R, E], FP64. `subspace` p looks in p random directions; they take p times the
+    moved tensors' memory in FP64 and are the same for all runs. Method "ascent" is for all runs at once; "lbfgsb", the
+    original's, takes one run after the other, each evaluation of a pack of R serving one. `starts`: the centre, then random
+    points of the box ("ascent" alone).
 
     `converged` tells whether the ascent came to rest ("lbfgsb": its own tolerance), not that the maximum is global. A loss of
     NaN anywhere on the way gives NaN. n_forward counts evaluations of the pack. Raises ValueError for what doesn't fit.
@@ -206,7 +208,7 @@ def box_sharpness(
     count_of("starts", starts)
     if method not in ("ascent", "lbfgsb"):
         raise ValueError(f'method must be "ascent" or "lbfgsb", got {method!r}')
-    with Point(loss, params, batch, run_axis) as point:
+    with Point(loss, params, batch, run_axis, state) as point:
         chosen = list(point.params) if names is None else list(names)
         if unknown := set(chosen) - point.params.keys():
             raise ValueError(f"names must be among the parameters {sorted(point.params)}, got {sorted(unknown)}")

@@ -4,8 +4,9 @@ A loss is any callable `loss(params, batch)` with params a dict of tensors: a sc
 parameter has a leading run axis. Runs don't touch each other, so the gradient of the sum is all runs' gradients at once.
 
 Parameters are never written to: a perturbed point is a new dict. Random numbers that the loss draws (dropout) are the same in
-every evaluation, so that a difference of two losses is the landscape's and not the noise's, and the generators are as before
-afterwards, also after an exception.
+every evaluation, so that a difference of two losses is the landscape's and not the noise's: the loss is evaluated twice before
+anything else, and refused where the bits differ. The generators, and what `state` names (buffers that the loss writes to), are
+before every evaluation as they were at first, and afterwards too, also after an exception.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch.func import functional_call
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], Tensor]
+State = nn.Module | Iterable[Tensor]
+"""What a loss may write to, and finds as it was: a module's parameters and buffers, or tensors."""
 
 
 class LandscapeError(ValueError):
@@ -110,18 +113,21 @@ class Point:
     Values are FP64 [R]; without a run axis R is 1, and parameters are used as they are.
     """
 
-    def __init__(self, loss: Loss, params: Mapping[str, Tensor], batch: Any, run_axis: bool) -> None:
+    def __init__(self, loss: Loss, params: Mapping[str, Tensor], batch: Any, run_axis: bool, state: State = ()) -> None:
         self.params = {name: value.detach() for name, value in params.items()}
         self.runs = check_params(self.params, run_axis)
         self.run_axis = run_axis
         self.n_forward = 0
+        self._checked = False
         self._loss = loss
         self._batches = Batches.of(batch)
+        self._state = tensors_of(state)
         self._cuda = sorted({v.device.index for v in self.params.values() if v.device.type == "cuda"})
 
     def __enter__(self) -> Self:
         self._rng = torch.get_rng_state()
         self._cuda_rng = [torch.cuda.get_rng_state(i) for i in self._cuda]
+        self._kept = [tensor.detach().clone() for tensor in self._state]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,6 +137,9 @@ class Point:
         torch.set_rng_state(self._rng)
         for i, state in zip(self._cuda, self._cuda_rng, strict=True):
             torch.cuda.set_rng_state(state, i)
+        with torch.no_grad():
+            for tensor, before in zip(self._state, self._kept, strict=True):
+                tensor.copy_(before)
 
     def value(self, delta: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss at params + delta, [R]; names that delta lacks stay."""
@@ -163,7 +172,12 @@ class Point:
         return {name: value + delta[name] if delta and name in delta else value for name, value in self.params.items()}
 
     def _sum(self, at: Params, backward: Callable[[Tensor], None] | None) -> Tensor:
-        """The mean over the parts, each by its size."""
+        """The mean over the parts, each by its size; before the first, whether the loss is one function."""
+        if not self._checked:
+            self._checked = True
+            with torch.no_grad():
+                check_same(*(self._sum(self.params, None) for _ in range(2)))
+            self.n_forward = 0
         self._rewind()
         self.n_forward += 1
         total = torch.zeros(self.runs, dtype=torch.float64, device=next(iter(at.values())).device)
@@ -194,6 +208,21 @@ class Point:
         """A number a run, [R], shaped to multiply a parameter, in its dtype."""
         return (
             per_run.to(like.dtype).reshape([-1] + [1] * (like.ndim - 1)) if self.run_axis else per_run[0].to(like.dtype)
+        )
+
+
+def tensors_of(state: State) -> list[Tensor]:
+    """The tensors of a state."""
+    return [*state.parameters(), *state.buffers()] if isinstance(state, nn.Module) else list(state)
+
+
+def check_same(first: Tensor, second: Tensor) -> None:
+    """LandscapeError unless two evaluations of a loss, [R], gave the same bits, NaN for NaN."""
+    if not torch.equal(first.nan_to_num(), second.nan_to_num()) or not torch.equal(first.isnan(), second.isnan()):
+        worst = (first - second).abs().max().item()
+        raise LandscapeError(
+            f"the loss is not deterministic: the same parameters and batch gave values {worst:.2g} apart; turn dropout off "
+            "(module.eval()), draw random numbers from a seed, and use deterministic algorithms"
         )
 
 

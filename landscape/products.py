@@ -23,16 +23,16 @@ that `state` names: buffers that the loss writes to. Products run in true FP32 o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from landscape.evaluate import Batches, LandscapeError
+from landscape.evaluate import Batches, LandscapeError, State, check_same, tensors_of
 
 Mode = Literal["forward-over-reverse", "double-backward"]
 
@@ -56,12 +56,12 @@ class Problem:
         *,
         run_axis: bool = False,
         dtype: torch.dtype = torch.float32,
-        state: nn.Module | Iterable[Tensor] = (),
+        state: State = (),
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise LandscapeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         self.loss, self.run_axis, self.dtype = loss, run_axis, dtype
-        self._state = _tensors(state)
+        self._state = tensors_of(state)
         leaves, self._spec = tree_flatten(dict(params))
         self.R = _check_leaves(leaves, run_axis)
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
@@ -168,12 +168,7 @@ class Problem:
         with self._undisturbed(), torch.no_grad():
             leaves = self._leaves(self.point)
             first, second = (self._mean(lambda piece: self._losses(leaves, piece)) for _ in range(2))
-        if not torch.equal(first.nan_to_num(), second.nan_to_num()) or not torch.equal(first.isnan(), second.isnan()):
-            worst = (first - second).abs().max().item()
-            raise LandscapeError(
-                f"the loss is not deterministic: the same parameters and batch gave values {worst:.2g} apart; turn dropout off "
-                "(module.eval()), draw random numbers from a seed, and use deterministic algorithms"
-            )
+        check_same(first, second)
 
     def _cast(self, pieces: list[Any]) -> list[Any]:
         """The pieces of a batch, their floating tensors in the problem's dtype."""
@@ -218,12 +213,6 @@ def _gradient(of: Tensor, leaves: list[Tensor], create_graph: bool = False) -> l
         return [torch.zeros_like(leaf) for leaf in leaves]
     found = torch.autograd.grad(of, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
     return list(found)
-
-
-def _tensors(state: nn.Module | Iterable[Tensor]) -> list[Tensor]:
-    if isinstance(state, nn.Module):
-        return [*state.parameters(), *state.buffers()]
-    return list(state)
 
 
 def _check_leaves(leaves: list[Any], run_axis: bool) -> int:
