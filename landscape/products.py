@@ -42,7 +42,8 @@ class Problem:
 
     loss: `loss(params, batch)` -> a scalar, or [R] with `run_axis`. params: a dict, nested if need be, of floating tensors.
     batch: what the loss takes, or `Batches` of it. dtype: FP32 or FP64, to which parameters and the batch's floating tensors are
-    cast. state: a module, or tensors, that the loss may write to, put back after every evaluation.
+    cast. state: a module, or tensors, that the loss may write to, put back after every evaluation. units: of the loss, for what
+    is labelled, such as "nats".
 
     Vectors are [R, P], P the parameters of a run, R = 1 without `run_axis`; `tree` gives them back their names. The loss is
     evaluated twice before anything else: LandscapeError where its bits differ, or shapes don't fit.
@@ -57,10 +58,12 @@ class Problem:
         run_axis: bool = False,
         dtype: torch.dtype = torch.float32,
         state: State = (),
+        units: str = "loss",
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise LandscapeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         self.loss, self.run_axis, self.dtype = loss, run_axis, dtype
+        self.units = units
         self._state = tensors_of(state)
         leaves, self._spec = tree_flatten(dict(params))
         self.R = _check_leaves(leaves, run_axis)

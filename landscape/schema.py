@@ -122,6 +122,9 @@ LANDSCAPE: dict[str, Variable] = {
     "position": Variable(("position",), "1", "token", "counted from 0"),
 }  # fmt: skip
 
+# Names that stand beside a measure, and beside other people's too: by themselves they are no sign of one.
+BESIDE = {"measured", "loss", "residual", "converged", "n_hvp", "n_gradient", "n_forward", "weight", "density"}
+
 # What an ending adds to the long name, and the units where they are not the measure's.
 ENDINGS: dict[str, tuple[str, str | None]] = {
     "_lower": ("from below", None),
@@ -191,10 +194,13 @@ def labelled(
 def validate(tree: xr.Dataset | xr.DataTree, also: Mapping[str, Variable] | None = None) -> list[str]:
     """What is wrong with a dataset, or with every group of a tree, by the table: one line each, none if all is well.
 
-    `also` has further rows. Looks at names, dimensions, units and long names, not at values, so that nothing is loaded. Groups
-    without a measure of the table are another's; beside one, a variable that is not in the table is reported.
+    The table is `LANDSCAPE` with `CURVATURE`; `also` has further rows. Looks at names, dimensions, units and long names, not at
+    values, so that nothing is loaded. Groups without a measure of the table are another's; beside one, a variable that is not in
+    the table is reported.
     """
-    table = LANDSCAPE | dict(also or {})
+    from landscape.curvature import CURVATURE  # which is made of this module's Variables
+
+    table = LANDSCAPE | CURVATURE | dict(also or {})
     if isinstance(tree, xr.Dataset):
         return list(_faults("", tree, table))
     nodes = ((node.path.rstrip("/") + "/", node.to_dataset(inherit=True)) for node in tree.subtree)
@@ -204,7 +210,7 @@ def validate(tree: xr.Dataset | xr.DataTree, also: Mapping[str, Variable] | None
 def _faults(where: str, data: xr.Dataset, table: Mapping[str, Variable]) -> Iterator[str]:
     """The lines of one group."""
     names = sorted(map(str, data.data_vars))
-    measures = {name: row for name in names if name != "measured" and (row := describe(name, table))}
+    measures = {name: row for name in names if name not in BESIDE and (row := describe(name, table))}
     if not measures:
         return
     for name in names:
@@ -235,7 +241,7 @@ def _attributes(where: str, name: str, variable: xr.DataArray, row: Variable) ->
     units = variable.attrs.get("units")
     if units is None:
         yield f"{where}{name}: units are missing, must be {row.units!r}"
-    elif row.units != "loss" and units != row.units:
+    elif not row.units.endswith("loss") and units != row.units:
         yield f"{where}{name}: units are {units!r}, must be {row.units!r}"
     if "long_name" not in variable.attrs:
         yield f"{where}{name}: long_name is missing"

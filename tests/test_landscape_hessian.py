@@ -6,7 +6,7 @@ The Hessians here are matrices that are written down, and numpy, scipy or a form
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -305,11 +305,17 @@ def test_a_smoothed_density_has_unit_mass_and_the_nodes_mean() -> None:
     A = wishart(30, 60, seed=1)
     found = spectral_density(quadratic(A[None]), 4, 10)
     at = np.linspace(-3, 8, 2001)
-    density = smoothed_density(found, at, 0.1)
+    smoothed = smoothed_density(found, at, 0.1)
+    density = smoothed.density
+    assert validate(smoothed) == []
     assert density.dims == ("run", "eigenvalue")
     mass, mean = (float(np.trapezoid(density[0] * f, at)) for f in (np.ones_like(at), at))
     assert mass == pytest.approx(1, abs=1e-9)
     assert mean == pytest.approx(float((found.weight * found.node).sum("step").mean()), rel=1e-9)
+    each = [smoothed_density(found.isel(probe=[i]), at, 0.1) for i in range(4)]
+    assert each[0].density_stderr.isnull().all()
+    spread = np.std([one.density for one in each], axis=0, ddof=1) / 2
+    np.testing.assert_allclose(smoothed.density_stderr, spread, rtol=1e-9, atol=1e-12)
 
 
 # Steps.
@@ -381,7 +387,7 @@ def test_every_variable_is_named_in_the_table_with_its_dimensions() -> None:
     packs = quadratic(torch.stack([wishart(8, 20, seed=i) for i in range(2)]))
     A = wishart(8, 20, seed=1)
     single = Problem(lambda p, b: p["x"] @ b @ p["x"] / 2, {"x": random(8)}, A, dtype=F64)
-    seen = set()
+    seen: set[Hashable] = set()
     for problem, dropped in ((packs, 0), (single, 1)):
         datasets = [
             hessian_eigenvalues(problem, 2).dataset, hessian_eigenvalues(problem, which="smallest").dataset,
@@ -389,7 +395,12 @@ def test_every_variable_is_named_in_the_table_with_its_dimensions() -> None:
             hutchinson_trace(problem, 2), xtrace(problem, 4), spectral_density(problem, 2, 3),
             gradient_curvature(problem), critical_sharpness(problem),
         ]  # fmt: skip
+        smoothed = smoothed_density(datasets[-3], [0.0, 1.0], 0.1)
+        assert smoothed.density.dims == ("run", "eigenvalue")[dropped:]
+        assert validate(smoothed) == []
+        seen |= {*smoothed.variables}
         for dataset in datasets:
+            assert validate(dataset) == []
             for name, variable in dataset.items():
                 entry = CURVATURE[str(name)]
                 assert variable.dims == entry.dims[dropped:]
@@ -427,6 +438,19 @@ def test_what_can_not_be_is_refused_in_one_line(ask: Callable[[], Any], message:
     assert "\n" not in str(caught.value)
 
 
+def test_the_losss_units_are_everywhere_its_own() -> None:
+    problem = Problem(lambda p, _: p["x"].pow(2).sum(), {"x": random(4)}, None, dtype=F64, units="nats")
+    density = smoothed_density(spectral_density(problem, 2, 2), [0.0], 1.0)
+    units = {
+        str(n): v.attrs["units"]
+        for data in (hessian_eigenvalues(problem).dataset, density)
+        for n, v in data.variables.items()
+    }
+    assert units["hessian_eigenvalue"] == units["eigenvalue"] == "nats"
+    assert units["density"] == units["density_stderr"] == "1 / nats"
+    assert units["converged"] == "1"
+
+
 @pytest.mark.parametrize("runs", [False, True])
 def test_what_curvature_says_keeps_to_its_schema(runs: bool) -> None:
     """Of a problem alone, and of two side by side; and a wrong unit is told."""
@@ -437,6 +461,6 @@ def test_what_curvature_says_keeps_to_its_schema(runs: bool) -> None:
     )
     found = [hessian_eigenvalues(problem, 2).dataset, hutchinson_trace(problem), gradient_curvature(problem)]
     assert [validate(dataset, CURVATURE) for dataset in found] == [[], [], []]
-    found[0]["hessian_eigenvalue"].attrs["units"] = "nats"
+    found[0]["n_hvp"].attrs["units"] = "nats"
     (line,) = validate(found[0], CURVATURE)
-    assert "hessian_eigenvalue: units" in line
+    assert "n_hvp: units" in line

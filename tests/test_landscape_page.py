@@ -29,5 +29,12 @@ def test_the_table_has_every_measure_and_variable() -> None:
     everywhere = {"n_hvp", "n_gradient", "n_forward"}
     assert landscape.CURVATURE.keys() <= named | everywhere
     assert all(hasattr(landscape, row[0]) for row in rows)
-    measures = {"hessian_eigenvalues", "preconditioned_eigenvalues", "hutchinson_trace", "xtrace", "spectral_density"}
+    measures = {
+        "hessian_eigenvalues",
+        "preconditioned_eigenvalues",
+        "hutchinson_trace",
+        "xtrace",
+        "spectral_density",
+        "smoothed_density",
+    }
     assert {row[0] for row in rows} == measures | {"gradient_curvature", "critical_sharpness"}
