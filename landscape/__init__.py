@@ -1,5 +1,6 @@
 """How sharp a loss is at a point."""
 
+from landscape.accessor import Accessor
 from landscape.balls import asam_sharpness, average_sharpness, ball_sharpness, m_sam_sharpness, sam_sharpness
 from landscape.boxes import box_sharpness, hidden_sharpness
 from landscape.curvature import CURVATURE
@@ -17,6 +18,7 @@ __all__ = [
     "CURVATURE",
     "LANDSCAPE",
     "SHARPNESS",
+    "Accessor",
     "Batches",
     "Bracket",
     "Eigenpairs",

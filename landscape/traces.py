@@ -100,7 +100,9 @@ def smoothed_density(dataset: xr.Dataset, at: ArrayLike, width: float) -> xr.Dat
         each.std("probe", ddof=1, skipna=False) / math.sqrt(probes) if probes > 1 else each.mean("probe") * math.nan
     )
     units = dataset["node"].attrs.get("units", "loss")
-    found = xr.Dataset({"density": each.mean("probe", skipna=False), "density_stderr": spread}, {"eigenvalue": place})
+    found = xr.Dataset(
+        {"density": each.mean("probe", skipna=False), "density_stderr": spread}, {"eigenvalue": place}, {"width": width}
+    )
     for name in ("density", "density_stderr", "eigenvalue"):
         found[name].attrs = CURVATURE[name].attrs() | {"units": units_of(CURVATURE[name], units)}
     return found
