@@ -135,8 +135,7 @@ def _corners(at: _Tokens, b: Tensor, signs: Tensor, random: Tensor, iterations: 
         slope = torch.softmax(at.log_p.unsqueeze(1) + d @ at.u.mT, -1) @ at.u
         moved = b_n1D * torch.where(slope < 0, -1.0, 1.0)
         calls += going * d.shape[1]
-        going = going & (moved != d).any(2).any(1)
-        d = torch.where(going[:, None, None], moved, d)
+        going, d = (moved != d).any(2).any(1), moved
         if not going.any():
             break
     lower, upper = at.rise(d).amax(1), rise_bound(at.log_p.exp(), at.log_p, at.u, b)

@@ -249,6 +249,18 @@ def test_runs_and_positions_are_each_their_own() -> None:
         assert torch.equal(together.n_forward[r, p], alone.n_forward)
 
 
+def test_a_token_has_the_same_bits_in_any_company() -> None:
+    """Of a group and a rest, alone and among others: products of fewer matrices at once would round in another order."""
+    x, W, t = draw(33, 40), draw(60, 40, seed=2), targets_of((33,), 60)
+    together = hidden_sharpness(x, W, t, [1e-3, 0.1])
+    assert together.upper is not None
+    for p in (0, 31, 32):
+        alone = hidden_sharpness(x[p], W, t[p], [1e-3, 0.1])
+        assert alone.upper is not None
+        assert torch.equal(together.lower[p], alone.lower)
+        assert torch.equal(together.upper[p], alone.upper)
+
+
 @pytest.mark.parametrize("D", [3, 15])
 def test_a_hidden_state_of_nan_spoils_its_own_token_only(D: int) -> None:
     x, W, t = draw(3, D), draw(5, D, seed=1), targets_of((3,), 5)

@@ -146,6 +146,12 @@ def test_the_density_is_the_smoothed_one_with_its_standard_error(tmp_path: Path)
     ax = drawn(data.exmy.plot.spectral_density(width=0.25, at=at), tmp_path)
     bells = np.exp(-(((at[:, None] - nodes[0][:, None]) / 0.25) ** 2) / 2) / (0.25 * np.sqrt(2 * np.pi)) / 3
     np.testing.assert_allclose(points(ax.lines[0])[:, 1], bells.sum(-1).mean(0), rtol=1e-12)
+    (band,) = [c for c in ax.collections if isinstance(c, PolyCollection)]
+    error = abs(np.diff(bells.sum(-1), axis=0)[0]) / 2  # of two samples
+    vertices = np.asarray(band.get_paths()[0].vertices)
+    np.testing.assert_allclose(
+        [vertices[vertices[:, 0] == x, 1].max() for x in at], bells.sum(-1).mean(0) + error, rtol=1e-12
+    )
     assert (ax.get_xlabel(), ax.get_yscale()) == ("eigenvalue [nats]", "log")
     assert ax.get_ylabel().replace("\n", " ").endswith("[1 /\u00a0nats]".replace(" ", "\u00a0"))
     assert ax.get_title("left") == "spectral density, smoothed by 0.25 nats"
