@@ -249,6 +249,26 @@ def test_runs_and_positions_are_each_their_own() -> None:
         assert torch.equal(together.n_forward[r, p], alone.n_forward)
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 20])
+def test_from_the_centre_alone_it_is_sign_ascent_until_it_rests(iterations: int) -> None:
+    """Written once more, for a token at a time; evaluations are gradients until rest, and the corner's own."""
+    x, W, t = draw(20, 30), draw(40, 30, seed=2), targets_of((20,), 40)
+    got = hidden_sharpness(x, W, t, 3.0, starts=1, iterations=iterations)
+    for i, (z, k) in enumerate(zip(x.numpy(), t.tolist(), strict=True)):
+        b, d, calls = 3.0 * (abs(z) + 1), np.zeros(30), 0
+        for _ in range(iterations):
+            logits = W.numpy() @ (z + d)
+            p = np.exp(logits - np.logaddexp.reduce(logits))
+            before, d = d, b * np.where((p @ W.numpy() - W.numpy()[k]) < 0, -1.0, 1.0)
+            calls += 1
+            if (before == d).all():
+                break
+        expected = percent(loss_of(W.numpy() @ (z + d), k), loss_of(W.numpy() @ z, k))
+        assert float(got.lower[i]) == pytest.approx(expected, rel=1e-10)
+        assert int(got.n_forward[i]) == calls + 1
+    assert iterations < 20 or len(set(got.n_forward.tolist())) > 1
+
+
 def test_a_token_has_the_same_bits_in_any_company() -> None:
     """Of a group and a rest, alone and among others: products of fewer matrices at once would round in another order."""
     x, W, t = draw(33, 40), draw(60, 40, seed=2), targets_of((33,), 60)
