@@ -214,7 +214,8 @@ def box_sharpness(
     points of the box ("ascent" alone).
 
     `converged` tells whether the ascent came to rest ("lbfgsb": its own tolerance), not that the maximum is global. A loss of
-    NaN anywhere on the way gives NaN. n_forward counts evaluations of the pack. Raises ValueError for what doesn't fit.
+    NaN anywhere on the way gives NaN. n_forward counts a run's evaluations until it was done. Raises ValueError for what doesn't
+    fit.
     """
     epsilons = grid_of("epsilon", epsilon)
     count_of("iterations", iterations)
@@ -229,13 +230,12 @@ def box_sharpness(
         base, slope = point.slope(None, chosen)
         results = []
         for eps in epsilons:
-            before, width = point.n_forward, half_width(space.centre, eps)
+            width = half_width(space.centre, eps)
             if method == "ascent":
-                rise, rest = _ascend(point, space, width, base, space.pull(slope), iterations, starts, seed)
+                rise, rest, calls = _ascend(point, space, width, base, space.pull(slope), iterations, starts, seed)
             else:
-                rise, rest = _lbfgsb(point, space, width, base, iterations)
-            calls = torch.full_like(base, point.n_forward - before + 1, dtype=torch.int64)
-            results.append((100 * rise / (1 + base), rest, calls))
+                rise, rest, calls = _lbfgsb(point, space, width, base, iterations)
+            results.append((100 * rise / (1 + base), rest, calls + 1))
     lower, converged, n_forward = (
         torch.stack([row[i] for row in results], -1) if isinstance(epsilon, Sequence) else results[0][i]
         for i in range(3)
@@ -277,9 +277,10 @@ class _Space:
 
 def _ascend(
     point: Point, space: _Space, width: Tensor, base: Tensor, slope: Tensor, iterations: int, starts: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Sign ascent inside the box, step halved where the loss did not rise: rise [R] and whether it came to rest."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sign ascent inside the box, step halved where the loss did not rise: rise, whether it came to rest, and calls, [R] each."""
     best, rest = torch.zeros_like(base), torch.ones_like(base, dtype=torch.bool)
+    calls = torch.zeros_like(base, dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     for start in range(starts):
         y, value, g = torch.zeros_like(width), base, slope
@@ -288,9 +289,11 @@ def _ascend(
             y = random.to(width.device) * width
             value, pulled = point.slope(space.move(y), space.names)
             g = space.pull(pulled)
+            calls += 1
         step, worst = torch.full_like(base, 2.0), value
         settled = torch.zeros_like(rest)
         for _ in range(iterations):
+            calls += ~(settled | worst.isnan())
             trial = torch.clamp(y + step[:, None] * width * g.sign(), -width, width)
             there, pulled = point.slope(space.move(trial), space.names)
             worst = torch.maximum(worst, there)  # a NaN stays
@@ -299,17 +302,18 @@ def _ascend(
             y, value = torch.where(rose[:, None], trial, y), torch.where(rose, there, value)
             g = torch.where(rose[:, None], space.pull(pulled), g)
             step = torch.where(rose, step, step / 2)
-            if bool(settled.all()):
+            if bool((settled | worst.isnan()).all()):
                 break
         best, rest = torch.maximum(best, worst - base), rest & settled
-    return best, rest
+    return best, rest, calls
 
 
-def _lbfgsb(point: Point, space: _Space, width: Tensor, base: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Scipy's L-BFGS-B from the centre, run by run, the others standing still: rise [R] and whether it met its tolerance."""
+def _lbfgsb(point: Point, space: _Space, width: Tensor, base: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scipy's L-BFGS-B from the centre, run by run, the others standing still: rise, whether it met its tolerance, and calls."""
     from scipy.optimize import minimize  # 0.4 s that who trains should not wait for
 
     rise, rest = torch.full_like(base, torch.nan), torch.zeros_like(base, dtype=torch.bool)
+    calls = torch.zeros_like(base, dtype=torch.int64)
     for r in range(point.runs):
         spoilt = False
 
@@ -330,7 +334,8 @@ def _lbfgsb(point: Point, space: _Space, width: Tensor, base: Tensor, iterations
             bounds=np.stack([-box, box], 1),
             options={"maxiter": iterations},
         )
+        calls[r] = done.nfev
         if not spoilt:
             rise[r] = max(-done.fun - float(base[r]), 0.0)
             rest[r] = bool(done.success)
-    return rise, rest
+    return rise, rest, calls

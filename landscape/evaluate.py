@@ -20,6 +20,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], Tensor]
@@ -114,13 +115,15 @@ class Point:
     """
 
     def __init__(self, loss: Loss, params: Mapping[str, Tensor], batch: Any, run_axis: bool, state: State = ()) -> None:
-        self.params = {name: value.detach() for name, value in params.items()}
+        with torch.inference_mode(False):
+            self.params = {name: differentiable(value.detach()) for name, value in params.items()}
+            batches = Batches.of(batch)
+            self._parts, self._shares = tree_map(differentiable, batches.parts), batches.shares
         self.runs = check_params(self.params, run_axis)
         self.run_axis = run_axis
         self.n_forward = 0
         self._checked = False
         self._loss = loss
-        self._batches = Batches.of(batch)
         self._state = tensors_of(state)
         self._cuda = sorted({v.device.index for v in self.params.values() if v.device.type == "cuda"})
 
@@ -128,9 +131,12 @@ class Point:
         self._rng = torch.get_rng_state()
         self._cuda_rng = [torch.cuda.get_rng_state(i) for i in self._cuda]
         self._kept = [tensor.detach().clone() for tensor in self._state]
+        self._inference = torch.inference_mode(False)  # what is made in it can't be differentiated
+        self._inference.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._inference.__exit__(None, None, None)
         self._rewind()
 
     def _rewind(self) -> None:
@@ -181,7 +187,7 @@ class Point:
         self._rewind()
         self.n_forward += 1
         total = torch.zeros(self.runs, dtype=torch.float64, device=next(iter(at.values())).device)
-        for part, weight in zip(self._batches.parts, self._batches.shares, strict=True):
+        for part, weight in zip(self._parts, self._shares, strict=True):
             loss = self._loss(at, part)
             if loss.shape != ((self.runs,) if self.run_axis else ()):
                 wanted = f"one value a run, ({self.runs},)" if self.run_axis else "a scalar"
@@ -209,6 +215,11 @@ class Point:
         return (
             per_run.to(like.dtype).reshape([-1] + [1] * (like.ndim - 1)) if self.run_axis else per_run[0].to(like.dtype)
         )
+
+
+def differentiable(x: Any) -> Any:
+    """A tensor that was made in inference mode as one that can be differentiated, a copy; anything else as it is."""
+    return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
 
 
 def tensors_of(state: State) -> list[Tensor]:

@@ -91,9 +91,9 @@ def preconditioned_eigenvalues(
     0.9. Residuals and vectors are those of P^-1/2 H P^-1/2. Otherwise as `hessian_eigenvalues`.
     """
     root = problem.vector(preconditioner)
-    if not (root > 0).all():
+    if (root <= 0).any():  # a NaN is its run's own
         raise LandscapeError(
-            f"a preconditioner must be positive everywhere, got {root.min().item():.3g}; add Adam's epsilon"
+            f"a preconditioner must be positive everywhere, got {root.nan_to_num(1).min().item():.3g}; add Adam's epsilon"
         )
     scale = root.rsqrt()
     edge = (2 + 2 * beta1) / (1 - beta1)

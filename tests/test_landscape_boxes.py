@@ -344,6 +344,18 @@ def test_a_pack_of_runs_is_each_run_alone() -> None:
             torch.testing.assert_close(together.lower[r], alone.lower[0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["ascent", "lbfgsb"])
+def test_evaluations_are_counted_for_each_run_until_it_is_done(method: Any) -> None:
+    """A run that rests in a corner at once, one that looks for a maximum inside, and one that is lost, which waits for none."""
+    w = draw(3, 6, seed=8) / 100
+    h = torch.stack([torch.ones(6), -torch.arange(1.0, 7.0), torch.full((6,), math.nan)]).double()
+    got = box_sharpness(quadratic, {"w": w}, h, 0.3, run_axis=True, method=method, iterations=30)
+    alone = [box_sharpness(quadratic, {"w": w[r]}, h[r], 0.3, method=method, iterations=30) for r in range(3)]
+    assert got.n_forward.tolist() == [int(one.n_forward) for one in alone]
+    assert method == "lbfgsb" or got.n_forward[0] < got.n_forward[1]
+    assert method == "lbfgsb" or got.n_forward.tolist()[::2] == [3, 1]
+
+
 def test_a_subspace_of_all_dimensions_rotates_and_a_smaller_one_loses() -> None:
     """f = |w|^2 / 2 does not see the rotation: Keskar's box around y = A^T w, worst at |y| + b in each."""
     w = draw(6, seed=3)
