@@ -53,7 +53,9 @@ _ROWS: dict[str, Variable] = {
     "critical_sharpness_lower": Variable(("run",), "1 / learning rate", "its lower bound", "2 / the step that raised it"),
     "critical_sharpness_upper": Variable(("run",), "1 / learning rate", "its upper bound", "2 / the step that did not"),
 }  # fmt: skip
-CURVATURE: dict[str, Variable] = {name: row._replace(optional=("run",)) for name, row in _ROWS.items()}
+CURVATURE: dict[str, Variable] = {
+    name: row._replace(optional=("run",) if "run" in row.dims else ()) for name, row in _ROWS.items()
+}
 
 
 def labelled(problem: Problem, values: Mapping[str, Tensor | int | bool], **attrs: str | float) -> xr.Dataset:

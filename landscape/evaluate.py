@@ -85,7 +85,7 @@ class Estimate:
 def module_loss(module: nn.Module, compute: Callable[[nn.Module, Any], Tensor]) -> tuple[Loss, Params]:
     """`loss(params, batch)` and params of an ordinary module; compute(module, batch) is the loss as one writes it.
 
-    Evaluations work on copies of the buffers, so that running means and counters stay what they were.
+    Evaluations work on copies of the buffers, so that running means and counters stay what they were, in the parameters' dtype.
     """
     params = {name: value.detach() for name, value in module.named_parameters()}
 
@@ -100,7 +100,9 @@ def module_loss(module: nn.Module, compute: Callable[[nn.Module, Any], Tensor]) 
     computed = Computed()
 
     def loss(at: Params, batch: Any) -> Tensor:
-        buffers = {f"inner.{name}": value.clone() for name, value in module.named_buffers()}
+        dtype = next(iter(at.values())).dtype
+        copies = {name: value.detach().clone() for name, value in module.named_buffers()}
+        buffers = {f"inner.{n}": v.to(dtype) if v.is_floating_point() else v for n, v in copies.items()}
         swapped = {f"inner.{name}": value for name, value in at.items()}
         result: Tensor = functional_call(computed, {**swapped, **buffers}, (batch,))
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dask.base import is_dask_collection
 from torch import Tensor
 
 from landscape import (
+    CURVATURE,
     LANDSCAPE,
     Problem,
     Variable,
@@ -36,6 +38,7 @@ from landscape import (
     validate,
     xtrace,
 )
+from landscape.table import page
 from train import open_study
 
 ROOT = Path(__file__).parent.parent
@@ -266,10 +269,21 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         labelled("sam_sharpness", got)
 
 
+def test_the_page_is_the_tables() -> None:
+    """After a change: python -m landscape.table docs/landscape-schema.md."""
+    written = (ROOT / "docs" / "landscape-schema.md").read_text(encoding="utf-8")
+    assert written == page()
+    for name in LANDSCAPE | CURVATURE:
+        (row,) = (line for line in written.splitlines() if line.startswith(f"| `{name}` |"))
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+        assert len(cells) == 5
+        assert all(cells)
+
+
 def test_every_row_says_what_it_is() -> None:
-    for name, row in LANDSCAPE.items():
+    for name, row in (LANDSCAPE | CURVATURE).items():
         assert row.units, name
         assert row.long_name, name
         assert row.source, name
         assert set(row.optional) <= set(row.dims), name
-        assert set(row.dims) <= LANDSCAPE.keys() | {"run"}, name
+        assert set(row.dims) <= (LANDSCAPE | CURVATURE).keys() | {"run", "rank", "probe", "step"}, name
