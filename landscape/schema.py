@@ -72,6 +72,9 @@ def _measure(
 
 LANDSCAPE: dict[str, Variable] = {
     **SHARPNESS,
+    "token_logit_sharpness": _measure(
+        "epsilon", "percent", "sharpness at a token's logits", _KESKAR + "box epsilon (|z| + 1), or (|z - mean z| + 1) if centred"
+    ),
     "logit_sharpness_lbfgsb": _measure(
         "epsilon", "percent", "sharpness at a token's logits, by ten iterations of L-BFGS-B",
         _BOX + "for replication: it under-reports",
@@ -150,7 +153,7 @@ def describe(name: str, table: Mapping[str, Variable] = LANDSCAPE) -> Variable |
 
 def labelled(
     name: str,
-    result: Bracket | Estimate,
+    result: Bracket | Estimate | Tensor,
     dims: Sequence[str] = (),
     coords: Mapping[str, Sequence[Any] | np.ndarray] | None = None,
     *,
@@ -158,13 +161,15 @@ def labelled(
 ) -> xr.Dataset:
     """A measure's result as a Dataset: its values, bounds and errors under the table's names, with units, and what it cost.
 
-    dims name the result's axes. units stand in for "loss" where the measure has the loss's. Raises ValueError for a name that
-    the table doesn't have or dims that don't fit.
+    A tensor is a value without an error, as the exact ones are. dims name the result's axes. units stand in for "loss"
+    where the measure has the loss's. Raises ValueError for a name that the table doesn't have or dims that don't fit.
     """
     if name not in LANDSCAPE:
         raise ValueError(f"{name!r} is not in the schema; its names are {', '.join(sorted(LANDSCAPE))}")
     parts: dict[str, Tensor | int | None]
-    if isinstance(result, Bracket):
+    if isinstance(result, Tensor):
+        parts = {"": result}
+    elif isinstance(result, Bracket):
         parts = {
             "_lower": result.lower,
             "_upper": result.upper,

@@ -29,6 +29,7 @@ from landscape import (
     hutchinson_trace,
     labelled,
     lbfgsb_logit_sharpness,
+    logit_sharpness,
     preconditioned_eigenvalues,
     sam_sharpness,
     slice_loss,
@@ -75,6 +76,7 @@ def whole() -> xr.DataTree:
         [
             labelled("logit_sharpness_smoothed", smoothed_logit_sharpness(z, t), ("position",)),
             labelled("logit_sharpness_lbfgsb", lbfgsb_logit_sharpness(z, t), ("position",)),
+            labelled("token_logit_sharpness", logit_sharpness(z, t), ("position",)),
         ]
     )
     line = slice_loss(square, {"w": draw(2, 4)}, None, w, [0.0, 1.0], run_axis=True)
@@ -124,6 +126,9 @@ def test_what_the_measures_return_is_valid(tree: xr.DataTree) -> None:
     assert {"hidden_sharpness_lower", "hidden_sharpness_upper"} <= set(tree["hidden"].data_vars)
     assert {"average_sharpness", "average_sharpness_stderr"} <= set(tree["balls"].data_vars)
     assert tree["balls"]["sam_sharpness"].attrs["units"] == "nats"
+    exact = tree["logits"]["token_logit_sharpness"]
+    assert exact.attrs == LANDSCAPE["token_logit_sharpness"].attrs()
+    np.testing.assert_allclose(exact, tree["logits"]["logit_sharpness_smoothed_upper"], rtol=1e-8)
 
 
 def test_the_groups_here_have_every_kind_of_value(tree: xr.DataTree) -> None:
