@@ -60,7 +60,7 @@ def _lettered(draw: Callable[P, Axes]) -> Callable[P, Axes]:
 
 @_lettered
 def against(data: xr.Dataset, name: str, along: Hashable | None = None, *, ax: Axes | None = None) -> Axes:
-    """A measure against one of its dimensions, the last if `along` is left out, a line a run.
+    """A measure against one of its dimensions, the last if `along` is left out, a line a run; runs themselves are points.
 
     name: a variable, or the part before `_lower`; `_lower` to `_upper` is a band, `_stderr` or, for eigenvalues, `residual`
     bars of one each way. A dimension over two decades, all positive, is logarithmic. LandscapeError where there is no such
@@ -70,7 +70,7 @@ def against(data: xr.Dataset, name: str, along: Hashable | None = None, *, ax: A
     main, lower, upper, bar = _parts(data, name)
     along = _axis(main, along)
     ax = _axes(ax)
-    x, looks = _places(main, along), _Looks(data, main)
+    x, looks = _places(main, along), _Looks(data, main, along)
     for run, label in looks.rows:
         y = _row(main, run, along)
         style = looks.style(run)
@@ -82,7 +82,7 @@ def against(data: xr.Dataset, name: str, along: Hashable | None = None, *, ax: A
             ax.fill_between(x, _row(lower, run, along), _row(upper, run, along), color=style["color"], alpha=0.25, lw=0)
     _median(ax, x, main, along, looks)
     _scale(ax, x, main.values if bar is None else (main - bar).values)
-    ax.set_xlabel(_label(data[along]) if along in data.coords else str(along))
+    _along(ax, data, along)
     ax.set_ylabel(_label(main))
     _title(ax, name.replace("_", " "), main)
     errors = (
@@ -120,7 +120,7 @@ def spectral_density(
     if "density" not in data:
         data = _smoothed(data, width, at)
     ax = _axes(ax)
-    density, looks = data["density"], _Looks(data, data["density"])
+    density, looks = data["density"], _Looks(data, data["density"], "eigenvalue")
     for run, label in looks.rows:
         y, e = _row(density, run, "eigenvalue"), _row(data["density_stderr"], run, "eigenvalue")
         style = looks.style(run) | {"marker": None}
@@ -177,16 +177,18 @@ def loss_plane(data: xr.Dataset, *, ax: Axes | None = None, levels: int = 15) ->
 class _Looks:
     """The runs of a picture: which are drawn, what they are called, and how."""
 
-    def __init__(self, data: xr.Dataset, values: xr.DataArray) -> None:
-        self.count = values.sizes.get("run", 1)
+    def __init__(self, data: xr.Dataset, values: xr.DataArray, along: Hashable) -> None:
+        lines = "run" in values.dims and along != "run"
+        self.count = values.sizes["run"] if lines else 1
         self.few = self.count <= FEW
-        names = _names(data, self.count) if "run" in values.dims else [""]
+        names = _names(data, self.count) if lines else [""]
+        self.across = along == "run"
         self.recipes = None if self.few or "recipe" not in data.coords else data["recipe"].values.astype(str)
         kinds = [] if self.recipes is None else list(dict.fromkeys(self.recipes.tolist()))
         self.kinds = kinds if len(kinds) <= FEW else []
         self.rows: list[tuple[int | None, str | None]] = (
             [(None, None)]
-            if "run" not in values.dims
+            if not lines
             else [(run, names[run] if self.few and self.count > 1 else None) for run in range(self.count)]
         )
 
@@ -195,6 +197,8 @@ class _Looks:
             kind = self.kinds.index(self.recipes[run]) if self.kinds and self.recipes is not None else None
             return {"color": GREY if kind is None else COLOURS[kind], "lw": 0.8, "alpha": 0.6}
         i = run or 0
+        if self.across:
+            return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": "none", "markersize": 6}
         return {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i], "lw": 1.8, "markersize": 5}
 
 
@@ -206,9 +210,9 @@ def _measured(data: xr.Dataset) -> xr.Dataset:
 
 
 def _names(data: xr.Dataset, count: int) -> list[str]:
-    """What tells runs apart: the coordinates that differ between them, or their numbers."""
-    told = [data[n].values for n in NAMING if n in data.coords and data[n].dims == ("run",)]
-    differ = [values for values in told if len(set(values.tolist())) > 1]
+    """What tells runs apart: the coordinates that differ between them, each said once, or their numbers."""
+    told = [data[n].values.tolist() for n in NAMING if n in data.coords and data[n].dims == ("run",)]
+    differ = [row for i, row in enumerate(told) if len(set(row)) > 1 and row not in told[:i]]
     if not differ:
         return [f"run {i}" for i in range(count)]
     return [", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row) for row in zip(*differ, strict=True)]
@@ -251,14 +255,25 @@ def _row(values: xr.DataArray, run: int | None, along: Hashable) -> Floats:
 
 
 def _places(values: xr.DataArray, along: Hashable) -> Floats:
-    if along in values.coords:
+    if along in values.coords and along != "run":
         return np.asarray(values[along].values, dtype=np.float64)
     return np.arange(values.sizes[along], dtype=np.float64)
 
 
+def _along(ax: Axes, data: xr.Dataset, along: Hashable) -> None:
+    """What is said of the axis: its name and units; of runs, what each is called where there is room for it."""
+    if along != "run":
+        ax.set_xlabel(_label(data[along]) if along in data.coords else str(along))
+        return
+    names = _names(data, data.sizes["run"])
+    if len(names) <= 2 * FEW:
+        ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    ax.set_xlabel("run")
+
+
 def _median(ax: Axes, x: Floats, values: xr.DataArray, along: Hashable, looks: _Looks) -> None:
     """Of many runs, of each recipe where they have a colour; a value that is not finite counts as infinite, and is a gap."""
-    if looks.few or along == "run":
+    if looks.few:
         return
     chosen = [(None, "#000000")] if not looks.kinds else list(zip(looks.kinds, COLOURS, strict=False))
     for kind, colour in chosen:

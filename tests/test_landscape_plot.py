@@ -117,8 +117,19 @@ def test_runs_that_were_not_measured_are_not_drawn(tmp_path: Path) -> None:
 def test_runs_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
     data = pack([[1, 2], [3, 4]], recipe=["e4m3", "e4m3"], learning_rate=[1e-3, 2e-3], seed=[0, 0])
     assert texts(drawn(data.exmy.plot.against("logit_sharpness", "probe_step"), tmp_path)) == ["0.001", "0.002"]
-    both = data.assign_coords(recipe=("run", ["e4m3", "e8m7"]))
-    assert texts(landscape.plot.against(both, "logit_sharpness", "probe_step")) == ["e4m3, 0.001", "e8m7, 0.002"]
+    both = data.assign_coords(recipe=("run", ["e4m3", "e8m7"]), seed=("run", [0, 1]), init_seed=("run", [0, 1]))
+    assert texts(landscape.plot.against(both, "logit_sharpness", "probe_step")) == ["e4m3, 0.001, 0", "e8m7, 0.002, 1"]
+
+
+def test_where_there_is_nothing_but_runs_each_is_a_point_by_its_name(tmp_path: Path) -> None:
+    row = CURVATURE["gradient_curvature"]
+    data = xr.Dataset({"gradient_curvature": ("run", [3.0, 1.0, np.inf], row.attrs())})
+    data = data.assign_coords(run=["x", "y", "z"], learning_rate=("run", [1e-3, 2e-3, 4e-3]))
+    ax = drawn(data.exmy.plot.against("gradient_curvature"), tmp_path)
+    np.testing.assert_array_equal(points(ax.lines[0]), [[0, 3], [1, 1], [2, np.inf]])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.001", "0.002", "0.004"]
+    assert (ax.get_xlabel(), ax.get_xscale(), ax.lines[0].get_linestyle()) == ("run", "linear", "None")
+    assert len(landscape.plot.against(pack(np.ones((20, 1))).isel(probe_step=0), "logit_sharpness", "run").lines) == 1
 
 
 def test_many_runs_are_thin_lines_under_each_recipes_median_in_which_a_lost_run_counts_as_infinite(
