@@ -4,7 +4,8 @@ from landscape.accessor import Accessor
 from landscape.balls import asam_sharpness, average_sharpness, ball_sharpness, m_sam_sharpness, sam_sharpness
 from landscape.boxes import box_sharpness, hidden_sharpness
 from landscape.curvature import CURVATURE
-from landscape.evaluate import Batches, Bracket, Estimate, LandscapeError, module_loss
+from landscape.errors import LandscapeError
+from landscape.evaluate import Batches, Bracket, Estimate, module_loss
 from landscape.hessian import Eigenpairs, adam_preconditioner, hessian_eigenvalues, preconditioned_eigenvalues
 from landscape.logits import half_width, logit_sharpness, small_box_sharpness
 from landscape.products import Problem

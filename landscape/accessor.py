@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from landscape.evaluate import LandscapeError
+from landscape.errors import LandscapeError
 from landscape.schema import validate
 
 if TYPE_CHECKING:

@@ -22,14 +22,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from landscape.errors import LandscapeError
+
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], Tensor]
 State = nn.Module | Iterable[Tensor]
 """What a loss may write to, and finds as it was: a module's parameters and buffers, or tensors."""
-
-
-class LandscapeError(ValueError):
-    """A question about a landscape that has no answer as put: one line with the value, the limit and the mend."""
 
 
 class Batches:

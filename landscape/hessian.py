@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from landscape.curvature import labelled, random_vectors
-from landscape.evaluate import LandscapeError
+from landscape.errors import LandscapeError
 from landscape.lanczos import Operator, largest
 from landscape.products import Problem
 

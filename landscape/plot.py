@@ -27,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from landscape.evaluate import LandscapeError
+from landscape.errors import LandscapeError
 from landscape.looks import COLOURS, DASHES, LETTERING, MARKERS
 from landscape.traces import smoothed_density
 

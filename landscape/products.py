@@ -32,7 +32,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from landscape.evaluate import Batches, LandscapeError, State, check_same, tensors_of
+from landscape.errors import LandscapeError
+from landscape.evaluate import Batches, State, check_same, tensors_of
 
 Mode = Literal["forward-over-reverse", "double-backward"]
 

@@ -19,7 +19,7 @@ import xarray as xr
 from torch import Tensor
 
 from landscape.curvature import labelled
-from landscape.evaluate import LandscapeError
+from landscape.errors import LandscapeError
 from landscape.products import Problem
 
 

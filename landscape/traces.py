@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from landscape.curvature import CURVATURE, labelled, random_vectors, units_of
-from landscape.evaluate import LandscapeError
+from landscape.errors import LandscapeError
 from landscape.lanczos import quadrature
 from landscape.products import Problem
 
