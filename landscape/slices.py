@@ -99,7 +99,8 @@ def slice_loss(
         extras = {"direction_norm": point.norm(direction)}
         if second is not None:
             dot = [(direction[n].double() * second[n].double()) for n in direction.keys() & second.keys()]
-            product = torch.stack([point.flat(d).sum(1) for d in dot]).sum(0) if dot else torch.zeros(point.runs)
+            none = torch.zeros_like(extras["direction_norm"])
+            product = torch.stack([point.flat(d).sum(1) for d in dot]).sum(0) if dot else none
             extras["direction_cosine"] = product / (extras["direction_norm"] * point.norm(second))
         name = "loss_slice" if second is None else "loss_plane"
         axes = dict(zip(("alpha", "beta"), steps, strict=False))

@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 import landscape as ls
 from landscape import Batches, LandscapeError, Problem
@@ -320,6 +321,33 @@ def test_a_run_in_a_pack_is_the_run_alone(name: str) -> None:
             if value.ndim and len(value) == 3:
                 for one in (alone[variable][0], plain[variable]):
                     torch.testing.assert_close(value[r], one, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def moved(of: Any, device: torch.device) -> Any:
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, of)
+
+
+@pytest.mark.cuda
+@every
+@pytest.mark.parametrize("run_axis", [False, True])
+def test_on_a_gpu_it_is_what_it_is_on_the_cpu(name: str, run_axis: bool, cuda: torch.device) -> None:
+    """In FP64; random directions, starts and probes are drawn alike on both."""
+    params = weights(2) if run_axis else weights()
+    wanted = MEASURES[name](net, params, BATCH, run_axis=run_axis)
+    found = MEASURES[name](net, moved(params, cuda), moved(BATCH, cuda), run_axis=run_axis)
+    same(moved(found, torch.device("cpu")), wanted, rtol=1e-6, but=("residual", "n_hvp", "n_forward"))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("D", [5, 40])
+def test_hidden_states_and_logits_on_a_gpu_are_what_they_are_on_the_cpu(D: int, cuda: torch.device) -> None:
+    x, W, t = draw(2, 20, D), draw(2, 60, D, seed=1), torch.arange(40).reshape(2, 20)
+    logits = x @ W.mT
+    found, wanted = (ls.hidden_sharpness(*given) for given in (moved((x, W, t), cuda), (x, W, t)))
+    same(moved(of_result(found), torch.device("cpu")), of_result(wanted), rtol=1e-6)
+    for measure in (ls.smoothed_logit_sharpness, ls.lbfgsb_logit_sharpness):
+        found, wanted = (measure(*given) for given in (moved((logits, t), cuda), (logits, t)))
+        same(moved(of_result(found), torch.device("cpu")), of_result(wanted), rtol=1e-6)
 
 
 # Memory.
