@@ -19,50 +19,48 @@ from train.plan import PlannedPack, pick_device, plan
 from train.program import PackResult, Program, Progress
 from train.streams import load_texts
 
+WHOLE = ("until_second_report", "steady", "until_the_next")  # of a study's time
+
 
 class Marks:
     """An observer that writes down when each pack begins, reports and ends."""
 
     def __init__(self) -> None:
-        self.times: list[tuple[str, int, float]] = []
-        self.packs: list[PlannedPack] = []
+        self._packs: dict[str, dict[str, float]] = {}
 
-    def planned(self, packs: list[PlannedPack], finished: int, device: str) -> None:  # noqa: ARG002
-        """Packs of this study, in their order."""
-        self.packs = packs
+    def planned(self, packs: list[PlannedPack], finished: int, device: str) -> None:
+        """Nothing is known of any yet."""
 
-    def pack_started(self, pack: PlannedPack) -> None:  # noqa: ARG002
+    def pack_started(self, pack: PlannedPack) -> None:
         """A pack begins."""
-        self.times.append(("started", 0, time.perf_counter()))
+        self._packs[pack.hash] = {"started": time.perf_counter(), "reports": 0.0}
 
     def pack_progress(self, pack: PlannedPack, progress: Progress) -> None:  # noqa: ARG002
         """Ten steps were made."""
-        self.times.append(("progress", progress.step, time.perf_counter()))
+        marks, now = self._packs[pack.hash], time.perf_counter()
+        marks["reports"] += 1
+        if marks["reports"] <= 2:
+            marks["second report"] = now
+        marks["last report"] = now
 
     def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:  # noqa: ARG002
         """A pack's file is there."""
-        self.times.append(("finished", 0, time.perf_counter()))
+        self._packs[pack.hash]["finished"] = time.perf_counter()
 
     def gaps(self) -> list[dict[str, float]]:
-        """Of each pack, seconds until its second report, of the steps between that and its last, and from there to its file."""
-        found: list[dict[str, float]] = []
-        for word, step, at in self.times:
-            if word == "started":
-                found.append({"started": at, "reports": 0.0})
-            pack = found[-1]
-            if word == "progress":
-                pack["reports"] += 1
-                pack.setdefault("second report" if pack["reports"] == 2 else "first report", at)
-                pack |= {"last report": at, "last step": step}
-            if word == "finished":
-                pack["finished"] = at
+        """Of each pack, seconds until its second report, of the steps between that and its last, and from there until the next
+        one begins, or the last one's file is there; and how long its file took to be there, whatever trained meanwhile.
+        """
+        marks = list(self._packs.values())
+        ends = [m["started"] for m in marks[1:]] + [marks[-1]["finished"]]
         return [
             {
-                "until_second_report": p.get("second report", p["last report"]) - p["started"],
-                "steady": p["last report"] - p.get("second report", p["last report"]),
-                "last_report_to_file": p["finished"] - p["last report"],
+                "until_second_report": m["second report"] - m["started"],
+                "steady": m["last report"] - m["second report"],
+                "until_the_next": end - m["last report"],
+                "last_report_to_file": m["finished"] - m["last report"],
             }
-            for p in found
+            for m, end in zip(marks, ends, strict=True)
         ]
 
 
@@ -141,6 +139,6 @@ def busy(size: Size, scratch: Path) -> dict[str, Any]:
         "runs": sum(len(p.runs) for p in packs), "packs": len(packs), "pack_size": packs[0].size,
         "steps": size.busy_steps, "model": model, "wall_seconds": wall, "kernel_seconds": kernels,
         "busy_share": None if kernels is None else kernels / wall, "kinds": kinds, "by_pack": gaps,
-        "outside_packs_seconds": wall - sum(sum(gap.values()) for gap in gaps),
+        "outside_packs_seconds": wall - sum(sum(gap[k] for k in WHOLE) for gap in gaps),
         "nvidia_smi_percent": {"mean": statistics.fmean(percent), "samples": len(percent)} if percent else None,
     }  # fmt: skip

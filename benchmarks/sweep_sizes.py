@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from train import Study
+from train.determinism import deterministic
 from train.pack import Pack
 from train.plan import PlannedPack, pick_device, plan
 from train.streams import load_texts
@@ -141,9 +142,11 @@ def rewind(pack: Pack) -> None:
 
 
 def warm(pack: Pack) -> None:
-    """Every kind of pass, as often as it takes to be recorded."""
+    """Every kind of pass, as often as it takes to be recorded, and the one that only wild logits need."""
     for _ in range(2):
         for work in passes_of(pack).values():
             work()
+        with deterministic(pack.tf32):
+            pack._probe_of_any(lambda: pack._measure(boxes_are_small=False))
     rewind(pack)
     synchronize()

@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--study", choices=list(SIZES), default="h100")
     parser.add_argument("--parts", default="compile,busy,checkpoint,resume", help="of " + ", ".join(PARTS))
     parser.add_argument("--programs", default="e4m3fn", help="recipes whose code is timed, with commas between them")
+    parser.add_argument("--models", help="of the study's, those whose checkpoints are timed, with commas between them")
     parser.add_argument("--scaling-steps", type=int, help="of the study that one worker and more train")
     parser.add_argument("--workers", help="how many in turn, as 1,2; if not given, as many as the machine has GPUs for")
     arguments = parser.parse_args()
@@ -211,6 +212,8 @@ def main() -> None:
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--parts: {', '.join(unknown)} is none of {', '.join(PARTS)}")
     size = dataclasses.replace(SIZES[arguments.study], programs=tuple(arguments.programs.split(",")))
+    if arguments.models:
+        size = dataclasses.replace(size, models={name: size.models[name] for name in arguments.models.split(",")})
     if arguments.scaling_steps:
         size = dataclasses.replace(size, scaling_steps=arguments.scaling_steps)
     if arguments.workers:

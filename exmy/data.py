@@ -62,7 +62,7 @@ def describe(text: Text) -> str:
     """A text in a line."""
     return (
         f"{text.name}: {text.train.size:,} training and {text.validation.size:,} validation tokens ({text.tokenizer}), "
-        f"{text.bytes_per_token(text.train):.2f} bytes a token, unigram entropy {text.unigram_entropy:.3f} nats, "
+        f"{text.train_bytes_per_token:.2f} bytes a token, unigram entropy {text.unigram_entropy:.3f} nats, "
         f"SHA-256 {text.sha256}. {text.source}"
     )
 

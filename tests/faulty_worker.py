@@ -1,5 +1,5 @@
 """A worker process that is killed when its pack has made ten steps, once: by whom finds the file that EXMY_FAULT names, and
-removes it.
+removes it. It writes files and draws weights beside the training, as workers with a GPU do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from train import one_pack, pack, worker
 train_pack: Any = pack.train_pack
 
 
-def train_and_die(*arguments: Any) -> Any:
+def train_and_die(*arguments: Any, **rest: Any) -> Any:
     """`train_pack`, up to there."""
     *others, on_progress, checkpointer, dead_after = arguments
     once = Path(os.environ["EXMY_FAULT"])
@@ -25,9 +25,10 @@ def train_and_die(*arguments: Any) -> Any:
             once.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return train_pack(*others, hear, checkpointer, dead_after)
+    return train_pack(*others, hear, checkpointer, dead_after, **rest)
 
 
 if __name__ == "__main__":
     vars(one_pack)["train_pack"] = train_and_die
+    vars(one_pack)["OVERLAPS"] = {"cpu"}
     worker.main()

@@ -24,7 +24,7 @@ H100 = Rates(700e12, 2.9e12)  # as benchmarks/results/h100-packs.json has them
 
 def planned(study: Study, monkeypatch: pytest.MonkeyPatch) -> list[PlannedPack]:
     """As on a card of 80 GiB."""
-    monkeypatch.setattr(planning, "_free_memory", lambda _: 80 * 2**30)
+    monkeypatch.setattr(planning, "free_memory", lambda _: 80 * 2**30)
     return plan(study, torch.device("cuda"))
 
 

@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from formats import quantize
 from landscape import (
@@ -24,6 +26,7 @@ from landscape import (
     spectral_density,
     xtrace,
 )
+from landscape.programs import Programs
 from tests.small import SHAPE, SHAPES, resolve
 from tests.test_pack import PlainGPT
 from train.model import ModelShape, Numerics, forward, objective
@@ -145,7 +148,7 @@ def test_a_small_gpts_product_is_that_of_autograd_twice(name: str) -> None:
 
 
 def test_the_packs_product_is_that_of_plain_modules_forward_over_reverse() -> None:
-    """`train`'s model, whose linears have no forward mode, against nn.Modules of the same weights, which do; matrices turned."""
+    """`train`'s model against nn.Modules of the same weights; matrices turned."""
     loss, params, batch = gpt(SHAPE, "native-fp64", 1)
     pack = Problem(loss, params, batch, run_axis=True, dtype=F64)
     model = PlainGPT().double()
@@ -156,7 +159,7 @@ def test_the_packs_product_is_that_of_plain_modules_forward_over_reverse() -> No
     found = [hessian_eigenvalues(problem, 3, tolerance=1e-6).dataset for problem in (pack, plain)]
     for ours, other in zip(*(f.hessian_eigenvalue.values.ravel() for f in found), strict=True):
         assert ours == pytest.approx(other, rel=1e-9)
-    assert [f.second_derivatives for f in found] == ["double-backward", "forward-over-reverse"]
+    assert [f.second_derivatives for f in found] == ["forward-over-reverse"] * 2
     curvatures = [float(gradient_curvature(problem).gradient_curvature.values.ravel()[0]) for problem in (pack, plain)]
     assert curvatures[0] == pytest.approx(curvatures[1], rel=1e-9)
 
@@ -291,6 +294,16 @@ def test_without_a_forward_derivative_it_goes_twice_backward_and_says_so() -> No
     assert said.why
 
 
+@pytest.mark.parametrize("products", [None, "forward-over-reverse"])
+def test_silu_whose_forward_mode_needs_the_graph_goes_forward_over_reverse_too(products: Any) -> None:
+    """x sigmoid(x) has the second derivative s (1 - s) (2 + x (1 - 2 s))."""
+    x = random(5)
+    problem = Problem(lambda p, _: F.silu(p["x"]).sum(), {"x": x}, None, dtype=F64, products=products)
+    s = x.sigmoid()
+    torch.testing.assert_close(dense(problem)[0].diagonal(), s * (1 - s) * (2 + x * (1 - 2 * s)))
+    assert problem.mode == "forward-over-reverse"
+
+
 def test_attention_takes_its_mathematical_form_and_says_so() -> None:
     """In FP32, where the fused form would be taken, which has no second derivative."""
     qkv = random(3, 2, 5, 4)
@@ -409,3 +422,87 @@ def test_what_does_not_fit_is_refused_in_one_line(make: Callable[[], Any], messa
     with pytest.raises(LandscapeError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+# Programs.
+
+
+def test_a_recorded_product_is_the_same_to_the_bit() -> None:
+    """Pieces of two shapes, two programs; and the gradient's, at other parameters too."""
+    x, w, labels = random(30, 4), random(4, 3, seed=1), torch.arange(30) % 3
+    pieces = list(zip(x.split([12, 12, 6]), labels.split([12, 12, 6]), strict=True))
+
+    def problem(how: Any) -> Problem:
+        return Problem(softmax, {"w": w}, Batches(pieces, lambda piece: len(piece[1])), dtype=F64, program=how)
+
+    eager, other, v = problem("eager"), problem("recorded"), random(1, 12, seed=3)
+    for _ in range(2):
+        assert torch.equal(other.hvp(v), eager.hvp(v))
+        assert torch.equal(other.hvp(2 * v), 2 * eager.hvp(v))
+        for at in (None, eager.point + 1):
+            for got, want in zip(other.gradient(at), eager.gradient(at), strict=True):
+                assert torch.equal(got, want)
+    assert other.mode == "forward-over-reverse"
+    assert hutchinson_trace(other, 2).program == "recorded"
+    assert len(other._tangents._made) == len(other._gradients._made) == 2
+
+
+def test_what_a_product_does_not_need_is_not_computed() -> None:
+    """Of each of two layers: the gradient's own product for its weights, beside which the tangent is."""
+    x, y, w = random(5, 4), random(5, 2, seed=1), {"a": random(4, 3, seed=2), "b": random(3, 2, seed=3)}
+
+    class Count(TorchDispatchMode):
+        products = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.products += func is torch.ops.aten.mm.default
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for how in ("eager", "recorded"):
+        problem = Problem(lambda p, b: (torch.tanh(b @ p["a"]) @ p["b"] - y).pow(2).sum(), w, x, dtype=F64, program=how)
+        problem.hvp(problem.point)
+        with Count() as count:
+            problem.hvp(problem.point)
+        counts.append(count.products)
+    assert counts[0] - counts[1] == 2
+
+
+def by_an_if(p: Any, _: None) -> Tensor:
+    x: Tensor = p["x"]
+    return (x if x.square().sum() < 3.5 else -x).pow(3).sum()
+
+
+def by_a_number(p: Any, _: None) -> Tensor:
+    x: Tensor = p["x"]
+    return x.pow(3).sum() * float(np.asarray(x.detach().cpu().tolist()).sum())
+
+
+@pytest.mark.parametrize("loss", [by_an_if, by_a_number])
+def test_a_loss_that_goes_by_its_parameters_values_is_not_recorded(loss: Any) -> None:
+    """Whose program would keep what was decided, or computed, once."""
+    with pytest.raises(LandscapeError, match=r"can't be recorded, .* take program='eager'") as caught:
+        Problem(loss, {"x": torch.ones(3)}, None, program="recorded").hvp(torch.ones(1, 3))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_program_that_keeps_a_value_is_refused() -> None:
+    """Of a loss that is another at each call, by a counter that no recording sees."""
+    kept = []
+
+    def loss(p: Any, _: None) -> Tensor:
+        x: Tensor = p["x"]
+        kept.append(0)
+        return x.pow(3).sum() * len(kept)
+
+    programs = Programs(lambda x, _: loss({"x": x}, None), "recorded")
+    with pytest.raises(LandscapeError, match="at other parameters its program gives other numbers"):
+        programs([torch.ones(3)], None)
+
+
+def test_a_compiled_product_is_the_same_but_for_rounding() -> None:
+    x, w, labels = random(30, 4), random(4, 3, seed=1), torch.arange(30) % 3
+    eager, other = (Problem(softmax, {"w": w}, (x, labels), dtype=F64, program=how) for how in ("eager", "compiled"))
+    v = random(1, 12, seed=3)
+    torch.testing.assert_close(other.hvp(v), eager.hvp(v), rtol=1e-12, atol=1e-14)
+    assert other.mode == "forward-over-reverse"

@@ -293,7 +293,7 @@ def test_a_worker_that_reads_another_text_stops_the_sweep(tmp_path: Path) -> Non
     study = tiny()
     pack = packs_of(study)[0]
     trainer = Trainer(Setting(study, tmp_path, "cpu", {"python": "0" * 64}), CPU, Interruption())
-    report = trainer(pack, lambda _: None)
+    report = trainer.alone(pack, lambda _: None)
     assert report.end == "stopped"
     assert "python: a worker reads another text (" in report.message
     assert "than the sweep (000000000000); see to it that it stays the same" in report.message
@@ -311,13 +311,14 @@ def trains_until(step: int, fails: Callable[[int], Exception | None]) -> Any:
         on_progress: Any,
         checkpointer: Any,
         dead_after: int,
+        **rest: Any,
     ) -> Any:
         def hear(progress: Any) -> None:
             on_progress(progress)
             if progress.step == step and (error := fails(len(slots))) is not None:
                 raise error
 
-        return train_pack(program, slots, text, device, compiled, hear, checkpointer, dead_after)
+        return train_pack(program, slots, text, device, compiled, hear, checkpointer, dead_after, **rest)
 
     return train
 

@@ -35,7 +35,7 @@ from train.interruption import Interrupted, Interruption
 CHECKPOINTS, DESCRIPTION, TENSORS = "checkpoints", "checkpoint.json", ".safetensors"
 SCHEMA = 1
 LEAST_SECONDS = 60.0
-PATIENCE = 50  # times what writing takes, at least, between two checkpoints
+PATIENCE = 60  # times what writing takes, at least, between two checkpoints
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,9 @@
 
 A free worker is sent the next pack. Messages on the socket that a worker shares with this process, pickled, since both are ours:
 
-    to it       Setting, first;  ("train", PlannedPack);  ("stop", signal's number): end the step, keep a checkpoint
-    from it     ("progress", Progress);  ("log", logger, level, line);  ("report", Report)
+    to it       Setting, first;  ("train", PlannedPack);  ("expect", PlannedPack or None), likely to be the next;
+                ("stop", signal's number): end the step, keep a checkpoint
+    from it     ("progress", Progress);  ("log", logger, level, line);  ("report", a pack's hash, Report);  ("free",)
 
 A worker has a session of its own, so that Ctrl-C reaches this process alone, which says it to all. Where it dies, its pack is
 tried again by a fresh one; where this process dies, they end by themselves (see `worker`).
@@ -28,7 +29,7 @@ import torch
 
 from train.interruption import Interruption
 from train.observer import Observer
-from train.one_pack import Setting, Trainer
+from train.one_pack import Report, Setting, Trainer
 from train.plan import PlannedPack
 from train.program import Program
 from train.schedule import Schedule
@@ -54,13 +55,28 @@ def count_workers(device: torch.device, asked: int | None) -> int:
 
 
 def train_here(schedule: Schedule, trainer: Trainer, observer: Observer, interruption: Interruption) -> None:
-    """One pack after the other in this process, each on the disk before the next begins."""
-    while interruption.number is None and (pack := schedule.take()) is not None:
-        observer.pack_started(pack)
-        report = trainer(pack, lambda progress, pack=pack: observer.pack_progress(pack, progress))  # type: ignore[misc]
+    """One pack after the other in this process."""
+
+    def hear(pack: PlannedPack, report: Report) -> None:
         schedule.hear(pack, report)
         if report.result is not None:
             observer.pack_finished(pack, report.result)
+
+    last: Program | None = None
+    try:
+        while interruption.number is None:
+            pack = schedule.take(last)
+            if pack is None:
+                if not trainer.writing:
+                    return
+                trainer.finish(hear)  # there may be packs again, where one starts over
+                continue
+            last = pack.program
+            observer.pack_started(pack)
+            trainer.expect(schedule.upcoming(last))
+            trainer(pack, lambda progress, pack=pack: observer.pack_progress(pack, progress), hear)  # type: ignore[misc]
+    finally:
+        trainer.finish(hear)
 
 
 def train_in_processes(
@@ -78,7 +94,7 @@ def train_in_processes(
                     worker.tell("stop", interruption.number)
             if not told:
                 _give(schedule, crew, workers, lambda number: Worker(setting, number, lock), observer)
-            busy = {worker.connection: worker for worker in crew if worker.pack is not None}
+            busy = {worker.connection: worker for worker in crew if worker.packs or worker.pack}
             if not busy:
                 return
             for connection in wait(list(busy), TICK):
@@ -103,23 +119,27 @@ def _give(
             crew.append(worker)
         observer.pack_started(pack)
         worker.train(pack)
+        worker.tell("expect", schedule.upcoming(pack.program, workers - 1))  # what the others will take before
 
 
 def _hear(worker: Worker, schedule: Schedule, observer: Observer, told: bool) -> bool:
-    """One message of a worker that trains; False where it is the last, since the worker is dead."""
-    pack = worker.pack
-    assert pack is not None
+    """One message of a worker that has packs; False where it is the last, since the worker is dead."""
     try:
         word, *content = worker.connection.recv()
     except (EOFError, OSError):
-        schedule.lost(pack, worker.buried())
+        how = worker.buried()
+        for pack in worker.packs.values():
+            schedule.lost(pack, how)
         return False
     if word == "progress":
-        observer.pack_progress(pack, content[0])
+        assert worker.pack is not None
+        observer.pack_progress(worker.pack, content[0])
     elif word == "log":
         logging.getLogger(content[0]).log(content[1], "%s", content[2])
+    elif word == "free":
+        worker.pack = None
     else:
-        report, worker.pack = content[0], None
+        pack, report = worker.packs.pop(content[0]), content[1]
         if report.end == "interrupted" and not told:  # by a signal that it alone got
             schedule.lost(pack, "was stopped by a signal")
             worker.kill()
@@ -131,12 +151,15 @@ def _hear(worker: Worker, schedule: Schedule, observer: Observer, told: bool) ->
 
 
 class Worker:
-    """A process of `train.worker`; `pack` is what it trains, None where it is free, `last` the program that it has compiled."""
+    """A process of `train.worker`; `pack` is what it trains, None where it is free, `last` the program that it has compiled.
+
+    packs: by their hash, of which it has not reported: that one, and one whose file it may still be writing.
+    """
 
     def __init__(self, setting: Setting, number: int, lock: int) -> None:
         mine, theirs = socket.socketpair()
         with theirs:
-            self.number, self.pack, self.last = number, None, None
+            self.number, self.pack, self.last, self.packs = number, None, None, {}
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115
             self.process = subprocess.Popen(
                 # Without -P a folder `train` where the sweep was started would come before ours.
@@ -149,10 +172,11 @@ class Worker:
 
     pack: PlannedPack | None
     last: Program | None
+    packs: dict[str, PlannedPack]
 
     def train(self, pack: PlannedPack) -> None:
         """Give it a pack."""
-        self.pack, self.last = pack, pack.program
+        self.pack, self.last, self.packs[pack.hash] = pack, pack.program, pack
         self.tell("train", pack)
 
     def tell(self, word: str, content: object) -> None:
@@ -186,7 +210,7 @@ def _end(crew: Sequence[Worker]) -> None:
     """The free ones end by themselves, once their sockets have; those that train, where an error left them, are killed."""
     for worker in crew:
         worker.connection.close()
-        if worker.pack is not None:
+        if worker.packs:
             worker.process.kill()
     for worker in crew:
         worker.kill(PATIENCE)

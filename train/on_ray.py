@@ -119,7 +119,7 @@ def train_there(pack: PlannedPack, setting: Setting, text: Text, url: str | None
             setting = replace(setting, directory=folder)
         voice = stack.enter_context(Voice(board, pack.hash, interruption))
         trainer = Trainer(setting, pick_device(setting.device), interruption, {pack.program.dataset: text})
-        report = trainer(pack, voice.progress)
+        report = trainer.alone(pack, voice.progress)
         if url is not None:
             report = _put_up(Remote(url), setting.directory, pack, report)
     return replace(report, result=report.result.times_alone() if report.result else None)

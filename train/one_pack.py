@@ -2,6 +2,8 @@
 
 What packs of a sweep have in common is a `Setting`; what became of one is a `Report`. Both are plain data that can be sent, and
 small. An error in a pack ends that pack alone: its traceback is kept in `failures/<hash>.txt` of the study's directory.
+
+On a GPU a pack's file is written while the next pack trains already (`overlap`); its checkpoint stays until it is written.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from train.checkpoint import CHECKPOINTS, Checkpointer
 from train.documents import TextError
 from train.interruption import Interrupted, Interruption
+from train.overlap import OVERLAPS, Drawing, Writing
 from train.pack import train_pack
 from train.pack_sizes import is_out_of_memory, program_key
 from train.plan import PlannedPack
@@ -68,11 +71,25 @@ class Report:
     step: int = 0
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A pack that was trained and whose file is still to be written."""
+
+    pack: PlannedPack
+    result: PackResult
+    text: Text
+    checkpointer: Checkpointer
+
+
+Hear = Callable[[PlannedPack, Report], None]
+
+
 class Trainer:
     """Trains planned packs one after the other on one device of this process.
 
     texts: by `TokenStream.key`; those that it lacks are read from the cache. origin: what packs and checkpoints say in place of
-    `provenance`.
+    `provenance`. overlaps: whether files are written, and weights drawn, beside the training; where not told, on a
+    GPU.
     """
 
     def __init__(
@@ -82,56 +99,118 @@ class Trainer:
         interruption: Interruption,
         texts: Mapping[str, Text] | None = None,
         origin: Mapping[str, Any] | None = None,
+        overlaps: bool | None = None,
     ) -> None:
         self.setting, self.device, self.interruption = setting, device, interruption
         self.texts = dict(texts or {})
         self.origin = provenance(setting.study, device) | dict(origin or {})
+        self.overlaps = device.type in OVERLAPS if overlaps is None else overlaps
+        self._drawing, self._writing = Drawing(), Writing[Report]()
 
-    def __call__(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Report:
-        """Train a pack, from its checkpoint if there is one, and write its file; errors are in the report."""
-        report = self.attempt(pack, on_progress)
-        if report.end not in ("finished", "interrupted"):
+    def __call__(self, pack: PlannedPack, on_progress: Callable[[Progress], None], hear: Hear) -> None:
+        """Train a pack, from its checkpoint if there is one, and write its file; errors are in the report.
+
+        hear: what became of a pack, called in this thread. Where they overlap, of one whose file is being written a later call
+        tells, of this or of `finish`; where that file can't be written, the pack that is under way is `stopped` too.
+        """
+
+        def go_on(progress: Progress) -> None:
+            self.listen(hear, stop=True)
+            on_progress(progress)
+
+        ended = self.attempt(pack, go_on)
+        self.finish(hear)
+        if isinstance(ended, Trained):
+            self._writing.begin(pack, lambda: self._written(ended))
+        else:
+            hear(pack, ended)
+        if isinstance(ended, Report) and ended.end not in ("finished", "interrupted"):
             # Tensors that the error's frames held, recorded graphs and code with its constants go before the next pack comes.
             torch._dynamo.reset()
             gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return report
 
-    def attempt(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Report:
-        """Train a pack, whatever comes of it."""
+    def expect(self, pack: PlannedPack | None) -> None:
+        """Draw what the next pack will begin with, as far as one can know which it is."""
+        if self.overlaps:
+            self._drawing.begin(pack)
+
+    @property
+    def writing(self) -> bool:
+        """Whether there is a pack that `hear` has not heard of."""
+        return self._writing.pack is not None
+
+    def listen(self, hear: Hear, *, wait: bool = False, stop: bool = False) -> None:
+        """Tell of the pack whose file was being written, if it is; stop: StudyError where that stops the sweep."""
+        ended = self._writing.ended(wait)
+        if ended is not None:
+            hear(*ended)
+            if stop and ended[1].end == "stopped":
+                raise StudyError(ended[1].message)
+
+    def alone(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Report:
+        """What became of a pack after which none comes, and before which none came."""
+        heard: list[Report] = []
+        self(pack, on_progress, lambda _, report: heard.append(report))
+        self.finish(lambda _, report: heard.append(report))
+        return heard[0]
+
+    def finish(self, hear: Hear) -> None:
+        """Wait for the file that is being written."""
+        self.listen(hear, wait=True)
+
+    def attempt(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Report | Trained:
+        """Train a pack, whatever comes of it, and write its file; `Trained` where that is to be done beside the next one."""
         try:
-            return Report("finished", self.train(pack, on_progress))
-        except Interrupted as stop:
-            return Report("interrupted", step=max(stop.steps, default=0))
-        except StudyError as error:
-            return Report("stopped", message=str(error))
-        except Exception as error:
-            if is_out_of_memory(error):
-                shutil.rmtree(self._folder(pack), ignore_errors=True)  # no pack of this R will go on from it
-                return Report("out of memory", message=one_line(error))
-            return Report("failed", message=f"{one_line(error)}{self._keep_traceback(pack)}")
+            trained = self.train(pack, on_progress)
+            return trained if self.overlaps else Report("finished", self.write(trained))
+        except (Exception, Interrupted) as error:
+            return self._report_of(pack, error)
 
-    def train(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> PackResult:
-        """Train a pack and write its file."""
+    def _written(self, trained: Trained) -> Report:
+        try:
+            return Report("finished", self.write(trained))
+        except Exception as error:
+            return self._report_of(trained.pack, error)
+
+    def _report_of(self, pack: PlannedPack, error: Exception | Interrupted) -> Report:
+        """What became of a pack that ended by this error, which is being handled."""
+        if isinstance(error, Interrupted):
+            return Report("interrupted", step=max(error.steps, default=0))
+        if isinstance(error, StudyError):
+            return Report("stopped", message=str(error))
+        if is_out_of_memory(error):
+            shutil.rmtree(self._folder(pack), ignore_errors=True)  # no pack of this R will go on from it
+            return Report("out of memory", message=one_line(error))
+        return Report("failed", message=f"{one_line(error)}{self._keep_traceback(pack)}")
+
+    def train(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Trained:
+        """Train a pack to its end."""
         text = self._text(pack)
         checkpointer = Checkpointer(
             self._folder(pack), checkpoint_of(pack, text, self.origin),
             self.setting.study.execution.checkpoint_seconds, self.interruption,
         )  # fmt: skip
-        result = self.result_of(pack, text, on_progress, checkpointer)
-        save(self.setting.directory, pack, result, text, self.origin)
-        checkpointer.remove()
+        return Trained(pack, self.result_of(pack, text, on_progress, checkpointer), text, checkpointer)
+
+    def write(self, trained: Trained) -> PackResult:
+        """Write a pack's file; what else is kept of it goes."""
+        save(self.setting.directory, trained.pack, trained.result, trained.text, self.origin)
+        trained.checkpointer.remove()
         with contextlib.suppress(OSError):
-            self._failure(pack).unlink(missing_ok=True)
-        return result
+            self._failure(trained.pack).unlink(missing_ok=True)
+        return trained.result
 
     def result_of(
         self, pack: PlannedPack, text: Text, on_progress: Callable[[Progress], None], checkpointer: Checkpointer
     ) -> PackResult:
         """The pack trained to its end, in this process."""
         dead_after = self.setting.study.execution.dead_after
-        return train_pack(pack.program, pack.slots, text, self.device, None, on_progress, checkpointer, dead_after)
+        return train_pack(
+            pack.program, pack.slots, text, self.device, None, on_progress, checkpointer, dead_after,
+            weights=self._drawing.take(pack),
+        )  # fmt: skip
 
     def _text(self, pack: PlannedPack) -> Text:
         """The tokens that the sweep's own process read; StudyError where this one finds others."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from train.program import PackResult, Program, Progress, Slot
 from train.recipe import Recipe
 from train.rounding_seeds import run_keys
 from train.schedules import learning_rates
-from train.seeds import batch_offsets, held_out_offsets, initial_weights
+from train.seeds import Weights, batch_offsets, different, held_out_offsets, stacked_weights
 from train.signal_pass import SignalHistories, signal_pass
 from train.signals import statistics
 from train.state import Chance, Kept, parameter_words, stored
@@ -69,17 +68,18 @@ class Pack:
     `compiled` None lets the device decide (see `compiling`). `parameters[name]`, [R, ...], are the master weights;
     `operands[name]` are the matrices among them as products take them, the LM head's, `wte` where it is tied, among them;
     `kept[name]` is what the optimiser keeps of each. `scale`, [R], are the runs' loss scales, None where no run has one.
-    `made` is how many steps were.
+    `made` is how many steps were. weights: `stacked_weights` of the slots' different seeds, drawn here if not given.
     """
 
     recordable = True  # whether a GPU's steps may be recorded and replayed
 
     def __init__(
-        self, program: Program, slots: Sequence[Slot], text: Text, device: torch.device, compiled: bool | None = None
-    ) -> None:
+        self, program: Program, slots: Sequence[Slot], text: Text, device: torch.device, compiled: bool | None = None,
+        weights: Weights | None = None,
+    ) -> None:  # fmt: skip
         self.program, self.slots, self.device = program, tuple(slots), device
         self.compiled = compiles_steps(device.type) if compiled is None else compiled
-        self._make_parameters()
+        self._make_parameters(weights)
         self._load_text(text)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         peaks = [slot.learning_rate for slot in slots]
@@ -145,20 +145,17 @@ class Pack:
         """What weights' own amaxes are taken of, [R, ...]."""
         return self.parameters
 
-    def _make_parameters(self) -> None:
-        shape, dtype = self.program.shape, self.program.dtype
+    def _make_parameters(self, weights: Weights | None) -> None:
         seeds, places = self._distinct([slot.init_seed for slot in self.slots])
-        with ThreadPoolExecutor() as threads:  # NumPy draws without holding the interpreter
-            weights = list(threads.map(lambda seed: initial_weights(shape, seed), seeds))
         self.parameters = {
-            name: torch.from_numpy(np.stack([w[name] for w in weights])).to(self.device, dtype)[places].requires_grad_()
-            for name in shape.parameters()
+            name: torch.from_numpy(stack).to(self.device, self.program.dtype)[places].requires_grad_()
+            for name, stack in (weights or stacked_weights(self.program.shape, seeds)).items()
         }
         self._keep_all()
 
     def _distinct(self, seeds: Sequence[int]) -> tuple[list[int], Tensor]:
         """Each seed once, and where among them each run's is, [R], on the device: runs of a grid share most of theirs."""
-        once = {seed: place for place, seed in enumerate(dict.fromkeys(seeds))}
+        once = {seed: place for place, seed in enumerate(different(seeds))}
         return list(once), torch.tensor([once[seed] for seed in seeds], device=self.device)
 
     def _keep_all(self) -> None:
@@ -523,16 +520,17 @@ def train_pack(
     checkpointer: Keeper | None = None,
     dead_after: int = 0,
     make: Callable[..., Pack] | None = None,
+    weights: Weights | None = None,
 ) -> PackResult:
     """Train a pack to its end, from its checkpoint if there is one; `on_progress` hears every `CHUNK` steps.
 
     dead_after: how many steps of NaN a run has to have to be called dead (see `dead`), 0 for never. make: what of, for a pack
-    that several processes share. `Interrupted` where the checkpointer hears a signal.
+    that several processes share. weights: as `Pack` takes them. `Interrupted` where the checkpointer hears a signal.
     """
     started = time.perf_counter()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    pack = (make or Pack)(program, slots, text, device, compiled)
+    pack = (make or Pack)(program, slots, text, device, compiled, weights)
     before = checkpointer.restore(pack.load) if checkpointer else Times()
     first, vigil = before.first_step, Vigil(pack, dead_after)
 

@@ -149,7 +149,7 @@ def choose_pack_size(runs: int, largest: int, overhead: int) -> int:
 def _pack_size(
     study: Study, program: Program, runs: int, device: torch.device, bytes_of: Callable[[Program], int] | None
 ) -> int:
-    need, have = program.bytes_per_run(compiles_steps(device.type)), _free_memory(device)
+    need, have = program.bytes_per_run(compiles_steps(device.type)), free_memory(device)
     need = bytes_of(program) if bytes_of else need
     fit = int(MEMORY_SHARE * have // need)
     if fit < 1:
@@ -168,7 +168,8 @@ def _pack_size(
     return choose_pack_size(runs, min(fit, LARGEST[device.type]), OVERHEAD[device.type])
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Bytes of the device's memory, a CPU's being the host's, that nothing uses."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -12,6 +12,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from train.estimate import pack_operations
 from train.interruption import Interrupted, Interruption
@@ -94,6 +95,12 @@ class Schedule:
         self.under_way[pack.hash] = pack
         self._lines[pack.program].at += 1
         return pack
+
+    def upcoming(self, last: Program | None = None, after: int = 0) -> PlannedPack | None:
+        """What `take` will give once so many other packs were taken, as far as can be told now; None where none is left."""
+        lines = sorted(self._order, key=lambda line: (-line.work, line.program != last))
+        waiting = chain.from_iterable(line.packs for line in lines)
+        return next(islice(chain(waiting, self._again), after, None), None)
 
     def _give_back(self, pack: PlannedPack) -> None:
         del self.under_way[pack.hash]

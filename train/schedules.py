@@ -52,4 +52,5 @@ def learning_rates(
             raise ValueError(f"schedule must be cosine, linear, constant or wsd, got {schedule!r}")
         return final_fraction + (1 - final_fraction) * left
 
-    return [[peak * factor(step) for peak in peaks] for step in range(steps)]
+    factors = [factor(step) for step in range(steps)]
+    return [[peak * f for peak in peaks] for f in factors]

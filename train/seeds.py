@@ -8,7 +8,8 @@ drawn before.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from train.model import ModelShape
+
+Weights = Mapping[str, NDArray[np.float32]]
 
 WORDS_PER_COUNTER = 4  # Philox 4x64 gives four words for each value of its counter
 
@@ -45,6 +48,24 @@ def initial_weights(
             )
             weights[name] = normal * np.float32(std)
     return weights
+
+
+def different(seeds: Iterable[int]) -> list[int]:
+    """Each seed once, in the order in which they came."""
+    return list(dict.fromkeys(seeds))
+
+
+def stacked_weights(shape: ModelShape, init_seeds: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+    """The initial parameters of several runs, float32 [len(init_seeds), ...] by name; a thread draws a run at a time."""
+    stacks = {name: np.empty((len(init_seeds), *size), np.float32) for name, size in shape.parameters().items()}
+
+    def draw(i: int) -> None:
+        for name, weights in initial_weights(shape, init_seeds[i]).items():
+            stacks[name][i] = weights
+
+    with ThreadPoolExecutor() as threads:  # NumPy draws and copies without holding the interpreter
+        list(threads.map(draw, range(len(init_seeds))))
+    return stacks
 
 
 def batch_offsets(data_seed: int, steps: int, sequences: int, windows: int, first_step: int = 0) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ from train.model import BlockPrecision, ModelShape, Numerics, is_matrix, rotatio
 from train.numerics import place_of
 from train.optim import Parts
 from train.precision import Precision
-from train.seeds import initial_weights
+from train.seeds import Weights, initial_weights
 from train.share import largest_of_ranks
 from train.shared_products import SharedWeight, round_sum
 from train.step import BLOCK_MATRICES, Pieces, behind_dropout
@@ -108,7 +108,7 @@ class Blocks(nn.Module):
 class ShardedPack(WidePack):
     """A pack of one run whose blocks are in parts; `parameters[name]` of a block are this rank's rows, [1, D / n, ...]."""
 
-    def _make_parameters(self) -> None:
+    def _make_parameters(self, weights: Weights | None) -> None:  # noqa: ARG002
         """Block by block, so that no more than one of them is ever whole here."""
         shape, count = self.program.shape, self.ranks.count
         mesh = init_device_mesh(self.device.type, (count,))

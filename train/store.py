@@ -97,7 +97,7 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
         "corruption": str(runs[0].stream.corruption) or "none",
         "train_tokens": text.train.size,
         "validation_tokens": text.validation.size,
-        "train_bytes_per_token": text.bytes_per_token(text.train),
+        "train_bytes_per_token": text.train_bytes_per_token,
         "evaluation_bytes_per_token": evaluation_bytes_per_token(program, text),
         "recipes": " | ".join(dict.fromkeys(f"{run.recipe.name}: {run.recipe.description}" for run in runs)),
         "pack": pack.hash,
@@ -156,7 +156,7 @@ def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
     path = directory / PACKS / f"{pack.hash}{PACK}"
     compress = {
         node.path: {
-            str(name): {"zlib": True, "complevel": 4, "shuffle": True}
+            str(name): {"zlib": True, "complevel": 1, "shuffle": True}
             for name, v in node.data_vars.items()
             if v.ndim > 1
         }

@@ -67,6 +67,11 @@ class Text:
     tokenizer: str = "bytes"
     token_bytes: npt.NDArray[np.uint16] | None = None  # [vocabulary], what each token stands for; None where unknown
 
+    @functools.cached_property
+    def train_bytes_per_token(self) -> float:
+        """The mean over the training tokens; counting them takes as long as a hundred steps, so it is done once."""
+        return self.bytes_per_token(self.train)
+
     def bytes_per_token(self, tokens: Tokens) -> float:
         """The mean over these tokens, separators counted as one byte; NaN where a token's bytes are not known."""
         if self.token_bytes is None or not tokens.size:

@@ -33,6 +33,7 @@ from train.precision import Precision
 from train.program import Program, Slot
 from train.ranks import Ranks, Spread
 from train.recipe import Recipe
+from train.seeds import Weights
 from train.share import Share, largest_of_ranks
 from train.shared_products import SharedWeight, round_sum
 from train.step import batch
@@ -81,12 +82,12 @@ class WidePack(Pack):
 
     def __init__(
         self, ranks: Ranks, program: Program, slots: Sequence[Slot], text: Text, device: torch.device,
-        compiled: bool | None = None,
+        compiled: bool | None = None, weights: Weights | None = None,
     ) -> None:  # fmt: skip
         if len(slots) != 1:
             raise ValueError(f"a pack that ranks share has one run, got {len(slots)}")
         self.ranks, self._arriving = ranks, Arriving()
-        super().__init__(program, slots, text, device, compiled)
+        super().__init__(program, slots, text, device, compiled, weights)
         self._watch_gradients()
 
     def _watch_gradients(self) -> None:

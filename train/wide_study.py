@@ -123,12 +123,12 @@ class Leader(Trainer):
         self, shared: Shared, setting: Setting, interruption: Interruption, texts: Mapping[str, Text],
         origin: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        super().__init__(setting, shared.ranks.device, interruption, texts, origin)
+        super().__init__(setting, shared.ranks.device, interruption, texts, origin, overlaps=False)
         self._shared = shared
 
     def attempt(self, pack: PlannedPack, on_progress: Callable[[Progress], None]) -> Report:
-        """Train a pack."""
-        return Report("finished", self.train(pack, on_progress))
+        """Train a pack and write its file."""
+        return Report("finished", self.write(self.train(pack, on_progress)))
 
     def result_of(
         self, pack: PlannedPack, text: Text, on_progress: Callable[[Progress], None], checkpointer: Checkpointer

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 
 from train.interruption import Interruption
-from train.one_pack import Setting, Trainer
+from train.one_pack import Report, Setting, Trainer
 from train.plan import PlannedPack, pick_device
 from train.program import Progress
 from train.watch import memory_in_use
+
+TICK = 0.05  # seconds between two looks at whether a file is written
 
 
 class Channel:
@@ -69,18 +71,31 @@ def serve(channel: Channel) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(0)
     packs: queue.SimpleQueue[PlannedPack] = queue.SimpleQueue()
+
+    def hear(pack: PlannedPack, report: Report) -> None:
+        channel.send("report", pack.hash, report)
+
     with Interruption() as interruption:
-        threading.Thread(target=_listen, args=(channel, packs, interruption), daemon=True).start()
         trainer = Trainer(setting, device, interruption)
+        threading.Thread(target=_listen, args=(channel, packs, trainer), daemon=True).start()
         while True:
-            channel.send("report", trainer(packs.get(), lambda progress: channel.send("progress", _measured(progress))))
+            try:
+                pack = packs.get(timeout=TICK if trainer.writing else None)
+            except queue.Empty:
+                trainer.listen(hear)
+                continue
+            trainer(pack, lambda progress: channel.send("progress", _measured(progress)), hear)
+            channel.send("free")
 
 
-def _listen(channel: Channel, packs: queue.SimpleQueue[PlannedPack], interruption: Interruption) -> None:
+def _listen(channel: Channel, packs: queue.SimpleQueue[PlannedPack], trainer: Trainer) -> None:
+    interruption = trainer.interruption
     while True:
         word, content = channel.receive()
         if word == "train":
             packs.put(content)
+        elif word == "expect":
+            trainer.expect(content)
         elif interruption.number is None:
             interruption.number = content
 
