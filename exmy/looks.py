@@ -1,7 +1,4 @@
-"""How a recipe is drawn, in every picture alike: colour, marker, dashes; and the lettering of pictures.
-
-Colours are Okabe and Ito's, told apart in any kind of colour blindness, and each comes with its own marker and dashes.
-"""
+"""How a recipe is drawn, in every picture alike: in `landscape`'s colours, markers and dashes, and its lettering."""
 
 from __future__ import annotations
 
@@ -11,28 +8,11 @@ from typing import Any
 
 import xarray as xr
 
-DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (6, 2)),
-    (0, (2, 1.5)),
-    (0, (6, 2, 1.5, 2)),
-    (0, (10, 3)),
-    (0, (4, 1, 1, 1, 1, 1)),
-    (0, (1, 1)),
-)
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800")
-MARKERS = ("s", "^", "D", "v", "P", "h", "*")
+from landscape.looks import COLOURS, DASHES, LETTERING, MARKERS
+
+__all__ = ["BASELINE_COLOUR", "COLOURS", "DASHES", "LETTERING", "MARKERS", "Look", "in_order", "recipe_looks"]
+
 BASELINE_COLOUR, BASELINE_MARKER = "#000000", "o"
-LETTERING: dict[Any, Any] = {
-    "font.size": 12.5,
-    "axes.titlesize": 13.5,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "legend.frameon": False,
-}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """How sharp a loss is at a point."""
 
+from landscape.accessor import Accessor
 from landscape.balls import asam_sharpness, average_sharpness, ball_sharpness, m_sam_sharpness, sam_sharpness
 from landscape.boxes import box_sharpness, hidden_sharpness
 from landscape.curvature import CURVATURE
+from landscape.errors import LandscapeError
 from landscape.evaluate import Batches, Bracket, Estimate, module_loss
 from landscape.hessian import Eigenpairs, adam_preconditioner, hessian_eigenvalues, preconditioned_eigenvalues
 from landscape.logits import half_width, logit_sharpness, small_box_sharpness
-from landscape.products import LandscapeError, Problem
+from landscape.products import Problem
 from landscape.schema import LANDSCAPE, SHARPNESS, Variable, labelled, validate
 from landscape.slices import gradient_direction, random_direction, slice_between, slice_loss
 from landscape.smoothed import lbfgsb_logit_sharpness, smoothed_logit_sharpness
@@ -17,6 +19,7 @@ __all__ = [
     "CURVATURE",
     "LANDSCAPE",
     "SHARPNESS",
+    "Accessor",
     "Batches",
     "Bracket",
     "Eigenpairs",

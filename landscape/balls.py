@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.evaluate import Estimate, Loss, Params, Point, count_of, draw, grid_of
+from landscape.evaluate import Estimate, Loss, Params, Point, State, count_of, draw, grid_of
 
 
 def ball_sharpness(
@@ -40,20 +40,22 @@ def ball_sharpness(
     starts: int = 1,
     seed: int = 0,
     run_axis: bool = False,
+    state: State = (),
 ) -> Estimate:
     """Worst-case sharpness in a ball, from below: the largest rise at the points visited, FP64, in the loss's units.
 
-    loss(params, batch) -> scalar or, with `run_axis`, [R]. Returns [], [R], or with a last axis for a sequence of rho.
-    norm 2 or inf; `adaptive` scales each coordinate by |w| + eta; `starts` counts the centre, then random points on the
-    sphere, without which an exact minimum gives 0. The centre's own 0 does not count, so one step can give less. NaN on the
-    way gives NaN. n_forward counts evaluations, most of them with a gradient. Raises ValueError for what doesn't fit.
+    loss(params, batch) -> scalar or, with `run_axis`, [R]; `state`: a module, or tensors, that it may write to. Returns [],
+    [R], or with a last axis for a sequence of rho. norm 2 or inf; `adaptive` scales each coordinate by |w| + eta; `starts`
+    counts the centre, then random points on the sphere, without which an exact minimum gives 0. The centre's own 0 does not
+    count, so one step can give less. NaN on the way gives NaN. n_forward counts evaluations, most of them with a gradient.
+    Raises ValueError for what doesn't fit.
     """
     radii = grid_of("rho", rho)
     count_of("steps", steps)
     count_of("starts", starts)
     if norm not in (2, math.inf):
         raise ValueError(f"norm must be 2 or inf, got {norm}")
-    with Point(loss, params, batch, run_axis) as point:
+    with Point(loss, params, batch, run_axis, state) as point:
         scale = _scale(point, adaptive, eta)
         base, slope = point.slope()
         rises = []
@@ -81,7 +83,7 @@ def ball_sharpness(
 def sam_sharpness(
     loss: Loss, params: Mapping[str, Tensor], batch: Any = None, rho: float | Sequence[float] = 0.05, **how: Any
 ) -> Estimate:
-    """SAM's f(w + rho g / ||g||) - f(w); `how` as in `ball_sharpness` (steps, starts, seed, run_axis)."""
+    """SAM's f(w + rho g / ||g||) - f(w); `how` as in `ball_sharpness` (steps, starts, seed, run_axis, state)."""
     return ball_sharpness(loss, params, batch, rho, **how)
 
 
@@ -138,6 +140,7 @@ def average_sharpness(
     samples: int = 16,
     seed: int = 0,
     run_axis: bool = False,
+    state: State = (),
 ) -> Estimate:
     """Average-case sharpness: mean and standard error of f(w + d) - f(w), d ~ N(0, rho^2 s^2), s = |w| (adaptive) or 1.
 
@@ -147,7 +150,7 @@ def average_sharpness(
     """
     radii = grid_of("rho", rho)
     count_of("samples", samples, 2)
-    with Point(loss, params, batch, run_axis) as point:
+    with Point(loss, params, batch, run_axis, state) as point:
         scale = _scale(point, adaptive, 0.0)
         base = point.value()
         rises = []

@@ -24,16 +24,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.evaluate import Bracket, Loss, Params, Point, count_of, grid_of
+from landscape.evaluate import Bracket, Loss, Params, Point, State, count_of, grid_of
 from landscape.logits import half_width
 
 TIGHT = 1e-9
+# Tokens done together, as long as their tensors have no more elements than this (32 MB); corners together where all are tried.
+GROUP, AT_ONCE, CORNERS = 32, 2**22, 256
 
 
 def hidden_sharpness(
@@ -56,101 +58,112 @@ def hidden_sharpness(
     tried. `starts` counts the centre, then by turns the best corner of the wrong token that can get furthest (then the next)
     and a random corner. From two starts on, the loss at the best corner found is within log V of the maximum.
 
-    Positions are done one at a time: memory is a few times the head. Not finite in, NaN out. Raises ValueError for what
-    doesn't fit.
+    Positions and runs are done together, 32 at once or as many as take 32 MB a tensor, one at least: then memory is a few times
+    a head's in FP64. Not finite in, NaN out. Raises ValueError for what doesn't fit.
     """
     epsilons = grid_of("epsilon", epsilon)
     count_of("starts", starts)
     count_of("iterations", iterations)
-    packed = head.ndim == 3
     _check_hidden(hidden, head, targets, bias)
-    D = hidden.shape[-1]
-    runs = head.shape[0] if packed else 1
-    x_RPD = hidden.double().reshape(runs, -1, D)
-    t_RP = targets.long().reshape(runs, -1)
-    if enumerate_up_to >= D:
-        signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=D)), dtype=torch.float64, device=hidden.device)
-    else:
-        signs = None
+    (V, D), tokens = head.shape[-2:], targets.numel()
+    x_ND, t_N = hidden.double().reshape(-1, D), targets.long().reshape(-1)
+    run_N = torch.arange(tokens, device=hidden.device) // max(1, tokens // (head.shape[0] if head.ndim == 3 else 1))
+    W, offset = head.reshape(-1, V, D), None if bias is None else bias.reshape(-1, V)
+    signs = torch.tensor(
+        list(itertools.product((-1.0, 1.0), repeat=D)) if enumerate_up_to >= D else [], dtype=torch.float64
+    )
     # The same corners for every position and run: a value must not depend on its neighbours.
     generator = torch.Generator().manual_seed(seed)
-    random = torch.randint(2, (starts, D), generator=generator).double().to(hidden.device) * 2 - 1
-    rows = []
-    for r in range(runs):
-        W = (head[r] if packed else head).double()
-        offset = 0.0 if bias is None else (bias[r] if packed else bias).double()
-        for x, t in zip(x_RPD[r], t_RP[r], strict=True):
-            rows.append(_at_token(x, W, offset, t, epsilons, signs, random, iterations))
+    random = torch.randint(2, (starts, D), generator=generator).double() * 2 - 1
+    signs, random = signs.to(hidden.device), random.to(hidden.device)
+    # A group is always as long, by repeating its last token, since the bits of a product depend on how many there are.
+    group = max(1, min(GROUP, AT_ONCE // (V * max(D, starts, min(CORNERS, len(signs))))))
+    shape = (len(epsilons), tokens)
+    lower, upper, calls = (torch.zeros(shape, dtype=torch.float64, device=hidden.device) for _ in range(3))
+    for first in range(0, tokens, group):
+        own = slice(first, min(first + group, tokens))
+        at = torch.arange(first, first + group, device=hidden.device).clamp(max=tokens - 1)
+        moved = _Tokens.at(x_ND[at], W, offset, t_N[at], run_N[at])
+        for e, eps in enumerate(epsilons):
+            found = _corners(moved, half_width(moved.x, eps), signs, random, iterations)
+            for whole, part in zip((lower, upper, calls), found, strict=True):
+                whole[e, own] = part[: own.stop - own.start]
     many = isinstance(epsilon, Sequence)
-    shape = (*targets.shape, len(epsilons)) if many else targets.shape
     lower, upper, calls = (
-        torch.stack([row[i] for row in rows]).reshape(shape) if rows else x_RPD.new_zeros(shape) for i in range(3)
+        v.T.reshape(*targets.shape, len(epsilons)) if many else v[0].reshape(targets.shape)
+        for v in (lower, upper, calls)
     )
     return Bracket(lower, upper, upper - lower <= TIGHT * upper, calls.long())
 
 
-def _at_token(
-    x: Tensor,
-    W: Tensor,
-    offset: Tensor | float,
-    t: Tensor,
-    epsilons: list[float],
-    signs: Tensor | None,
-    random: Tensor,
-    iterations: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower, upper and calls, [E] each, at one hidden state [D]."""
-    log_p = torch.log_softmax(W @ x + offset, -1)
-    p, f = log_p.exp(), -log_p[t]
-    u = W - W[t]
-    scale = torch.where(x.isfinite().all() & log_p.isfinite().all(), 100 / (1 + f), torch.nan)
-    out: list[tuple[Tensor, Tensor, Tensor]] = []
-    for eps in epsilons:
-        b = half_width(x, eps)
+class _Tokens(NamedTuple):
+    """Where a group of n tokens stands, in the module's names."""
 
-        def rise(d: Tensor) -> Tensor:
-            """Of the loss, for moves [..., D]; no cancellation for small ones, no overflow for large."""
-            gain = d @ u.T
-            small = torch.log1p((p * torch.expm1(gain.clamp(max=1))).sum(-1))
-            return torch.where(gain.amax(-1) <= 1, small, torch.logsumexp(log_p + gain, -1))
+    x: Tensor  # [n, D]
+    u: Tensor  # [n, V, D]
+    log_p: Tensor  # [n, V]
+    target: Tensor  # [n, 1]
+    scale: Tensor  # [n], percent for a rise of the loss; NaN where something is not finite
 
-        upper = rise_bound(p, log_p, u, b)
-        if signs is not None:
-            lower = torch.stack([rise(part * b).amax() for part in signs.split(256)]).amax()
-            upper, calls = lower, len(signs)
-        else:
-            reach = (log_p + u.abs() @ b).index_fill(0, t, -math.inf)
-            d = _starts(u, b, reach.topk(min(len(random), len(W) - 1)).indices, random)
-            calls = 0
-            for _ in range(iterations):
-                slope = torch.softmax(log_p + d @ u.T, -1) @ u
-                moved = b * torch.where(slope < 0, -1.0, 1.0)
-                calls += len(d)
-                if torch.equal(moved, d):
-                    break
-                d = moved
-            lower, calls = rise(d).amax(), calls + len(d)
-        out.append((scale * lower, scale * torch.maximum(upper, lower), torch.tensor(float(calls), device=x.device)))
-    lowers, uppers, counts = (torch.stack([row[i] for row in out]) for i in range(3))
-    return lowers, uppers, counts
+    @classmethod
+    def at(cls, x: Tensor, heads: Tensor, bias: Tensor | None, t: Tensor, run: Tensor) -> _Tokens:
+        """For tokens x [n, D] with targets t [n] of runs run [n], whose heads are [R, V, D]."""
+        W, target = heads[run].double(), t.unsqueeze(-1)
+        z = (W @ x.unsqueeze(-1)).squeeze(-1)
+        log_p = torch.log_softmax(z if bias is None else z + bias[run].double(), -1)
+        f = -log_p.gather(-1, target).squeeze(-1)
+        own = W.gather(1, target.unsqueeze(-1).expand(-1, 1, W.shape[2]))
+        finite = x.isfinite().all(-1) & log_p.isfinite().all(-1)
+        return cls(x, W - own, log_p, target, torch.where(finite, 100 / (1 + f), torch.nan))
+
+    def rise(self, d: Tensor) -> Tensor:
+        """Of the loss, [n, S] for moves [n, S, D]; no cancellation for small ones, no overflow for large."""
+        gain, log_p = d @ self.u.mT, self.log_p.unsqueeze(1)
+        small = torch.log1p((log_p.exp() * torch.expm1(gain.clamp(max=1))).sum(-1))
+        return torch.where(gain.amax(-1) <= 1, small, torch.logsumexp(log_p + gain, -1))
 
 
-def _starts(u: Tensor, b: Tensor, reaching: Tensor, random: Tensor) -> Tensor:
-    """[starts, D]: the centre, then by turns the best corner of a wrong token that gets furthest, and a random one."""
+def _corners(at: _Tokens, b: Tensor, signs: Tensor, random: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower, upper and calls, [n] each, in the boxes of half-widths b [n, D]."""
+    b_n1D = b.unsqueeze(1)
+    if len(signs):
+        lower = torch.stack([at.rise(part * b_n1D).amax(1) for part in signs.split(CORNERS)]).amax(0)
+        return at.scale * lower, at.scale * lower, torch.full_like(lower, len(signs))
+    d = _starts(at, b_n1D, random)
+    calls, going = torch.zeros_like(at.scale), torch.ones_like(at.scale, dtype=torch.bool)
+    for _ in range(iterations):
+        slope = torch.softmax(at.log_p.unsqueeze(1) + d @ at.u.mT, -1) @ at.u
+        moved = b_n1D * torch.where(slope < 0, -1.0, 1.0)
+        calls += going * d.shape[1]
+        going, d = (moved != d).any(2).any(1), moved
+        if not going.any():
+            break
+    lower, upper = at.rise(d).amax(1), rise_bound(at.log_p.exp(), at.log_p, at.u, b)
+    return at.scale * lower, at.scale * torch.maximum(upper, lower), calls + d.shape[1]
+
+
+def _starts(at: _Tokens, b: Tensor, random: Tensor) -> Tensor:
+    """[n, starts, D]: the centre, then by turns the best corner of a wrong token that gets furthest, and a random one."""
+    reach = (at.log_p + (at.u.abs() @ b.mT).squeeze(-1)).scatter(-1, at.target, -math.inf)
+    furthest = reach.topk(min(len(random), reach.shape[1] - 1)).indices
     starts = [torch.zeros_like(b)]
     for s in range(1, len(random)):
-        wrong = s // 2
-        starts.append(b * torch.sign(u[reaching[wrong]]) if s % 2 and wrong < len(reaching) else b * random[s])
-    return torch.stack(starts)
+        if s % 2 and s // 2 < furthest.shape[1]:
+            best = at.u.gather(1, furthest[:, s // 2, None, None].expand(-1, 1, at.u.shape[2]))
+            starts.append(b * torch.sign(best))
+        else:
+            starts.append(b * random[s])
+    return torch.cat(starts, 1)
 
 
 def rise_bound(p: Tensor, log_p: Tensor, u: Tensor, b: Tensor) -> Tensor:
-    """The least of the two certified bounds of the rise over the box, []; p and log_p [V], u [V, D], b [D]."""
-    c = u.abs() @ b
-    interval = torch.where(c.amax() <= 1, torch.log1p((p * torch.expm1(c)).sum()), torch.logsumexp(log_p + c, -1))
+    """The least of the two certified bounds of the rise over the box, [...]; p and log_p [..., V], u [..., V, D], b [..., D]."""
+    c = (u.abs() @ b.unsqueeze(-1)).squeeze(-1)
+    interval = torch.where(c.amax(-1) <= 1, torch.log1p((p * torch.expm1(c)).sum(-1)), torch.logsumexp(log_p + c, -1))
     sinhc = torch.where(c > 0, c.sinh() / c, 1.0)
     half = (c / 2).sinh()  # cosh c - 1 = 2 sinh(c / 2)^2
-    chord = torch.log1p((2 * p * half * half).sum() + b @ ((p * sinhc) @ u).abs())
+    slope = ((p * sinhc).unsqueeze(-2) @ u).squeeze(-2)
+    chord = torch.log1p((2 * p * half * half).sum(-1) + (b * slope.abs()).sum(-1))
     return torch.where(chord.isnan(), interval, torch.minimum(chord, interval))  # sinh overflows above c = 710
 
 
@@ -190,23 +203,26 @@ def box_sharpness(
     starts: int = 1,
     seed: int = 0,
     run_axis: bool = False,
+    state: State = (),
 ) -> Bracket:
     """Keskar's sharpness in the weights, the embeddings or any tensors: a lower bound, in percent.
 
-    loss(params, batch) -> scalar, or [R] with `run_axis`; `names` moves some tensors only (token embeddings, say). Returns
-    [], [R], [E] or [R, E], FP64. `subspace` p looks in p random directions; they take p times the moved tensors' memory in FP64
-    and are the same for all runs. Method "ascent" is for all runs at once; "lbfgsb", the original's, takes one run after the
-    other, each evaluation of a pack of R serving one. `starts`: the centre, then random points of the box ("ascent" alone).
+    loss(params, batch) -> scalar, or [R] with `run_axis`; it may write to `state`. `names` moves some tensors only (token
+    embeddings, say). Returns [], [R], [E] or [R, E], FP64. `subspace` p looks in p random directions; they take p times the
+    moved tensors' memory in FP64 and are the same for all runs. Method "ascent" is for all runs at once; "lbfgsb", the
+    original's, takes one run after the other, each evaluation of a pack of R serving one. `starts`: the centre, then random
+    points of the box ("ascent" alone).
 
     `converged` tells whether the ascent came to rest ("lbfgsb": its own tolerance), not that the maximum is global. A loss of
-    NaN anywhere on the way gives NaN. n_forward counts evaluations of the pack. Raises ValueError for what doesn't fit.
+    NaN anywhere on the way gives NaN. n_forward counts a run's evaluations until it was done. Raises ValueError for what doesn't
+    fit.
     """
     epsilons = grid_of("epsilon", epsilon)
     count_of("iterations", iterations)
     count_of("starts", starts)
     if method not in ("ascent", "lbfgsb"):
         raise ValueError(f'method must be "ascent" or "lbfgsb", got {method!r}')
-    with Point(loss, params, batch, run_axis) as point:
+    with Point(loss, params, batch, run_axis, state) as point:
         chosen = list(point.params) if names is None else list(names)
         if unknown := set(chosen) - point.params.keys():
             raise ValueError(f"names must be among the parameters {sorted(point.params)}, got {sorted(unknown)}")
@@ -214,13 +230,12 @@ def box_sharpness(
         base, slope = point.slope(None, chosen)
         results = []
         for eps in epsilons:
-            before, width = point.n_forward, half_width(space.centre, eps)
+            width = half_width(space.centre, eps)
             if method == "ascent":
-                rise, rest = _ascend(point, space, width, base, space.pull(slope), iterations, starts, seed)
+                rise, rest, calls = _ascend(point, space, width, base, space.pull(slope), iterations, starts, seed)
             else:
-                rise, rest = _lbfgsb(point, space, width, base, iterations)
-            calls = torch.full_like(base, point.n_forward - before + 1, dtype=torch.int64)
-            results.append((100 * rise / (1 + base), rest, calls))
+                rise, rest, calls = _lbfgsb(point, space, width, base, iterations)
+            results.append((100 * rise / (1 + base), rest, calls + 1))
     lower, converged, n_forward = (
         torch.stack([row[i] for row in results], -1) if isinstance(epsilon, Sequence) else results[0][i]
         for i in range(3)
@@ -262,9 +277,10 @@ class _Space:
 
 def _ascend(
     point: Point, space: _Space, width: Tensor, base: Tensor, slope: Tensor, iterations: int, starts: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Sign ascent inside the box, step halved where the loss did not rise: rise [R] and whether it came to rest."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sign ascent inside the box, step halved where the loss did not rise: rise, whether it came to rest, and calls, [R] each."""
     best, rest = torch.zeros_like(base), torch.ones_like(base, dtype=torch.bool)
+    calls = torch.zeros_like(base, dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     for start in range(starts):
         y, value, g = torch.zeros_like(width), base, slope
@@ -273,9 +289,11 @@ def _ascend(
             y = random.to(width.device) * width
             value, pulled = point.slope(space.move(y), space.names)
             g = space.pull(pulled)
+            calls += 1
         step, worst = torch.full_like(base, 2.0), value
         settled = torch.zeros_like(rest)
         for _ in range(iterations):
+            calls += ~(settled | worst.isnan())
             trial = torch.clamp(y + step[:, None] * width * g.sign(), -width, width)
             there, pulled = point.slope(space.move(trial), space.names)
             worst = torch.maximum(worst, there)  # a NaN stays
@@ -284,17 +302,18 @@ def _ascend(
             y, value = torch.where(rose[:, None], trial, y), torch.where(rose, there, value)
             g = torch.where(rose[:, None], space.pull(pulled), g)
             step = torch.where(rose, step, step / 2)
-            if bool(settled.all()):
+            if bool((settled | worst.isnan()).all()):
                 break
         best, rest = torch.maximum(best, worst - base), rest & settled
-    return best, rest
+    return best, rest, calls
 
 
-def _lbfgsb(point: Point, space: _Space, width: Tensor, base: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Scipy's L-BFGS-B from the centre, run by run, the others standing still: rise [R] and whether it met its tolerance."""
+def _lbfgsb(point: Point, space: _Space, width: Tensor, base: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scipy's L-BFGS-B from the centre, run by run, the others standing still: rise, whether it met its tolerance, and calls."""
     from scipy.optimize import minimize  # 0.4 s that who trains should not wait for
 
     rise, rest = torch.full_like(base, torch.nan), torch.zeros_like(base, dtype=torch.bool)
+    calls = torch.zeros_like(base, dtype=torch.int64)
     for r in range(point.runs):
         spoilt = False
 
@@ -315,7 +334,8 @@ def _lbfgsb(point: Point, space: _Space, width: Tensor, base: Tensor, iterations
             bounds=np.stack([-box, box], 1),
             options={"maxiter": iterations},
         )
+        calls[r] = done.nfev
         if not spoilt:
             rise[r] = max(-done.fun - float(base[r]), 0.0)
             rest[r] = bool(done.success)
-    return rise, rest
+    return rise, rest, calls

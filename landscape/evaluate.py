@@ -4,31 +4,58 @@ A loss is any callable `loss(params, batch)` with params a dict of tensors: a sc
 parameter has a leading run axis. Runs don't touch each other, so the gradient of the sum is all runs' gradients at once.
 
 Parameters are never written to: a perturbed point is a new dict. Random numbers that the loss draws (dropout) are the same in
-every evaluation, so that a difference of two losses is the landscape's and not the noise's, and the generators are as before
-afterwards, also after an exception.
+every evaluation, so that a difference of two losses is the landscape's and not the noise's: the loss is evaluated twice before
+anything else, and refused where the bits differ. The generators, and what `state` names (buffers that the loss writes to), are
+before every evaluation as they were at first, and afterwards too, also after an exception.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from landscape.errors import LandscapeError
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], Tensor]
+State = nn.Module | Iterable[Tensor]
+"""What a loss may write to, and finds as it was: a module's parameters and buffers, or tensors."""
 
 
-class Batches(NamedTuple):
-    """A batch in parts: its loss is the parts' mean, weighted by their sizes, and only one part's graph is held at a time."""
+class Batches:
+    """A batch in parts: its loss is the parts' mean, weighted by their sizes, and only one part's graph is held at a time.
 
-    parts: Sequence[Any]
-    sizes: Sequence[float]
+    sizes: the parts' numbers of tokens or examples, or a function that tells a part's. LandscapeError unless each part has one.
+    """
+
+    def __init__(self, parts: Iterable[Any], sizes: Sequence[float] | Callable[[Any], float]) -> None:
+        self.parts = list(parts)
+        self.sizes = [float(size) for size in (map(sizes, self.parts) if callable(sizes) else sizes)]
+        if not self.parts or len(self.sizes) != len(self.parts):
+            raise LandscapeError(
+                f"each part of a batch needs its size, got {len(self.parts)} parts and {len(self.sizes)} sizes"
+            )
+        if not all(0 < size < math.inf for size in self.sizes):
+            raise LandscapeError(f"sizes must be positive numbers of tokens or examples, got {self.sizes}")
+
+    @property
+    def shares(self) -> list[float]:
+        """The weight of each part's loss in the batch's, 1 in sum."""
+        whole = math.fsum(self.sizes)
+        return [size / whole for size in self.sizes]
+
+    @classmethod
+    def of(cls, batch: Any) -> Batches:
+        """A batch that may be in parts; in one, where it is not."""
+        return batch if isinstance(batch, cls) else cls([batch], [1.0])
 
 
 @dataclass(frozen=True)
@@ -56,7 +83,7 @@ class Estimate:
 def module_loss(module: nn.Module, compute: Callable[[nn.Module, Any], Tensor]) -> tuple[Loss, Params]:
     """`loss(params, batch)` and params of an ordinary module; compute(module, batch) is the loss as one writes it.
 
-    Evaluations work on copies of the buffers, so that running means and counters stay what they were.
+    Evaluations work on copies of the buffers, so that running means and counters stay what they were, in the parameters' dtype.
     """
     params = {name: value.detach() for name, value in module.named_parameters()}
 
@@ -71,7 +98,9 @@ def module_loss(module: nn.Module, compute: Callable[[nn.Module, Any], Tensor]) 
     computed = Computed()
 
     def loss(at: Params, batch: Any) -> Tensor:
-        buffers = {f"inner.{name}": value.clone() for name, value in module.named_buffers()}
+        dtype = next(iter(at.values())).dtype
+        copies = {name: value.detach().clone() for name, value in module.named_buffers()}
+        buffers = {f"inner.{n}": v.to(dtype) if v.is_floating_point() else v for n, v in copies.items()}
         swapped = {f"inner.{name}": value for name, value in at.items()}
         result: Tensor = functional_call(computed, {**swapped, **buffers}, (batch,))
         return result
@@ -85,28 +114,38 @@ class Point:
     Values are FP64 [R]; without a run axis R is 1, and parameters are used as they are.
     """
 
-    def __init__(self, loss: Loss, params: Mapping[str, Tensor], batch: Any, run_axis: bool) -> None:
-        self.params = {name: value.detach() for name, value in params.items()}
+    def __init__(self, loss: Loss, params: Mapping[str, Tensor], batch: Any, run_axis: bool, state: State = ()) -> None:
+        with torch.inference_mode(False):
+            self.params = {name: differentiable(value.detach()) for name, value in params.items()}
+            batches = Batches.of(batch)
+            self._parts, self._shares = tree_map(differentiable, batches.parts), batches.shares
         self.runs = check_params(self.params, run_axis)
         self.run_axis = run_axis
         self.n_forward = 0
+        self._checked = False
         self._loss = loss
-        self._batches = batch if isinstance(batch, Batches) else Batches([batch], [1.0])
-        check_sizes(self._batches)
+        self._state = tensors_of(state)
         self._cuda = sorted({v.device.index for v in self.params.values() if v.device.type == "cuda"})
 
     def __enter__(self) -> Self:
         self._rng = torch.get_rng_state()
         self._cuda_rng = [torch.cuda.get_rng_state(i) for i in self._cuda]
+        self._kept = [tensor.detach().clone() for tensor in self._state]
+        self._inference = torch.inference_mode(False)  # what is made in it can't be differentiated
+        self._inference.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._inference.__exit__(None, None, None)
         self._rewind()
 
     def _rewind(self) -> None:
         torch.set_rng_state(self._rng)
         for i, state in zip(self._cuda, self._cuda_rng, strict=True):
             torch.cuda.set_rng_state(state, i)
+        with torch.no_grad():
+            for tensor, before in zip(self._state, self._kept, strict=True):
+                tensor.copy_(before)
 
     def value(self, delta: Mapping[str, Tensor] | None = None) -> Tensor:
         """The loss at params + delta, [R]; names that delta lacks stay."""
@@ -139,17 +178,21 @@ class Point:
         return {name: value + delta[name] if delta and name in delta else value for name, value in self.params.items()}
 
     def _sum(self, at: Params, backward: Callable[[Tensor], None] | None) -> Tensor:
-        """The mean over the parts, each by its size."""
+        """The mean over the parts, each by its size; before the first, whether the loss is one function."""
+        if not self._checked:
+            self._checked = True
+            with torch.no_grad():
+                check_same(*(self._sum(self.params, None) for _ in range(2)))
+            self.n_forward = 0
         self._rewind()
         self.n_forward += 1
         total = torch.zeros(self.runs, dtype=torch.float64, device=next(iter(at.values())).device)
-        whole = math.fsum(self._batches.sizes)
-        for part, size in zip(self._batches.parts, self._batches.sizes, strict=True):
+        for part, weight in zip(self._parts, self._shares, strict=True):
             loss = self._loss(at, part)
             if loss.shape != ((self.runs,) if self.run_axis else ()):
                 wanted = f"one value a run, ({self.runs},)" if self.run_axis else "a scalar"
                 raise ValueError(f"loss(params, batch) must return {wanted}, got shape {tuple(loss.shape)}")
-            share = loss * (size / whole)
+            share = loss * weight
             if backward is not None:
                 backward(share)
             total += share.detach().double()
@@ -171,6 +214,26 @@ class Point:
         """A number a run, [R], shaped to multiply a parameter, in its dtype."""
         return (
             per_run.to(like.dtype).reshape([-1] + [1] * (like.ndim - 1)) if self.run_axis else per_run[0].to(like.dtype)
+        )
+
+
+def differentiable(x: Any) -> Any:
+    """A tensor that was made in inference mode as one that can be differentiated, a copy; anything else as it is."""
+    return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
+
+
+def tensors_of(state: State) -> list[Tensor]:
+    """The tensors of a state."""
+    return [*state.parameters(), *state.buffers()] if isinstance(state, nn.Module) else list(state)
+
+
+def check_same(first: Tensor, second: Tensor) -> None:
+    """LandscapeError unless two evaluations of a loss, [R], gave the same bits, NaN for NaN."""
+    if not torch.equal(first.nan_to_num(), second.nan_to_num()) or not torch.equal(first.isnan(), second.isnan()):
+        worst = (first - second).abs().max().item()
+        raise LandscapeError(
+            f"the loss is not deterministic: the same parameters and batch gave values {worst:.2g} apart; turn dropout off "
+            "(module.eval()), draw random numbers from a seed, and use deterministic algorithms"
         )
 
 
@@ -205,18 +268,6 @@ def check_params(params: Mapping[str, Tensor], run_axis: bool) -> int:
     if len(runs) != 1 or 0 in runs:
         raise ValueError(f"with run_axis every parameter must be [R, ...] of one R >= 1, got R of {sorted(runs)}")
     return runs.pop()
-
-
-def check_sizes(batches: Batches) -> None:
-    """ValueError unless every part has a size."""
-    if (
-        len(batches.parts) != len(batches.sizes)
-        or not batches.parts
-        or not all(0 < s < math.inf for s in batches.sizes)
-    ):
-        raise ValueError(
-            f"Batches must have a positive size for each of {len(batches.parts)} parts, got {batches.sizes}"
-        )
 
 
 def grid_of(name: str, values: float | Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""The largest eigenvalues of a loss's Hessian, of each run of a pack: how sharp the sharpest directions are.
+"""The outermost eigenvalues of a loss's Hessian, of each run of a pack: how sharp the sharpest directions are.
 
 Gradient descent at learning rate lr is stable on a quadratic as long as
 
@@ -13,12 +13,15 @@ v its second moment after t steps. P^-1 H has the eigenvalues of the symmetric P
 
 Every eigenvalue comes with its residual ||A v - lambda v||, from one more product with the vector found: some eigenvalue of A
 lies within it of lambda. That it is the largest one, no residual can say.
+
+The smallest eigenvalues, those of -H from the other end, say whether a point is a minimum: one below zero is a way down that
+the gradient does not show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import xarray as xr
@@ -26,12 +29,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from landscape.curvature import labelled, random_vectors
+from landscape.errors import LandscapeError
 from landscape.lanczos import Operator, largest
-from landscape.products import LandscapeError, Problem
+from landscape.products import Problem
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues as a dataset, and their vectors [R, k, P], largest first, for slices and for the next probe's start."""
+    """Eigenvalues as a dataset, and their vectors [R, k, P], outermost first, for slices and for the next probe's start."""
 
     dataset: xr.Dataset
     vectors: Tensor
@@ -41,6 +45,7 @@ def hessian_eigenvalues(
     problem: Problem,
     k: int = 1,
     *,
+    which: Literal["largest", "smallest"] = "largest",
     start: Tensor | None = None,
     basis: int = 32,
     max_hvp: int = 200,
@@ -50,6 +55,9 @@ def hessian_eigenvalues(
 ) -> Eigenpairs:
     """The k algebraically largest eigenvalues of H: `hessian_eigenvalue (run, rank)`, `residual`, `converged (run)`, `n_hvp`.
 
+    which: "smallest" gives `smallest_eigenvalue`, the most negative first. Its tolerance is relative to the largest eigenvalue
+    met in size, since it may be 0; an upper bound of lambda_min, as `hessian_eigenvalue` is a lower one of lambda_max.
+
     start: the vectors of an earlier probe, [R, k, P] of any k; a tenth of noise is mixed in, so that a direction that has
     overtaken them is found. basis: vectors of memory, with some six more around it: (basis + 6) R P numbers, 19 GB for GPT-2 124M
     in FP32 and 32 of them, all but six vectors of which `basis_on="cpu"` moves off a GPU, and with fewer there are more products.
@@ -58,9 +66,14 @@ def hessian_eigenvalues(
     is False and the value a lower bound of lambda_max but for rounding. A run whose loss is NaN gives NaN. An eigenvalue that
     repeats exactly is found once. Raises LandscapeError for a k that does not fit.
     """
-    return _eigenvalues(
-        problem, problem.hvp, "hessian_eigenvalue", k, start, basis, max_hvp, tolerance, seed, {}, basis_on
-    )
+    if which not in ("largest", "smallest"):
+        raise LandscapeError(f'which must be "largest" or "smallest", got {which!r}')
+    name, sign = ("hessian_eigenvalue", 1) if which == "largest" else ("smallest_eigenvalue", -1)
+
+    def apply(v: Tensor) -> Tensor:
+        return sign * problem.hvp(v)
+
+    return _eigenvalues(problem, apply, name, k, start, basis, max_hvp, tolerance, seed, {}, basis_on, sign)
 
 
 def preconditioned_eigenvalues(
@@ -82,9 +95,9 @@ def preconditioned_eigenvalues(
     0.9. Residuals and vectors are those of P^-1/2 H P^-1/2. Otherwise as `hessian_eigenvalues`.
     """
     root = problem.vector(preconditioner)
-    if not (root > 0).all():
+    if (root <= 0).any():  # a NaN is its run's own
         raise LandscapeError(
-            f"a preconditioner must be positive everywhere, got {root.min().item():.3g}; add Adam's epsilon"
+            f"a preconditioner must be positive everywhere, got {root.nan_to_num(1).min().item():.3g}; add Adam's epsilon"
         )
     scale = root.rsqrt()
     edge = (2 + 2 * beta1) / (1 - beta1)
@@ -113,8 +126,9 @@ def adam_preconditioner(
 
 def _eigenvalues(
     problem: Problem, apply: Operator, name: str, k: int, start: Tensor | None, basis: int, max_hvp: int,
-    tolerance: float, seed: int, attrs: dict[str, float], basis_on: torch.device | str | None,
+    tolerance: float, seed: int, attrs: dict[str, float], basis_on: torch.device | str | None, sign: int = 1,
 ) -> Eigenpairs:  # fmt: skip
+    """The largest eigenvalues of an operator, times a sign."""
     if not 1 <= k <= problem.P:
         raise LandscapeError(f"k must be 1..{problem.P}, the number of parameters, got {k}")
     if basis < min(k + 2, problem.P) or max_hvp < k:
@@ -122,13 +136,13 @@ def _eigenvalues(
             f"k = {k} needs a basis of at least {k + 2} and max_hvp of at least {k}, got {basis} and {max_hvp}"
         )
     on = None if basis_on is None else torch.device(basis_on)
-    found = largest(apply, _start(problem, start, seed), k, basis, max_hvp, tolerance, on)
+    found = largest(apply, _start(problem, start, seed), k, basis, max_hvp, tolerance, on, of_operator=sign < 0)
     values, residuals = _rayleigh(apply, found.vectors)
     # Measured, so that what the recurrence lost in FP32 shows; twice, as it may lie anywhere about a bound that was just met.
-    converged = found.converged & (residuals <= 2 * tolerance * values.abs()).all(1)
+    converged = found.converged & (residuals <= 2 * tolerance * found.sizes).all(1)
     dataset = labelled(
         problem,
-        {name: values, "residual": residuals, "converged": converged, "n_hvp": found.products + k},
+        {name: sign * values, "residual": residuals, "converged": converged, "n_hvp": found.products + k},
         tolerance=tolerance,
         seed=seed,
         **attrs,

@@ -30,6 +30,7 @@ class Largest(NamedTuple):
     bounds: Tensor  # [R, k], the recurrence's residuals
     converged: Tensor  # [R], whether all k residuals met the tolerance
     products: Tensor  # [R], products until then
+    sizes: Tensor  # [R, k], what the tolerance is relative to
 
 
 class Basis:
@@ -103,18 +104,27 @@ class Basis:
 
 
 def largest(
-    apply: Operator, start: Tensor, k: int, basis: int, products: int, tolerance: float, on: torch.device | None = None
+    apply: Operator,
+    start: Tensor,
+    k: int,
+    basis: int,
+    products: int,
+    tolerance: float,
+    on: torch.device | None = None,
+    of_operator: bool = False,
 ) -> Largest:
     """The k algebraically largest eigenvalues of each run's operator, from a start [R, P].
 
     basis: vectors held at most, beyond k; products: at most. on: where the basis lies. A run is done when all k residuals are
-    within tolerance times the eigenvalue's size, and keeps what it had then: what other runs still need changes nothing of it. An
-    eigenvalue that repeats is found once, as by any method that starts from a single vector.
+    within tolerance times the eigenvalue's size, or with `of_operator` the operator's, the largest size of a Ritz value so far:
+    an eigenvalue that may be 0 has no size of its own. It keeps what it had then: what other runs still need changes nothing of
+    it. An eigenvalue that repeats is found once, as by any method that starts from a single vector.
     """
     R, P = start.shape
     space = Basis(start, min(basis, P), fresh=True, on=on)
     values = torch.full((R, k), torch.nan, dtype=torch.float64, device=space.V.device)
-    bounds, vectors = values.clone(), space.V.new_full((R, k, P), torch.nan)
+    bounds, sizes, vectors = values.clone(), values.clone(), space.V.new_full((R, k, P), torch.nan)
+    norm = torch.zeros(R, 1, dtype=torch.float64, device=space.V.device)
     done = torch.zeros(R, dtype=torch.bool, device=space.V.device)
     converged, counts = done.clone(), torch.zeros(R, dtype=torch.int64, device=space.V.device)
     for n in range(1, products + 1):
@@ -122,10 +132,12 @@ def largest(
         m = space.length
         theta, y = space.ritz()
         broken = theta.isnan().any(1)
+        norm = torch.maximum(norm, theta.abs().amax(1, keepdim=True))
         found = torch.zeros_like(done)
         if m >= k:
             residuals = space.rest[:, None] * y[:, -1, -k:].abs()
-            found = (residuals <= tolerance * theta[:, -k:].abs()).all(1)
+            size = norm.expand(-1, k) if of_operator else theta[:, -k:].abs()
+            found = (residuals <= tolerance * size).all(1)
         ended = (space.rest == 0) if m >= k else torch.zeros_like(done)
         stop = (found | broken | ended | torch.tensor(n == products, device=done.device)) & ~done
         counts[~done] = n
@@ -133,12 +145,13 @@ def largest(
             best = torch.einsum("rmk,rmp->rkp", y[:, :, -k:].to(start.dtype), space.V[:, :m]).flip(1)
             vectors[stop], values[stop] = best[stop], theta[stop][:, -k:].flip(1)
             bounds[stop], converged[stop] = residuals[stop].flip(1), found[stop] & ~broken[stop]
+            sizes[stop] = size[stop].flip(1)
         done |= stop
         if done.all():
             break
         if m == space.T.shape[1]:
             space.restart(min(m - 1, k + (m - k) // 2))
-    return Largest(*(found.to(start.device) for found in (values, vectors, bounds, converged, counts)))
+    return Largest(*(found.to(start.device) for found in (values, vectors, bounds, converged, counts, sizes)))
 
 
 def quadrature(apply: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A loss as a function of its parameters, and its gradients and Hessian-vector products (HVPs), for a pack of runs at once.
 
-Any torch callable `loss(params, batch)` will do, params a dict of tensors (nested, if need be). A pack says `runs=True`: every
-parameter then has a leading run axis R, and the loss is [R], run r's from run r's parameters alone. The Hessian of the runs' sum
+Any torch callable `loss(params, batch)` will do, params a dict of tensors (nested, if need be). With `run_axis` every
+parameter has a leading run axis R, and the loss is [R], run r's from run r's parameters alone. The Hessian of the runs' sum
 is block diagonal, so one product with it is every run's own:
 
     H v = d/dt grad f(theta + t v) at t = 0,      f = sum_r f_r     (Pearlmutter 1994)
@@ -14,7 +14,7 @@ in it has no derivative that tells of the rounding; of such a one the third way 
 
 over a step that has to be wider than what the loss can tell apart: where both ends give the same bits it is refused.
 
-A batch may come in pieces with weights, its numbers of tokens or examples. Then everything is of the weighted mean
+A batch may come in pieces, as `Batches` with their numbers of tokens or examples. Then everything is of the weighted mean
 
     f = sum_b w_b f_b / sum_b w_b,      f_b the mean over piece b,
 
@@ -31,19 +31,20 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from landscape.errors import LandscapeError as LandscapeError
+from landscape.errors import LandscapeError
+from landscape.evaluate import Batches, State, check_same, tensors_of
 from landscape.programs import How, Programs
 
 Mode = Literal["forward-over-reverse", "double-backward", "finite-difference"]
@@ -58,16 +59,16 @@ logger = logging.getLogger(__name__)
 class Problem:
     """A loss at a point: values, gradients and Hessian-vector products in parameter space, flat, in one precision.
 
-    loss: `loss(params, batch)` -> a scalar, or [R] with `runs`. params: a dict, nested if need be, of floating tensors.
-    batch: what the loss takes; with `weights`, a sequence of such pieces, and weights their numbers of tokens or examples, or a
-    function that tells a piece's. dtype: FP32 or FP64, to which parameters and the batch's floating tensors are cast. state: a
-    module, or tensors, that the loss may write to, put back after every evaluation. products: how H v is made, tried in order if
-    left out. difference: the step of finite differences, a share of the parameters' length. program: whether gradients and their
-    tangents are recorded once and run again, or compiled (see `programs`); what a loss decides in Python is then decided once.
-    quantisers: a word for what the loss does about number formats, which becomes a coordinate of every dataset.
+    loss: `loss(params, batch)` -> a scalar, or [R] with `run_axis`. params: a dict, nested if need be, of floating tensors.
+    batch: what the loss takes, or `Batches` of it. dtype: FP32 or FP64, to which parameters and the batch's floating tensors are
+    cast. state: a module, or tensors, that the loss may write to, put back after every evaluation. units: of the loss, for what
+    is labelled, such as "nats". products: how H v is made, tried in order if left out. difference: the step of finite
+    differences, a share of the parameters' length. program: whether gradients and their tangents are recorded once and run
+    again, or compiled (see `programs`); what a loss decides in Python is then decided once. quantisers: a word for what the
+    loss does about number formats, which becomes a coordinate of every dataset.
 
-    Vectors are [R, P], P the parameters of a run, R = 1 without `runs`; `tree` gives them back their names. The loss is evaluated
-    twice before anything else: LandscapeError where its bits differ, or shapes don't fit.
+    Vectors are [R, P], P the parameters of a run, R = 1 without `run_axis`; `tree` gives them back their names. The loss is
+    evaluated twice before anything else: LandscapeError where its bits differ, or shapes don't fit.
     """
 
     def __init__(
@@ -76,10 +77,10 @@ class Problem:
         params: Mapping[str, Any],
         batch: Any,
         *,
-        weights: Sequence[float] | Callable[[Any], float] | None = None,
-        runs: bool = False,
+        run_axis: bool = False,
         dtype: torch.dtype = torch.float32,
-        state: nn.Module | Iterable[Tensor] = (),
+        state: State = (),
+        units: str = "loss",
         products: Mode | None = None,
         difference: float | None = None,
         program: How = "eager",
@@ -87,19 +88,21 @@ class Problem:
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise LandscapeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        self.loss, self.runs, self.dtype = loss, runs, dtype
-        self._state = _tensors(state)
+        self.loss, self.run_axis, self.dtype = loss, run_axis, dtype
+        self.units = units
+        self._state = tensors_of(state)
         leaves, self._spec = tree_flatten(dict(params))
-        self.R = _check_leaves(leaves, runs)
+        self.R = _check_leaves(leaves, run_axis)
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
         self.device: torch.device = leaves[0].device
         with _no_inference():
             self.point = self._flat([leaf.detach().to(dtype, copy=True) for leaf in leaves])
         self.P = self.point.shape[1]
-        self._pieces, self._shares = self._weighted(batch, weights)
+        batches = Batches.of(batch)
+        self._pieces, self._shares = self._cast(batches.parts), batches.shares
         self.mode: Mode = products or "forward-over-reverse"
         self.why = "" if products is None else "asked for"
-        self._settled = products is not None
+        self._settled, self._asked, self._keeps_graph = False, products is not None, False
         self.difference = _check_difference(self.mode, difference, dtype)
         self.quantisers, self.program = quantisers, program
         self._tangents = Programs(self._forward_over_reverse, program)
@@ -150,13 +153,18 @@ class Problem:
 
     def _product(self, v: Tensor, piece: Any) -> Tensor:
         """H v of one piece; the first one settles how it is made."""
-        if self.mode == "forward-over-reverse":
+        while self.mode == "forward-over-reverse":
             try:
                 product = self._tangents((self.point, v), piece)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 if self._settled:
+                    raise
+                if not self._keeps_graph:
+                    self._keeps_graph = True
+                    continue
+                if self._asked:
                     raise
                 self.mode, self.why = "double-backward", str(error).strip().split("\n")[0]
             else:
@@ -166,13 +174,13 @@ class Problem:
 
     def _forward_over_reverse(self, point: Tensor, v: Tensor, piece: Any) -> Tensor:
         # Dual numbers through plain autograd, and not torch.func.jvp of torch.func.grad: that keeps the graph of the backward
-        # pass, which a third derivative would need.
+        # pass, which a third derivative would need. Some operations, silu among them, have a forward mode with that graph only.
         with forward_ad.dual_level():
             leaves = [
                 forward_ad.make_dual(leaf.clone().requires_grad_(), tangent)
                 for leaf, tangent in zip(self._leaves(point), self._leaves(v), strict=True)
             ]
-            gradient = _gradient(self._losses(leaves, piece).sum(), leaves)
+            gradient = _gradient(self._losses(leaves, piece).sum(), leaves, create_graph=self._keeps_graph)
             pairs = [forward_ad.unpack_dual(g) for g in gradient]
             return self._flat([torch.zeros_like(g) if t is None else t for g, t in pairs])
 
@@ -212,11 +220,11 @@ class Problem:
     def _losses(self, leaves: list[Tensor], piece: Any) -> Tensor:
         """The loss of one piece as [R]."""
         loss: Tensor = self.loss(tree_unflatten(leaves, self._spec), piece)
-        wanted = (self.R,) if self.runs else ()
+        wanted = (self.R,) if self.run_axis else ()
         if not isinstance(loss, Tensor) or tuple(loss.shape) != wanted:
             shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise LandscapeError(
-                f"loss must return {f'[{self.R}], one a run' if self.runs else 'a scalar'}, got {shape}"
+                f"loss must return {f'[{self.R}], one a run' if self.run_axis else 'a scalar'}, got {shape}"
             )
         return loss.reshape(self.R)
 
@@ -227,27 +235,10 @@ class Problem:
             leaves = self._leaves(self.point)
             first, second = (self._mean(lambda piece: self._losses(leaves, piece)) for _ in range(2))
         self.attention_why = SWITCHED if watch.seen else ""
-        if not torch.equal(first.nan_to_num(), second.nan_to_num()) or not torch.equal(first.isnan(), second.isnan()):
-            worst = (first - second).abs().max().item()
-            raise LandscapeError(
-                f"the loss is not deterministic: the same parameters and batch gave values {worst:.2g} apart; turn dropout off "
-                "(module.eval()), draw random numbers from a seed, and use deterministic algorithms"
-            )
+        check_same(first, second)
 
-    def _weighted(
-        self, batch: Any, weights: Sequence[float] | Callable[[Any], float] | None
-    ) -> tuple[list[Any], list[float]]:
-        """The pieces of a batch and the share of each."""
-        pieces = [batch] if weights is None else list(batch)
-        sizes = (
-            [1.0] if weights is None else [float(w) for w in (map(weights, pieces) if callable(weights) else weights)]
-        )
-        if not pieces or len(sizes) != len(pieces):
-            raise LandscapeError(
-                f"each piece of a batch needs its weight, got {len(pieces)} pieces and {len(sizes)} weights"
-            )
-        if not all(0 < size < float("inf") for size in sizes):
-            raise LandscapeError(f"weights must be positive numbers of tokens or examples, got {sizes}")
+    def _cast(self, pieces: list[Any]) -> list[Any]:
+        """The pieces of a batch, their floating tensors in the problem's dtype."""
 
         def cast(x: Any) -> Any:
             if not isinstance(x, Tensor):
@@ -255,8 +246,7 @@ class Problem:
             return (x.clone() if x.is_inference() else x).to(self.dtype if x.is_floating_point() else x.dtype)
 
         with _no_inference():
-            pieces = [tree_map(cast, piece) for piece in pieces]
-        return pieces, [size / sum(sizes) for size in sizes]
+            return [tree_map(cast, piece) for piece in pieces]
 
     def _flat(self, leaves: Sequence[Tensor]) -> Tensor:
         return torch.cat([leaf.reshape(self.R, -1) for leaf in leaves], 1)
@@ -318,13 +308,7 @@ def _gradient(of: Tensor, leaves: list[Tensor], create_graph: bool = False) -> l
     return list(found)
 
 
-def _tensors(state: nn.Module | Iterable[Tensor]) -> list[Tensor]:
-    if isinstance(state, nn.Module):
-        return [*state.parameters(), *state.buffers()]
-    return list(state)
-
-
-def _check_leaves(leaves: list[Any], runs: bool) -> int:
+def _check_leaves(leaves: list[Any], run_axis: bool) -> int:
     """Runs of the parameters, 1 without a run axis."""
     for leaf in leaves:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
@@ -332,12 +316,12 @@ def _check_leaves(leaves: list[Any], runs: bool) -> int:
             raise LandscapeError(f"params must be floating tensors, got {found}; leave what is not trained to the loss")
     if not leaves:
         raise LandscapeError("params must hold at least one tensor, got none")
-    if not runs:
+    if not run_axis:
         return 1
     axes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
     if len(axes) != 1 or 0 in axes:
         raise LandscapeError(
-            f"with runs=True every parameter leads with the run axis, got {sorted(axes)} as its lengths"
+            f"with run_axis=True every parameter leads with the run axis, got {sorted(axes)} as its lengths"
         )
     return int(axes.pop())
 

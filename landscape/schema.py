@@ -81,6 +81,9 @@ def _measure(
 
 LANDSCAPE: dict[str, Variable] = {
     **SHARPNESS,
+    "token_logit_sharpness": _measure(
+        "epsilon", "percent", "sharpness at a token's logits", _KESKAR + "box epsilon (|z| + 1), or (|z - mean z| + 1) if centred"
+    ),
     **QUANTISERS,
     "logit_sharpness_lbfgsb": _measure(
         "epsilon", "percent", "sharpness at a token's logits, by ten iterations of L-BFGS-B",
@@ -132,6 +135,9 @@ LANDSCAPE: dict[str, Variable] = {
     "position": Variable(("position",), "1", "token", "counted from 0"),
 }  # fmt: skip
 
+# Names that stand beside a measure, and beside other people's too: by themselves they are no sign of one.
+BESIDE = {"measured", "loss", "residual", "converged", "n_hvp", "n_gradient", "n_forward", "weight", "density"}
+
 # What an ending adds to the long name, and the units where they are not the measure's.
 ENDINGS: dict[str, tuple[str, str | None]] = {
     "_lower": ("from below", None),
@@ -157,7 +163,7 @@ def describe(name: str, table: Mapping[str, Variable] = LANDSCAPE) -> Variable |
 
 def labelled(
     name: str,
-    result: Bracket | Estimate,
+    result: Bracket | Estimate | Tensor,
     dims: Sequence[str] = (),
     coords: Mapping[str, Sequence[Any] | np.ndarray] | None = None,
     *,
@@ -165,13 +171,15 @@ def labelled(
 ) -> xr.Dataset:
     """A measure's result as a Dataset: its values, bounds and errors under the table's names, with units, and what it cost.
 
-    dims name the result's axes. units stand in for "loss" where the measure has the loss's. Raises ValueError for a name that
-    the table doesn't have or dims that don't fit.
+    A tensor is a value without an error, as the exact ones are. dims name the result's axes. units stand in for "loss"
+    where the measure has the loss's. Raises ValueError for a name that the table doesn't have or dims that don't fit.
     """
     if name not in LANDSCAPE:
         raise ValueError(f"{name!r} is not in the schema; its names are {', '.join(sorted(LANDSCAPE))}")
     parts: dict[str, Tensor | int | None]
-    if isinstance(result, Bracket):
+    if isinstance(result, Tensor):
+        parts = {"": result}
+    elif isinstance(result, Bracket):
         parts = {
             "_lower": result.lower,
             "_upper": result.upper,
@@ -201,10 +209,13 @@ def labelled(
 def validate(tree: xr.Dataset | xr.DataTree, also: Mapping[str, Variable] | None = None) -> list[str]:
     """What is wrong with a dataset, or with every group of a tree, by the table: one line each, none if all is well.
 
-    `also` has further rows. Looks at names, dimensions, units and long names, not at values, so that nothing is loaded. Groups
-    without a measure of the table are another's; beside one, a variable that is not in the table is reported.
+    The table is `LANDSCAPE` with `CURVATURE`; `also` has further rows. Looks at names, dimensions, units and long names, not at
+    values, so that nothing is loaded. Groups without a measure of the table are another's; beside one, a variable that is not in
+    the table is reported.
     """
-    table = LANDSCAPE | dict(also or {})
+    from landscape.curvature import CURVATURE  # which is made of this module's Variables
+
+    table = LANDSCAPE | CURVATURE | dict(also or {})
     if isinstance(tree, xr.Dataset):
         return list(_faults("", tree, table))
     nodes = ((node.path.rstrip("/") + "/", node.to_dataset(inherit=True)) for node in tree.subtree)
@@ -214,7 +225,7 @@ def validate(tree: xr.Dataset | xr.DataTree, also: Mapping[str, Variable] | None
 def _faults(where: str, data: xr.Dataset, table: Mapping[str, Variable]) -> Iterator[str]:
     """The lines of one group."""
     names = sorted(map(str, data.data_vars))
-    measures = {name: row for name in names if name != "measured" and (row := describe(name, table))}
+    measures = {name: row for name in names if name not in BESIDE and (row := describe(name, table))}
     if not measures:
         return
     for name in names:
@@ -245,7 +256,7 @@ def _attributes(where: str, name: str, variable: xr.DataArray, row: Variable) ->
     units = variable.attrs.get("units")
     if units is None:
         yield f"{where}{name}: units are missing, must be {row.units!r}"
-    elif row.units != "loss" and units != row.units:
+    elif not row.units.endswith("loss") and units != row.units:
         yield f"{where}{name}: units are {units!r}, must be {row.units!r}"
     if "long_name" not in variable.attrs:
         yield f"{where}{name}: long_name is missing"

@@ -18,8 +18,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from landscape.evaluate import Loss, Params, Point, check_params, draw
-from landscape.schema import LANDSCAPE
+from landscape.evaluate import Loss, Params, Point, State, check_params, draw
+from landscape.schema import LANDSCAPE, describe
 
 
 def random_direction(
@@ -56,10 +56,10 @@ def random_direction(
 
 
 def gradient_direction(
-    loss: Loss, params: Mapping[str, Tensor], batch: Any = None, *, run_axis: bool = False
+    loss: Loss, params: Mapping[str, Tensor], batch: Any = None, *, run_axis: bool = False, state: State = ()
 ) -> Params:
     """The gradient over its norm, uphill: alpha is then a Euclidean distance. A gradient of zero gives NaN."""
-    with Point(loss, params, batch, run_axis) as point:
+    with Point(loss, params, batch, run_axis, state) as point:
         gradient = point.slope()[1]
         length = 1 / point.norm(gradient)
         return {name: g * point.spread(length, g) for name, g in gradient.items()}
@@ -76,18 +76,19 @@ def slice_loss(
     *,
     units: str = "nats",
     run_axis: bool = False,
+    state: State = (),
 ) -> xr.Dataset:
     """`loss_slice` (run, alpha), or `loss_plane` (run, alpha, beta) with a second direction; no run without a run axis.
 
-    loss(params, batch) -> scalar or [R] in `units`. Also `direction_norm`, the Euclidean length of alpha = 1, and with two
-    directions `direction_cosine`. Where alpha = beta = 0 the loss is that of the parameters as they are, bit for bit. A loss that
-    is not finite stays so. Raises ValueError for what doesn't fit.
+    loss(params, batch) -> scalar or [R] in `units`; it may write to `state`. Also `direction_norm`, the Euclidean length of
+    alpha = 1, with two directions `direction_cosine`, and `_n_forward`. Where alpha = beta = 0 the loss is that of the parameters
+    as they are, bit for bit. A loss that is not finite stays so. Raises ValueError for what doesn't fit.
     """
     if (second is None) != (betas is None):
         raise ValueError("a plane needs a second direction and betas, a slice neither; got one of them")
     steps = [_steps("alpha", alphas)] + ([] if betas is None else [_steps("beta", betas)])
     directions = [direction] + ([] if second is None else [second])
-    with Point(loss, params, batch, run_axis) as point:
+    with Point(loss, params, batch, run_axis, state) as point:
         for d in directions:
             _check_direction(point, d)
         values = [
@@ -98,7 +99,8 @@ def slice_loss(
         extras = {"direction_norm": point.norm(direction)}
         if second is not None:
             dot = [(direction[n].double() * second[n].double()) for n in direction.keys() & second.keys()]
-            product = torch.stack([point.flat(d).sum(1) for d in dot]).sum(0) if dot else torch.zeros(point.runs)
+            none = torch.zeros_like(extras["direction_norm"])
+            product = torch.stack([point.flat(d).sum(1) for d in dot]).sum(0) if dot else none
             extras["direction_cosine"] = product / (extras["direction_norm"] * point.norm(second))
         name = "loss_slice" if second is None else "loss_plane"
         axes = dict(zip(("alpha", "beta"), steps, strict=False))
@@ -114,10 +116,11 @@ def slice_between(
     *,
     units: str = "nats",
     run_axis: bool = False,
+    state: State = (),
 ) -> xr.Dataset:
     """`loss_slice` (run, alpha) on the line from the first parameters (alpha = 0) to the last (1), both exact to the bit."""
     along = _steps("alpha", alphas)
-    with Point(loss, first, batch, run_axis) as point:
+    with Point(loss, first, batch, run_axis, state) as point:
         if last.keys() != first.keys():
             raise ValueError(
                 f"both ends must have the same parameters; these are in one: {sorted(last.keys() ^ first.keys())}"
@@ -172,6 +175,9 @@ def _dataset(
             (*lead, *axes), point.finish(values).cpu().numpy(), LANDSCAPE[name].attrs() | {"units": units}
         )
     }
+    calls = describe(f"{name}_n_forward")
+    assert calls is not None
+    data[f"{name}_n_forward"] = xr.Variable((), point.n_forward, calls.attrs())
     for extra, value in extras.items():
         data[extra] = xr.Variable(lead, point.finish(value).cpu().numpy(), LANDSCAPE[extra].attrs())
     coords = {axis: xr.Variable((axis,), steps, LANDSCAPE[axis].attrs()) for axis, steps in axes.items()}

@@ -19,7 +19,8 @@ import xarray as xr
 from torch import Tensor
 
 from landscape.curvature import labelled
-from landscape.products import LandscapeError, Problem
+from landscape.errors import LandscapeError
+from landscape.products import Problem
 
 
 def gradient_curvature(problem: Problem) -> xr.Dataset:

@@ -20,9 +20,10 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from landscape.curvature import labelled, random_vectors
+from landscape.curvature import CURVATURE, labelled, random_vectors, units_of
+from landscape.errors import LandscapeError
 from landscape.lanczos import quadrature
-from landscape.products import LandscapeError, Problem
+from landscape.products import Problem
 
 
 def hutchinson_trace(problem: Problem, probes: int = 32, *, seed: int = 0) -> xr.Dataset:
@@ -84,15 +85,27 @@ def spectral_density(problem: Problem, probes: int = 8, steps: int = 32, *, seed
     )
 
 
-def smoothed_density(dataset: xr.Dataset, at: ArrayLike, width: float) -> xr.DataArray:
-    """`spectral_density`'s nodes as a density (run, eigenvalue), a normal distribution of that width around each; 1 in all."""
+def smoothed_density(dataset: xr.Dataset, at: ArrayLike, width: float) -> xr.Dataset:
+    """`spectral_density`'s nodes as `density (run, eigenvalue)`, a normal distribution of that width around each; 1 in all.
+
+    `density_stderr` is of the mean over the probes: NaN for a single one. Stays lazy where the nodes are.
+    """
     if not 0 < width < math.inf:
         raise LandscapeError(f"width must be a positive number, in the eigenvalues' unit, got {width}")
     place = xr.DataArray(np.asarray(at, dtype=np.float64), dims="eigenvalue")
     bell = np.exp(-(((place - dataset.node) / width) ** 2) / 2) / (width * math.sqrt(2 * math.pi))
-    density: xr.DataArray = (dataset.weight * bell).sum("step", skipna=False).mean("probe", skipna=False)
-    named: xr.DataArray = density.assign_coords(eigenvalue=place).rename("density")
-    return named
+    each = (dataset.weight * bell).sum("step", skipna=False)
+    probes = dataset.sizes["probe"]
+    spread = (
+        each.std("probe", ddof=1, skipna=False) / math.sqrt(probes) if probes > 1 else each.mean("probe") * math.nan
+    )
+    units = dataset["node"].attrs.get("units", "loss")
+    found = xr.Dataset(
+        {"density": each.mean("probe", skipna=False), "density_stderr": spread}, {"eigenvalue": place}, {"width": width}
+    )
+    for name in ("density", "density_stderr", "eigenvalue"):
+        found[name].attrs = CURVATURE[name].attrs() | {"units": units_of(CURVATURE[name], units)}
+    return found
 
 
 def _along(problem: Problem, w: Tensor) -> tuple[Tensor, Tensor]:

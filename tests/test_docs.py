@@ -86,8 +86,12 @@ def test_the_formats_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.
     assert {path.name for path in tmp_path.iterdir()} == {"formats.png", "e4m3fn.hex", "e2m1fn.csv", "values.csv"}
 
 
-def test_the_page_on_boxes_does_what_it_says_and_its_table_names_functions(tmp_path: Path) -> None:
+def test_the_page_on_boxes_does_what_it_says_and_its_table_names_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     follow(BOXES, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"slice.png", "plane.png", "sam.png"}
     named = re.findall(r"^\| (`.*?`) \|", BOXES.read_text(encoding="utf-8"), re.MULTILINE)
     functions = {name for cell in named for name in re.findall(r"\w+", cell)}
     assert {"hidden_sharpness", "slice_between"} <= functions <= set(landscape.__all__)

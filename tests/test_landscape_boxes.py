@@ -249,6 +249,38 @@ def test_runs_and_positions_are_each_their_own() -> None:
         assert torch.equal(together.n_forward[r, p], alone.n_forward)
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 20])
+def test_from_the_centre_alone_it_is_sign_ascent_until_it_rests(iterations: int) -> None:
+    """Written once more, for a token at a time; evaluations are gradients until rest, and the corner's own."""
+    x, W, t = draw(20, 30), draw(40, 30, seed=2), targets_of((20,), 40)
+    got = hidden_sharpness(x, W, t, 3.0, starts=1, iterations=iterations)
+    for i, (z, k) in enumerate(zip(x.numpy(), t.tolist(), strict=True)):
+        b, d, calls = 3.0 * (abs(z) + 1), np.zeros(30), 0
+        for _ in range(iterations):
+            logits = W.numpy() @ (z + d)
+            p = np.exp(logits - np.logaddexp.reduce(logits))
+            before, d = d, b * np.where((p @ W.numpy() - W.numpy()[k]) < 0, -1.0, 1.0)
+            calls += 1
+            if (before == d).all():
+                break
+        expected = percent(loss_of(W.numpy() @ (z + d), k), loss_of(W.numpy() @ z, k))
+        assert float(got.lower[i]) == pytest.approx(expected, rel=1e-10)
+        assert int(got.n_forward[i]) == calls + 1
+    assert iterations < 20 or len(set(got.n_forward.tolist())) > 1
+
+
+def test_a_token_has_the_same_bits_in_any_company() -> None:
+    """Of a group and a rest, alone and among others: products of fewer matrices at once would round in another order."""
+    x, W, t = draw(33, 40), draw(60, 40, seed=2), targets_of((33,), 60)
+    together = hidden_sharpness(x, W, t, [1e-3, 0.1])
+    assert together.upper is not None
+    for p in (0, 31, 32):
+        alone = hidden_sharpness(x[p], W, t[p], [1e-3, 0.1])
+        assert alone.upper is not None
+        assert torch.equal(together.lower[p], alone.lower)
+        assert torch.equal(together.upper[p], alone.upper)
+
+
 @pytest.mark.parametrize("D", [3, 15])
 def test_a_hidden_state_of_nan_spoils_its_own_token_only(D: int) -> None:
     x, W, t = draw(3, D), draw(5, D, seed=1), targets_of((3,), 5)
@@ -312,6 +344,18 @@ def test_a_pack_of_runs_is_each_run_alone() -> None:
             torch.testing.assert_close(together.lower[r], alone.lower[0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["ascent", "lbfgsb"])
+def test_evaluations_are_counted_for_each_run_until_it_is_done(method: Any) -> None:
+    """A run that rests in a corner at once, one that looks for a maximum inside, and one that is lost, which waits for none."""
+    w = draw(3, 6, seed=8) / 100
+    h = torch.stack([torch.ones(6), -torch.arange(1.0, 7.0), torch.full((6,), math.nan)]).double()
+    got = box_sharpness(quadratic, {"w": w}, h, 0.3, run_axis=True, method=method, iterations=30)
+    alone = [box_sharpness(quadratic, {"w": w[r]}, h[r], 0.3, method=method, iterations=30) for r in range(3)]
+    assert got.n_forward.tolist() == [int(one.n_forward) for one in alone]
+    assert method == "lbfgsb" or got.n_forward[0] < got.n_forward[1]
+    assert method == "lbfgsb" or got.n_forward.tolist()[::2] == [3, 1]
+
+
 def test_a_subspace_of_all_dimensions_rotates_and_a_smaller_one_loses() -> None:
     """f = |w|^2 / 2 does not see the rotation: Keskar's box around y = A^T w, worst at |y| + b in each."""
     w = draw(6, seed=3)
@@ -346,7 +390,7 @@ def test_a_nan_on_the_way_is_not_taken_for_a_maximum_elsewhere(method: Any) -> N
     assert got.lower.isnan()
 
 
-@pytest.mark.parametrize("bad", [2, 3, 4, 5])
+@pytest.mark.parametrize("bad", [4, 5, 6, 7])
 def test_a_nan_that_the_optimiser_recovers_from_is_not_forgotten(bad: int) -> None:
     calls = 0
 
@@ -401,7 +445,10 @@ X, HEAD, T = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, dtype=torch.in
         (lambda: box_sharpness(quadratic, {"w": X[0]}, X[0], subspace=4), r"subspace must be 1..3"),
         (lambda: box_sharpness(quadratic, {"w": X}, X), r"must return a scalar, got shape \(2,\)"),
         (lambda: box_sharpness(quadratic, {"w": X, "v": X[:1]}, X, run_axis=True), r"of one R >= 1, got R of \[1, 2\]"),
-        (lambda: box_sharpness(quadratic, {"w": X[0]}, Batches([X[0]], [0.0])), r"positive size for each of 1 parts"),
+        (
+            lambda: box_sharpness(quadratic, {"w": X[0]}, Batches([X[0]], [0.0])),
+            r"sizes must be positive numbers .*got \[0.0\]",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call: Any, message: str) -> None:

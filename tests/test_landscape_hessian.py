@@ -6,7 +6,7 @@ The Hessians here are matrices that are written down, and numpy, scipy or a form
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def quadratic(A: Tensor, at: Tensor | None = None, dtype: torch.dtype = F64) -> 
         half: Tensor = torch.einsum("ri,rij,rj->r", x, batch, x) / 2
         return half
 
-    return Problem(loss, {"x": random(*A.shape[:2], seed=99) if at is None else at}, A, runs=True, dtype=dtype)
+    return Problem(loss, {"x": random(*A.shape[:2], seed=99) if at is None else at}, A, run_axis=True, dtype=dtype)
 
 
 def with_spectrum(values: Tensor, seed: int = 0) -> Tensor:
@@ -92,6 +92,28 @@ def test_a_hessian_below_zero_has_a_maximum_below_zero() -> None:
     A = with_spectrum(-torch.arange(1.0, 8.0, dtype=F64))
     found = hessian_eigenvalues(quadratic(A[None]), 7, tolerance=1e-9).dataset
     assert numbers(found.hessian_eigenvalue) == pytest.approx([-1, -2, -3, -4, -5, -6, -7])
+
+
+@pytest.mark.parametrize("basis", [8, 32])
+def test_the_smallest_are_eigvalshs_most_negative_first(basis: int) -> None:
+    """Indefinite, positive with a smallest that is no outlier, and of a rank that leaves it zero."""
+    below = with_spectrum(torch.cat([torch.tensor([-7.0, -2.0]), torch.linspace(-0.1, 3, 38)]).to(F64))
+    A = torch.stack([below, wishart(40, 80, seed=1), wishart(40, 10, seed=2)])
+    found = hessian_eigenvalues(quadratic(A), 2, which="smallest", basis=basis, max_hvp=1000, tolerance=1e-6).dataset
+    want, top = np.linalg.eigvalsh(A.numpy())[:, :2], np.linalg.eigvalsh(A.numpy())[:, -1:]
+    assert found.converged.all()
+    assert (np.abs(found.smallest_eigenvalue[:2] - want[:2]) <= 2e-6 * top[:2]).all()
+    # Thirty zeros are found as the one that they are.
+    assert abs(found.smallest_eigenvalue[2, 0]) <= 2e-6 * top[2, 0]
+    assert (found.residual <= 2e-6 * np.maximum(top, -want[:, :1])).all()
+    assert (found.smallest_eigenvalue[:, 0] >= want[:, 0] - 1e-12).all()
+
+
+def test_the_smallest_vector_goes_down_from_a_saddle() -> None:
+    A = with_spectrum(torch.tensor([-1.0, 0.5, 2.0, 30.0], dtype=F64))
+    problem = quadratic(A[None], at=torch.zeros(1, 4, dtype=F64))
+    found = hessian_eigenvalues(problem, which="smallest", tolerance=1e-9)
+    assert float(problem.value(found.vectors[:, 0])[0]) == pytest.approx(-0.5)
 
 
 def test_an_eigenvalue_is_within_its_residual_even_before_it_converged() -> None:
@@ -285,11 +307,17 @@ def test_a_smoothed_density_has_unit_mass_and_the_nodes_mean() -> None:
     A = wishart(30, 60, seed=1)
     found = spectral_density(quadratic(A[None]), 4, 10)
     at = np.linspace(-3, 8, 2001)
-    density = smoothed_density(found, at, 0.1)
+    smoothed = smoothed_density(found, at, 0.1)
+    density = smoothed.density
+    assert validate(smoothed) == []
     assert density.dims == ("run", "eigenvalue")
     mass, mean = (float(np.trapezoid(density[0] * f, at)) for f in (np.ones_like(at), at))
     assert mass == pytest.approx(1, abs=1e-9)
     assert mean == pytest.approx(float((found.weight * found.node).sum("step").mean()), rel=1e-9)
+    each = [smoothed_density(found.isel(probe=[i]), at, 0.1) for i in range(4)]
+    assert each[0].density_stderr.isnull().all()
+    spread = np.std([one.density for one in each], axis=0, ddof=1) / 2
+    np.testing.assert_allclose(smoothed.density_stderr, spread, rtol=1e-9, atol=1e-12)
 
 
 # Steps.
@@ -361,15 +389,20 @@ def test_every_variable_is_named_in_the_table_with_its_dimensions() -> None:
     packs = quadratic(torch.stack([wishart(8, 20, seed=i) for i in range(2)]))
     A = wishart(8, 20, seed=1)
     single = Problem(lambda p, b: p["x"] @ b @ p["x"] / 2, {"x": random(8)}, A, dtype=F64)
-    seen = set()
+    seen: set[Hashable] = set()
     for problem, dropped in ((packs, 0), (single, 1)):
         datasets = [
-            hessian_eigenvalues(problem, 2).dataset,
+            hessian_eigenvalues(problem, 2).dataset, hessian_eigenvalues(problem, which="smallest").dataset,
             preconditioned_eigenvalues(problem, problem.tree(torch.ones_like(problem.point))).dataset,
             hutchinson_trace(problem, 2), xtrace(problem, 4), spectral_density(problem, 2, 3),
             gradient_curvature(problem), critical_sharpness(problem),
         ]  # fmt: skip
+        smoothed = smoothed_density(datasets[-3], [0.0, 1.0], 0.1)
+        assert smoothed.density.dims == ("run", "eigenvalue")[dropped:]
+        assert validate(smoothed) == []
+        seen |= {*smoothed.variables}
         for dataset in datasets:
+            assert validate(dataset) == []
             for name, variable in dataset.items():
                 entry = CURVATURE[str(name)]
                 assert variable.dims == entry.dims[dropped:]
@@ -389,6 +422,7 @@ LINE = Problem(lambda p, _: p["x"].sum(), {"x": torch.ones(3)}, None)
         (lambda: hessian_eigenvalues(LINE, 4), r"k must be 1..3.*got 4"),
         (lambda: hessian_eigenvalues(LINE, 0), r"got 0"),
         (lambda: hessian_eigenvalues(LINE, 1, basis=2), "basis of at least 3"),
+        (lambda: hessian_eigenvalues(LINE, which="both"), "which must be .* got 'both'"),  # type: ignore[arg-type]
         (lambda: hessian_eigenvalues(LINE, 2, max_hvp=1), "max_hvp of at least 2"),
         (lambda: hessian_eigenvalues(LINE, start=torch.ones(3)), r"start must be \[1, k, 3\]"),
         (lambda: preconditioned_eigenvalues(LINE, {"x": torch.zeros(3)}), "positive everywhere"),
@@ -406,17 +440,32 @@ def test_what_can_not_be_is_refused_in_one_line(ask: Callable[[], Any], message:
     assert "\n" not in str(caught.value)
 
 
+def test_the_losss_units_are_everywhere_its_own() -> None:
+    problem = Problem(lambda p, _: p["x"].pow(2).sum(), {"x": random(4)}, None, dtype=F64, units="nats")
+    density = smoothed_density(spectral_density(problem, 2, 2), [0.0], 1.0)
+    units = {
+        str(n): v.attrs["units"]
+        for data in (hessian_eigenvalues(problem).dataset, density)
+        for n, v in data.variables.items()
+    }
+    assert units["hessian_eigenvalue"] == units["eigenvalue"] == "nats"
+    assert units["density"] == units["density_stderr"] == "1 / nats"
+    assert units["converged"] == "1"
+
+
 @pytest.mark.parametrize("runs", [False, True])
 def test_what_curvature_says_keeps_to_its_schema(runs: bool) -> None:
     """Of a problem alone, and of two side by side; and a wrong unit is told."""
     H = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
     x = torch.ones((2, 3) if runs else 3, dtype=torch.float64)
-    problem = Problem(lambda p, _: ((p["x"] @ H) * p["x"]).sum(-1) / 2, {"x": x}, None, runs=runs, dtype=torch.float64)
+    problem = Problem(
+        lambda p, _: ((p["x"] @ H) * p["x"]).sum(-1) / 2, {"x": x}, None, run_axis=runs, dtype=torch.float64
+    )
     found = [hessian_eigenvalues(problem, 2).dataset, hutchinson_trace(problem), gradient_curvature(problem)]
-    assert [validate(dataset, CURVATURE) for dataset in found] == [[], [], []]
-    found[0]["hessian_eigenvalue"].attrs["units"] = "nats"
-    (line,) = validate(found[0], CURVATURE)
-    assert "hessian_eigenvalue: units" in line
+    assert [validate(dataset) for dataset in found] == [[], [], []]
+    found[0]["n_hvp"].attrs["units"] = "nats"
+    (line,) = validate(found[0])
+    assert "n_hvp: units" in line
 
 
 # Memory.

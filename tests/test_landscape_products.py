@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from formats import quantize
 from landscape import (
+    Batches,
     LandscapeError,
     Problem,
     critical_sharpness,
@@ -82,7 +83,7 @@ def softmax_problem(cuts: list[int] | None, times: int = 1, dtype: torch.dtype =
     if cuts is None:
         return Problem(softmax, w, (x, labels), dtype=dtype)
     pieces = list(zip(x.split(cuts), labels.split(cuts), strict=True))
-    return Problem(softmax, w, pieces, weights=lambda piece: len(piece[1]), dtype=dtype)
+    return Problem(softmax, w, Batches(pieces, lambda piece: len(piece[1])), dtype=dtype)
 
 
 @pytest.mark.parametrize("cuts", [[30], [10, 10, 10], [23, 7], [1, 28, 1]])
@@ -105,7 +106,7 @@ def test_a_batch_said_four_times_is_as_sharp_as_said_once(cuts: list[int]) -> No
 def test_pieces_may_come_from_a_generator_with_a_list_of_weights() -> None:
     x, y, w = random(20, 6), random(20, seed=1), {"w": random(6, seed=2)}
     pieces = ((x[i : i + 5], y[i : i + 5]) for i in range(0, 20, 5))
-    problem = Problem(regression, w, pieces, weights=[5, 5, 5, 5], dtype=F64)
+    problem = Problem(regression, w, Batches(pieces, [5, 5, 5, 5]), dtype=F64)
     torch.testing.assert_close(dense(problem)[0], 2 * x.T @ x / 20, rtol=1e-13, atol=1e-13)
 
 
@@ -141,7 +142,7 @@ def by_double_backward(loss: Callable[[Any, Any], Tensor], params: dict[str, Ten
 def test_a_small_gpts_product_is_that_of_autograd_twice(name: str) -> None:
     shape = SHAPES[name]
     loss, params, batch = gpt(shape, "native-fp64", 2)
-    problem = Problem(loss, params, batch, runs=True, dtype=F64)
+    problem = Problem(loss, params, batch, run_axis=True, dtype=F64)
     v = random(2, problem.P, seed=3)
     torch.testing.assert_close(problem.hvp(v), by_double_backward(loss, params, batch, v), rtol=1e-9, atol=1e-11)
 
@@ -149,7 +150,7 @@ def test_a_small_gpts_product_is_that_of_autograd_twice(name: str) -> None:
 def test_the_packs_product_is_that_of_plain_modules_forward_over_reverse() -> None:
     """`train`'s model against nn.Modules of the same weights; matrices turned."""
     loss, params, batch = gpt(SHAPE, "native-fp64", 1)
-    pack = Problem(loss, params, batch, runs=True, dtype=F64)
+    pack = Problem(loss, params, batch, run_axis=True, dtype=F64)
     model = PlainGPT().double()
     model.load({name: value[0].numpy() for name, value in params.items()})
     plain = Problem(module_loss(model), dict(model.named_parameters()), (batch[0, :, :-1], batch[0, :, 1:]), dtype=F64)
@@ -169,7 +170,7 @@ def test_through_quantised_linears_too(recipe: str) -> None:
     autograd can't differentiate twice; the expectation has its products written out.
     """
     loss, params, batch = gpt(SHAPE, recipe, 2)
-    problem = Problem(loss, params, batch, runs=True)
+    problem = Problem(loss, params, batch, run_axis=True)
     v = random(2, problem.P, seed=3).float()
     want = by_double_backward(gpt(SHAPE, recipe, 2, attention="math")[0], params, batch, v)
     torch.testing.assert_close(problem.hvp(v), want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
@@ -185,8 +186,8 @@ def test_a_run_in_a_pack_is_the_run_alone() -> None:
         x: Tensor = p["x"]
         return torch.einsum("ri,rij,rj->r", x, batch, x) / 2 + x.pow(4).sum(1)
 
-    together = Problem(loss, {"x": x}, A, runs=True, dtype=F64)
-    alone = [Problem(loss, {"x": x[i : i + 1]}, A[i : i + 1], runs=True, dtype=F64) for i in range(3)]
+    together = Problem(loss, {"x": x}, A, run_axis=True, dtype=F64)
+    alone = [Problem(loss, {"x": x[i : i + 1]}, A[i : i + 1], run_axis=True, dtype=F64) for i in range(3)]
     measures: list[Callable[[Problem], Any]] = [
         lambda p: hessian_eigenvalues(p, 2, tolerance=1e-3).dataset,
         lambda p: hutchinson_trace(p, 4),
@@ -211,7 +212,7 @@ def test_a_run_whose_loss_is_nan_is_nan_alone() -> None:
         return (x.square() * batch).sum(1)
 
     scale = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [1.0, math.nan, 1.0, 1.0, 1.0]])
-    problem = Problem(loss, {"x": torch.ones(2, 5)}, scale, runs=True)
+    problem = Problem(loss, {"x": torch.ones(2, 5)}, scale, run_axis=True)
     found = hessian_eigenvalues(problem).dataset
     assert found.hessian_eigenvalue.values[0] == pytest.approx(10)
     assert found.converged.values.tolist() == [True, False]
@@ -291,6 +292,16 @@ def test_without_a_forward_derivative_it_goes_twice_backward_and_says_so() -> No
     said = hutchinson_trace(problem, 2)
     assert said.second_derivatives == "double-backward"
     assert said.why
+
+
+@pytest.mark.parametrize("products", [None, "forward-over-reverse"])
+def test_silu_whose_forward_mode_needs_the_graph_goes_forward_over_reverse_too(products: Any) -> None:
+    """x sigmoid(x) has the second derivative s (1 - s) (2 + x (1 - 2 s))."""
+    x = random(5)
+    problem = Problem(lambda p, _: F.silu(p["x"]).sum(), {"x": x}, None, dtype=F64, products=products)
+    s = x.sigmoid()
+    torch.testing.assert_close(dense(problem)[0].diagonal(), s * (1 - s) * (2 + x * (1 - 2 * s)))
+    assert problem.mode == "forward-over-reverse"
 
 
 def test_attention_takes_its_mathematical_form_and_says_so() -> None:
@@ -394,15 +405,15 @@ X = {"x": torch.ones(3)}
     [
         (lambda: Problem(lambda p, _: p["x"].sum(), X, None, dtype=torch.bfloat16), "dtype must be"),
         (lambda: Problem(lambda p, _: p["x"], X, None), r"a scalar, got \[3\]"),
-        (lambda: Problem(lambda p, _: p["x"].sum(), X, None, runs=True), r"\[3\], one a run, got \[\]"),
+        (lambda: Problem(lambda p, _: p["x"].sum(), X, None, run_axis=True), r"\[3\], one a run, got \[\]"),
         (
             lambda: Problem(lambda p, _: p["x"].sum(), {"x": torch.ones(3).int()}, None),
             "floating tensors, got torch.int32",
         ),
         (lambda: Problem(lambda *_: torch.zeros(()), {}, None), "at least one tensor"),
-        (lambda: Problem(lambda *_: torch.zeros(()), X | {"y": torch.ones(2)}, None, runs=True), r"got \[2, 3\]"),
-        (lambda: Problem(lambda p, _: p["x"].sum(), X, [1, 2], weights=[3]), "2 pieces and 1 weights"),
-        (lambda: Problem(lambda p, _: p["x"].sum(), X, [1, 2], weights=[3, 0]), "positive numbers"),
+        (lambda: Problem(lambda *_: torch.zeros(()), X | {"y": torch.ones(2)}, None, run_axis=True), r"got \[2, 3\]"),
+        (lambda: Problem(lambda p, _: p["x"].sum(), X, Batches([1, 2], [3])), "2 parts and 1 sizes"),
+        (lambda: Problem(lambda p, _: p["x"].sum(), X, Batches([1, 2], [3, 0])), "positive numbers"),
         (lambda: Problem(lambda p, _: p["x"].sum(), X, None).hvp(torch.ones(3)), r"must be \[1, 3\]"),
         (lambda: Problem(lambda p, _: p["x"].sum(), X, None).vector({"y": torch.ones(3)}), "named"),
     ],
@@ -422,7 +433,7 @@ def test_a_recorded_product_is_the_same_to_the_bit() -> None:
     pieces = list(zip(x.split([12, 12, 6]), labels.split([12, 12, 6]), strict=True))
 
     def problem(how: Any) -> Problem:
-        return Problem(softmax, {"w": w}, pieces, weights=lambda piece: len(piece[1]), dtype=F64, program=how)
+        return Problem(softmax, {"w": w}, Batches(pieces, lambda piece: len(piece[1])), dtype=F64, program=how)
 
     eager, other, v = problem("eager"), problem("recorded"), random(1, 12, seed=3)
     for _ in range(2):

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from dask.base import is_dask_collection
 from torch import Tensor
 
 from landscape import (
+    CURVATURE,
     LANDSCAPE,
+    Problem,
     Variable,
     average_sharpness,
+    critical_sharpness,
+    gradient_curvature,
+    hessian_eigenvalues,
     hidden_sharpness,
+    hutchinson_trace,
     labelled,
     lbfgsb_logit_sharpness,
+    logit_sharpness,
+    preconditioned_eigenvalues,
     sam_sharpness,
     slice_loss,
+    smoothed_density,
     smoothed_logit_sharpness,
+    spectral_density,
     validate,
+    xtrace,
 )
+from landscape.table import page
 from train import open_study
 
 ROOT = Path(__file__).parent.parent
@@ -60,18 +76,69 @@ def whole() -> xr.DataTree:
         [
             labelled("logit_sharpness_smoothed", smoothed_logit_sharpness(z, t), ("position",)),
             labelled("logit_sharpness_lbfgsb", lbfgsb_logit_sharpness(z, t), ("position",)),
+            labelled("token_logit_sharpness", logit_sharpness(z, t), ("position",)),
         ]
     )
     line = slice_loss(square, {"w": draw(2, 4)}, None, w, [0.0, 1.0], run_axis=True)
-    return xr.DataTree.from_dict({"/hidden": hidden(), "/balls": balls, "/logits": logits, "/slices": line})
+    plane = slice_loss(square, {"w": draw(4)}, None, {"w": draw(4)}, [0.0, 1.0], {"w": draw(4, seed=1)}, [-1.0, 0.0])
+    groups = {"/hidden": hidden(), "/balls": balls, "/logits": logits, "/slices": line, "/slices/plane": plane}
+    for where, problem in {
+        "/pack": Problem(
+            lambda p, b: (p["w"] ** 4 * b).sum(1), w, torch.tensor([[1.0] * 4, [math.nan] * 4]), run_axis=True
+        ),
+        "/alone": Problem(lambda p, _: p["w"].sum(), {"w": draw(4)}, None, dtype=torch.float64, units="nats"),
+    }.items():
+        density = spectral_density(problem, 2, 3)
+        groups |= {
+            f"{where}/largest": hessian_eigenvalues(problem, 2).dataset,
+            f"{where}/smallest": hessian_eigenvalues(problem, which="smallest").dataset,
+            f"{where}/adam": preconditioned_eigenvalues(problem, problem.tree(1 + problem.point.abs())).dataset,
+            f"{where}/trace": hutchinson_trace(problem, 3),
+            f"{where}/xtrace": xtrace(problem, 4),
+            f"{where}/density": density,
+            f"{where}/smoothed": smoothed_density(density, [0.0, 1.0], 0.5),
+            f"{where}/gradient": gradient_curvature(problem),
+            f"{where}/critical": critical_sharpness(problem, max_forward=5),
+        }
+    groups["/hidden"]["hidden_sharpness_upper"].values[0, 0, 0] = math.inf
+    return xr.DataTree.from_dict(groups)
 
 
-def test_what_the_measures_return_is_valid() -> None:
-    tree = whole()
+@pytest.fixture(scope="module")
+def tree() -> xr.DataTree:
+    return whole()
+
+
+def identical(found: xr.DataTree, wanted: xr.DataTree) -> None:
+    """Values, NaN for NaN, dimensions, coordinates, attributes and dtypes of every group."""
+    assert set(found.groups) == set(wanted.groups)
+    for node in wanted.subtree:
+        back, data = found[node.path].to_dataset(), node.to_dataset()
+        xr.testing.assert_identical(back, data)
+        for name, variable in data.variables.items():
+            assert back[name].dtype == variable.dtype, f"{node.path}/{name}"
+        for name, value in data.attrs.items():
+            assert isinstance(back.attrs[name], str) == isinstance(value, str), f"{node.path} {name}"
+
+
+def test_what_the_measures_return_is_valid(tree: xr.DataTree) -> None:
     assert validate(tree) == []
     assert {"hidden_sharpness_lower", "hidden_sharpness_upper"} <= set(tree["hidden"].data_vars)
     assert {"average_sharpness", "average_sharpness_stderr"} <= set(tree["balls"].data_vars)
     assert tree["balls"]["sam_sharpness"].attrs["units"] == "nats"
+    exact = tree["logits"]["token_logit_sharpness"]
+    assert exact.attrs == LANDSCAPE["token_logit_sharpness"].attrs()
+    np.testing.assert_allclose(exact, tree["logits"]["logit_sharpness_smoothed_upper"], rtol=1e-8)
+
+
+def test_the_groups_here_have_every_kind_of_value(tree: xr.DataTree) -> None:
+    """What a file might lose: NaN beside numbers, infinity, booleans, whole numbers, FP32, empty strings."""
+    lost = tree["pack/largest"]
+    assert lost["hessian_eigenvalue"].isnull().values.tolist() == [[False] * 2, [True] * 2]
+    assert np.isinf(tree["hidden"]["hidden_sharpness_upper"]).any()
+    kinds = {v.dtype.str[1:] for node in tree.subtree for v in node.to_dataset().variables.values()}
+    assert {"b1", "i8", "f4", "f8"} <= kinds
+    assert lost.attrs["why"] == ""
 
 
 def test_a_study_is_valid() -> None:
@@ -80,26 +147,44 @@ def test_a_study_is_valid() -> None:
     assert validate(tree) == []
 
 
-def test_a_file_loses_nothing(tmp_path: Path) -> None:
-    tree = whole()
-    tree["hidden"].variables["hidden_sharpness_lower"].values[0, 1, 0] = np.nan
-    tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
-    with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as back:
-        assert validate(back) == []
-        for node in tree.subtree:
-            xr.testing.assert_identical(back[node.path].to_dataset(), node.to_dataset())
-            for name, variable in node.to_dataset().variables.items():
-                assert back[node.path].to_dataset()[name].dtype == variable.dtype
+def written(tree: xr.DataTree, folder: Path, engine: str) -> tuple[Path, dict[str, Any]]:
+    """The tree in a file, and how to open it."""
+    if engine == "zarr":
+        pytest.importorskip("zarr")
+        tree.to_zarr(folder / "tree.zarr", consolidated=False)
+        return folder / "tree.zarr", {"engine": "zarr", "consolidated": False}
+    tree.to_netcdf(folder / "tree.nc", engine="h5netcdf")
+    return folder / "tree.nc", {"engine": "h5netcdf"}
 
 
-def test_a_zarr_store_loses_nothing(tmp_path: Path) -> None:
-    pytest.importorskip("zarr")
-    tree = whole()
-    tree.to_zarr(tmp_path / "tree.zarr", consolidated=False)
-    with xr.open_datatree(tmp_path / "tree.zarr", engine="zarr", consolidated=False) as back:
+@pytest.mark.parametrize("engine", ["h5netcdf", "zarr"])
+def test_a_file_loses_nothing(tree: xr.DataTree, tmp_path: Path, engine: str) -> None:
+    path, how = written(tree, tmp_path, engine)
+    with xr.open_datatree(path, **how) as back:
         assert validate(back) == []
-        for node in tree.subtree:
-            xr.testing.assert_identical(back[node.path].to_dataset(), node.to_dataset())
+        identical(back, tree)
+
+
+@pytest.mark.parametrize("engine", ["h5netcdf", "zarr"])
+def test_a_file_opens_lazily_and_stays_so_until_something_is_asked(
+    tree: xr.DataTree, tmp_path: Path, engine: str
+) -> None:
+    """With dask in chunks, and a scheduler that refuses to work while the schema is checked and a density is smoothed."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was loaded")
+
+    path, how = written(tree, tmp_path, engine)
+    with xr.open_datatree(path, chunks={}, **how) as back:
+        with dask.config.set(scheduler=refuse):
+            assert validate(back) == []
+            smoothed = smoothed_density(back["pack/density"].to_dataset(), [0.0, 1.0], 0.5)
+            assert all(is_dask_collection(back[f"{where}/trace"]["trace_sample"].data) for where in ("pack", "alone"))
+            assert is_dask_collection(smoothed["density"].data)
+        with dask.config.set(scheduler="synchronous"):
+            xr.testing.assert_identical(smoothed.compute(), tree["pack/smoothed"].to_dataset())
+            identical(back.compute(), tree)
+            back["alone/density"].exmy.plot.spectral_density()
 
 
 def without_units(data: xr.Dataset) -> xr.Dataset:
@@ -189,10 +274,21 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         labelled("sam_sharpness", got)
 
 
+def test_the_page_is_the_tables() -> None:
+    """After a change: python -m landscape.table docs/landscape-schema.md."""
+    written = (ROOT / "docs" / "landscape-schema.md").read_text(encoding="utf-8")
+    assert written == page()
+    for name in LANDSCAPE | CURVATURE:
+        (row,) = (line for line in written.splitlines() if line.startswith(f"| `{name}` |"))
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+        assert len(cells) == 5
+        assert all(cells)
+
+
 def test_every_row_says_what_it_is() -> None:
-    for name, row in LANDSCAPE.items():
+    for name, row in (LANDSCAPE | CURVATURE).items():
         assert row.units, name
         assert row.long_name, name
         assert row.source, name
         assert set(row.optional) <= set(row.dims), name
-        assert set(row.dims) <= LANDSCAPE.keys() | {"run"}, name
+        assert set(row.dims) <= (LANDSCAPE | CURVATURE).keys() | {"run", "rank", "probe", "step"}, name

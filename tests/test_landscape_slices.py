@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from landscape import gradient_direction, module_loss, random_direction, slice_between, slice_loss, validate
+from landscape import (
+    Problem,
+    gradient_direction,
+    hessian_eigenvalues,
+    module_loss,
+    random_direction,
+    slice_between,
+    slice_loss,
+    validate,
+)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -117,6 +126,25 @@ def test_a_pack_of_runs_is_each_run_alone() -> None:
             np.testing.assert_allclose(got[name].values[r], alone[name].values, rtol=1e-12, atol=1e-15)
         line = slice_between(net, p, d1, BATCH, [0.0, 0.5])
         np.testing.assert_allclose(between["loss_slice"].values[r], line["loss_slice"].values, rtol=1e-12)
+
+
+def test_along_the_sharpest_direction_a_pack_bends_by_each_runs_eigenvalue() -> None:
+    """Eigenpairs against the loss itself: f(h) - 2 f(0) + f(-h) is lambda h^2, with no derivative taken."""
+    params = {"a": draw(3, 4, 8), "b": draw(3, 8, 2, seed=1)}
+    problem = Problem(net, params, BATCH, run_axis=True, dtype=torch.float64)
+    h = 1e-3
+    for which, name in (("largest", "hessian_eigenvalue"), ("smallest", "smallest_eigenvalue")):
+        found = hessian_eigenvalues(problem, 2, which=which, tolerance=1e-7)  # type: ignore[arg-type]
+        for k in range(2):
+            line = slice_loss(net, params, BATCH, problem.tree(found.vectors[:, k]), [-h, 0.0, h], run_axis=True)
+            np.testing.assert_allclose(line["direction_norm"], 1, rtol=1e-9)
+            bend = line["loss_slice"].values @ [1, -2, 1] / h**2
+            np.testing.assert_allclose(bend, found.dataset[name][:, k], rtol=1e-4, atol=1e-6)
+
+
+def test_directions_without_a_tensor_in_common_are_at_right_angles() -> None:
+    found = slice_loss(net, PARAMS, BATCH, {"a": PARAMS["a"]}, [0.0], {"b": PARAMS["b"]}, [0.0])
+    assert float(found["direction_cosine"]) == 0
 
 
 def test_a_loss_of_nan_stays_nan_where_it_is() -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from formats import Rounding, quantize
-from landscape import Problem
+from landscape import Batches, Problem
 from landscape.programs import How
 from train import smooth
 from train.again import again
@@ -131,7 +131,7 @@ class Surface:
         if difference is None and by_differences and self._rounds(dtype):
             difference = DIFFERENCE
         return Problem(
-            self.loss, params, batch, weights=sizes, runs=True, dtype=dtype, difference=difference, program=program,
+            self.loss, params, Batches(batch, sizes), run_axis=True, dtype=dtype, difference=difference, program=program,
             quantisers=self.quantisers, products="finite-difference" if by_differences else None,
         )  # fmt: skip
 
