@@ -2,7 +2,7 @@
 
 hvp      a Hessian-vector product against a gradient of the same batch, by the same kind of program, in turns: medians of 10 of
          each after a warm-up. Counting products of matrices, it is 9 for 3 as autograd goes, 8 for 3 recorded. Quantisers are
-         off, and for one model on.
+         off; with --on, for one model on as well.
 lambda   lambda_max of all runs of a pack, to a residual of 1e-3, against run by run, on the same weights and tokens:
            pyhessian_style  PyHessian's `eigenvalues`: power iteration, twice backward, the gradient's graph kept from one
                             product to the next, until two values are within 1e-3 of each other, or 100 products
@@ -58,6 +58,9 @@ from train.text import Text
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 TOLERANCE, POWER_ITERATIONS = 1e-3, 100
 EPSILONS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+
+
+Keep = Callable[[str, Any], None]  # a case's result, by its name
 
 
 @dataclass(frozen=True)
@@ -159,24 +162,20 @@ def tidy() -> None:
 # A product against a gradient.
 
 
-def hvp(size: Size, asked: argparse.Namespace) -> dict[str, Any]:
+def hvp(size: Size, asked: argparse.Namespace, keep: Keep) -> None:
     """Seconds of both, and their ratio, by kind of program."""
-    found: dict[str, Any] = {}
     for name, case in size.hvp.items():
         params = make_weights(case)
         settings: list[tuple[str, str, Quantisers]] = [("off", "native-bf16", "off")]
-        settings += [("e4m3fn on", "e4m3fn", "on")] if case.runs > 1 else []
+        settings += [("e4m3fn on", "e4m3fn", "on")] if case.runs > 1 and asked.on else []
         for word, recipe, quantisers in settings:
             for how in asked.programs.split(","):
                 tidy()
                 try:
-                    found[f"{name}, {word}, {how}"] = product_against_gradient(
-                        make_problem(case, params, how, recipe, quantisers), size.rounds
-                    )
+                    found = product_against_gradient(make_problem(case, params, how, recipe, quantisers), size.rounds)
                 except (RuntimeError, LandscapeError) as error:  # the other cases count
-                    found[f"{name}, {word}, {how}"] = {"failed": str(error).strip().split("\n")[0][:300]}
-                print(name, word, how, json.dumps(found[f"{name}, {word}, {how}"]), flush=True)
-    return found
+                    found = {"failed": str(error).strip().split("\n")[0][:300]}
+                keep(f"{name}, {word}, {how}", found)
 
 
 def product_against_gradient(problem: Problem, rounds: int) -> dict[str, Any]:
@@ -261,6 +260,7 @@ class PlainGPT(nn.Module):
 
 
 Product = Callable[[Tensor], Tensor]
+Method = Callable[[PlainGPT, Tensor, Tensor], tuple[float, Tensor, int]]  # eigenvalue, eigenvector, products
 
 
 def trained(case: Case, steps: int) -> dict[str, Tensor]:
@@ -277,35 +277,29 @@ def trained(case: Case, steps: int) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in params.items()}
 
 
-def lambda_max(size: Size, asked: argparse.Namespace) -> dict[str, Any]:
+def lambda_max(size: Size, asked: argparse.Namespace, keep: Keep) -> None:
     """Seconds a run by each method, the eigenvalues, and how far from eigenvectors what they found is."""
-    found: dict[str, Any] = {}
     for name, case in size.lambda_max.items():
         params = trained(case, size.steps)
         tidy()
-        result: dict[str, Any] = {"exmy": ours(case, params, size.basis, asked.lambda_program)}
-        print(name, json.dumps(result), flush=True)
-        tidy()
-        runs = min(asked.peer_runs, case.runs)
-        peers: dict[str, Callable[[PlainGPT, Tensor, Tensor], tuple[float, Tensor, int]]] = {
-            "pyhessian_style": by_pyhessian,
-            "power_iteration": by_power_iteration,
-        }
+        own = ours(case, params, size.basis, asked.lambda_program)
+        keep(f"{name}, exmy", own)
+        peers: dict[str, Method] = {"pyhessian_style": by_pyhessian, "power_iteration": by_power_iteration}
         if importlib.util.find_spec("curvlinops") is None:
-            result["curvlinops"] = {"failed": "curvlinops is not installed; --peers names a folder that has it"}
+            keep(f"{name}, curvlinops", {"failed": "curvlinops is not installed; --peers names a folder that has it"})
         else:
             peers["curvlinops"] = by_curvlinops
         for peer, method in peers.items():
-            result[peer] = run_by_run(method, case, params, runs)
-            own, other = result["exmy"], result[peer]
-            other["times_as_long_as_exmy"] = other["seconds_a_run"]["median"] / own["seconds_a_run"]["median"]
-            other["differs_at_most"] = max(
-                abs(a / b - 1) for a, b in zip(other["eigenvalue"], own["eigenvalue"], strict=False)
-            )
-            print(name, peer, json.dumps(other), flush=True)
             tidy()
-        found[name] = result
-    return found
+            try:
+                other = run_by_run(method, case, params, min(asked.peer_runs, case.runs))
+            except (RuntimeError, ValueError, TypeError) as error:  # a peer's own
+                keep(f"{name}, {peer}", {"failed": str(error).strip().split("\n")[0][:300]})
+                continue
+            other["times_as_long_as_exmy"] = other["seconds_a_run"]["median"] / own["seconds_a_run"]["median"]
+            pairs = zip(other["eigenvalue"], own["eigenvalue"], strict=False)
+            other["differs_at_most"] = max(abs(a / b - 1) for a, b in pairs)
+            keep(f"{name}, {peer}", other)
 
 
 def ours(case: Case, params: dict[str, Tensor], basis: int, how: How) -> dict[str, Any]:
@@ -327,7 +321,7 @@ def ours(case: Case, params: dict[str, Tensor], basis: int, how: How) -> dict[st
 
 
 def run_by_run(
-    method: Callable[[PlainGPT, Tensor, Tensor], tuple[float, Tensor, int]], case: Case, params: dict[str, Tensor], runs: int
+    method: Method, case: Case, params: dict[str, Tensor], runs: int
 ) -> dict[str, Any]:  # fmt: skip
     """A peer on the first runs, one after another, after one that is not counted."""
     tokens, targets = make_batch(case)
@@ -423,11 +417,10 @@ def by_curvlinops(model: PlainGPT, tokens: Tensor, targets: Tensor) -> tuple[flo
 # Memory, and the probe.
 
 
-def memory(size: Size, asked: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
-    """The peak of a product beside what was there before it, parameters and vectors among it."""
-    found: dict[str, Any] = {}
+def memory(size: Size, asked: argparse.Namespace, keep: Keep) -> None:
+    """The peak of a product, with the parameters and vectors that were there before it, and of the first, which records."""
     for name, case in size.memory.items():
-        for how in ("eager", "recorded"):
+        for how in asked.programs.split(","):
             tidy()
             try:
                 problem = make_problem(case, make_weights(case), how)
@@ -438,23 +431,21 @@ def memory(size: Size, asked: argparse.Namespace) -> dict[str, Any]:  # noqa: AR
                 tidy()
                 problem.hvp(v)
                 synchronize()
-                found[f"{name}, {how}"] = {"first_bytes": first, "bytes": peak()}
+                found: dict[str, Any] = {"first_bytes": first, "bytes": peak()}
                 del problem, v
             except torch.OutOfMemoryError as error:
-                found[f"{name}, {how}"] = {"failed": str(error).split("\n")[0][:200]}
-            print(name, how, json.dumps(found[f"{name}, {how}"]), flush=True)
-    return found
+                found = {"failed": str(error).split("\n")[0][:200]}
+            keep(f"{name}, {how}", found)
 
 
-def probe(size: Size, asked: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
+def probe(size: Size, asked: argparse.Namespace, keep: Keep) -> None:  # noqa: ARG001
     """Seconds of a step and of a probe, by `sharpness` of a pack."""
     case = size.probe
     V = case.shape.vocabulary
     train, held_out = (make_tokens(V, length, 7).astype(np.uint16) for length in (200_000, 50_000))
     text = Text("made", train, held_out, V, math.log(V), "0" * 64, "made here")
-    pack = Pack(
-        make_program(case, "e4m3fn", Probe(every=50, epsilons=EPSILONS)), make_slots(case, "e4m3fn"), text, DEVICE
-    )
+    program = make_program(case, "e4m3fn", Probe(every=50, epsilons=EPSILONS))
+    pack = Pack(program, make_slots(case, "e4m3fn"), text, DEVICE)
 
     def steps() -> None:
         pack.counter.zero_()
@@ -467,10 +458,13 @@ def probe(size: Size, asked: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG
     a_step = spread([seconds(steps) / 10 for _ in range(size.rounds)])
     a_probe = spread([seconds(pack.sharpness) for _ in range(size.rounds)])
     share = a_probe["median"] / (a_probe["median"] + 50 * a_step["median"])
-    return {"step_seconds": a_step, "probe_seconds": a_probe, "every": 50, "epsilons": len(EPSILONS), "share": share}
+    keep(
+        f"{case.shape.layers}x{case.shape.width} R{case.runs}, e4m3fn",
+        {"step_seconds": a_step, "probe_seconds": a_probe, "every": 50, "epsilons": len(EPSILONS), "share": share},
+    )
 
 
-PARTS: dict[str, Callable[[Size, argparse.Namespace], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Size, argparse.Namespace, Keep], None]] = {
     "hvp": hvp, "lambda": lambda_max, "memory": memory, "probe": probe,
 }  # fmt: skip
 
@@ -487,6 +481,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny models, for trying it out")
     parser.add_argument("--peer-runs", type=int, default=4, help="how many runs a peer takes, one by one")
     parser.add_argument("--peers", type=Path, help="a folder with curvlinops and what it needs")
+    parser.add_argument("--on", action="store_true", help="hvp with quantisers on, too")
     parser.add_argument("--cases", help="only cases whose name begins so")
     asked = parser.parse_args()
     if unknown := [part for part in asked.parts.split(",") if part not in PARTS]:
@@ -503,22 +498,28 @@ def main() -> None:
 
 
 def run_part(part: str, size: Size, asked: argparse.Namespace) -> None:
-    """One part, into the file beside those that are there."""
+    """One part, each case in the file as soon as it is there, beside those that are."""
     begun = time.perf_counter()
+    origin = provenance(Study.model_validate({"axes": {"recipe": ["e4m3fn"], "learning_rate": [1e-3]}}), DEVICE)
+    told = {
+        "tolerance": TOLERANCE, "command": " ".join(["python -m benchmarks.curvature", *sys.argv[1:]]),
+        "device": device_name(DEVICE), "version_curvlinops": version("curvlinops-for-pytorch"),
+        "version_scipy": version("scipy"),
+        **{key: origin[key] for key in ("version_torch", "version_python", "cuda", "cpu_threads", "git_commit", "created")},
+    }  # fmt: skip
+
+    def keep(name: str, result: Any) -> None:
+        print(f"{part}: {name}: {json.dumps(result)}", flush=True)
+        content: dict[str, Any] = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
+        cases = content.get(part, {}).get("cases", {}) | {name: result | told}
+        content[part] = {"cases": cases, "seconds_in_all": time.perf_counter() - begun}
+        with atomically(asked.out) as aside:
+            aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
     tidy()
     with deterministic(tf32=False):
         torch.use_deterministic_algorithms(True, warn_only=True)  # peers have what has no deterministic form
-        result = PARTS[part](size, asked)
-    origin = provenance(Study.model_validate({"axes": {"recipe": ["e4m3fn"], "learning_rate": [1e-3]}}), DEVICE)
-    content: dict[str, Any] = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
-    content[part] = {
-        "cases": result, "tolerance": TOLERANCE, "seconds_in_all": time.perf_counter() - begun,
-        "command": " ".join(["python -m benchmarks.curvature", *sys.argv[1:]]), "device": device_name(DEVICE),
-        "version_curvlinops": version("curvlinops-for-pytorch"), "version_scipy": version("scipy"),
-        **{key: origin[key] for key in ("version_torch", "version_python", "cuda", "cpu_threads", "git_commit", "created")},
-    }  # fmt: skip
-    with atomically(asked.out) as aside:
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        PARTS[part](size, asked, keep)
 
 
 def version(package: str) -> str:
