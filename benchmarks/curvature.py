@@ -2,7 +2,7 @@
 
 hvp      a Hessian-vector product against a gradient of the same batch, by the same kind of program, in turns: medians of 10 of
          each after a warm-up. Counting products of matrices, it is 9 for 3 as autograd goes, 8 for 3 recorded. Quantisers are
-         off, and for one model on.
+         off; with --on, for one model on as well.
 lambda   lambda_max of all runs of a pack, to a residual of 1e-3, against run by run, on the same weights and tokens:
            pyhessian_style  PyHessian's `eigenvalues`: power iteration, twice backward, the gradient's graph kept from one
                             product to the next, until two values are within 1e-3 of each other, or 100 products
@@ -35,10 +35,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.curvature_peers import (
+    TOLERANCE,
+    Method,
+    PlainGPT,
+    by_curvlinops,
+    by_power_iteration,
+    by_pyhessian,
+    twice_backward,
+)
 from benchmarks.sweep_sizes import CUDA, seconds, spread, synchronize
 from landscape import LandscapeError, Problem, hessian_eigenvalues
 from landscape.programs import How
@@ -56,8 +64,10 @@ from train.surface import Quantisers, surface
 from train.text import Text
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-TOLERANCE, POWER_ITERATIONS = 1e-3, 100
 EPSILONS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
+
+
+Keep = Callable[[str, Any], None]  # a case's result, by its name
 
 
 @dataclass(frozen=True)
@@ -159,24 +169,20 @@ def tidy() -> None:
 # A product against a gradient.
 
 
-def hvp(size: Size, asked: argparse.Namespace) -> dict[str, Any]:
+def hvp(size: Size, asked: argparse.Namespace, keep: Keep) -> None:
     """Seconds of both, and their ratio, by kind of program."""
-    found: dict[str, Any] = {}
     for name, case in size.hvp.items():
         params = make_weights(case)
         settings: list[tuple[str, str, Quantisers]] = [("off", "native-bf16", "off")]
-        settings += [("e4m3fn on", "e4m3fn", "on")] if case.runs > 1 else []
+        settings += [("e4m3fn on", "e4m3fn", "on")] if case.runs > 1 and asked.on else []
         for word, recipe, quantisers in settings:
             for how in asked.programs.split(","):
                 tidy()
                 try:
-                    found[f"{name}, {word}, {how}"] = product_against_gradient(
-                        make_problem(case, params, how, recipe, quantisers), size.rounds
-                    )
+                    found = product_against_gradient(make_problem(case, params, how, recipe, quantisers), size.rounds)
                 except (RuntimeError, LandscapeError) as error:  # the other cases count
-                    found[f"{name}, {word}, {how}"] = {"failed": str(error).strip().split("\n")[0][:300]}
-                print(name, word, how, json.dumps(found[f"{name}, {word}, {how}"]), flush=True)
-    return found
+                    found = {"failed": str(error).strip().split("\n")[0][:300]}
+                keep(f"{name}, {word}, {how}", found)
 
 
 def product_against_gradient(problem: Problem, rounds: int) -> dict[str, Any]:
@@ -205,64 +211,6 @@ def peak() -> int | None:
 # lambda_max.
 
 
-class PlainBlock(nn.Module):
-    """A GPT-2 block without biases."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-        D, self.heads = shape.width, shape.heads
-        self.ln_1, self.ln_2 = nn.LayerNorm(D, bias=False), nn.LayerNorm(D, bias=False)
-        self.qkv, self.attn_proj = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
-        self.fc, self.mlp_proj = nn.Linear(D, 4 * D, bias=False), nn.Linear(4 * D, D, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The stream [N, T, D] behind it."""
-        N, T, D = x.shape
-        q, k, v = (part.view(N, T, self.heads, -1).transpose(1, 2) for part in self.qkv(self.ln_1(x)).split(D, 2))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.attn_proj(y.transpose(1, 2).reshape(N, T, D))
-        mixed: Tensor = x + self.mlp_proj(F.gelu(self.fc(self.ln_2(x))))
-        return mixed
-
-
-class PlainGPT(nn.Module):
-    """One run's model as one writes it; logits [N·T, V]."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-        self.wte, self.wpe = nn.Embedding(shape.vocabulary, shape.width), nn.Embedding(shape.context, shape.width)
-        self.blocks = nn.ModuleList(PlainBlock(shape) for _ in range(shape.layers))
-        self.ln_f = nn.LayerNorm(shape.width, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of tokens [N, T]."""
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
-        for block in self.blocks:
-            x = block(x)
-        logits: Tensor = self.ln_f(x) @ self.wte.weight.T
-        return logits.flatten(0, 1)
-
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """From our parameters of one run."""
-        state = {"wte.weight": weights["wte"], "wpe.weight": weights["wpe"], "ln_f.weight": weights["ln_f"]}
-        names = {
-            "ln_1": "ln_1",
-            "attn.qkv": "qkv",
-            "attn.proj": "attn_proj",
-            "ln_2": "ln_2",
-            "mlp.fc": "fc",
-            "mlp.proj": "mlp_proj",
-        }
-        for i in range(len(self.blocks)):
-            for ours, theirs in names.items():
-                value = weights[f"h.{i}.{ours}"]
-                state[f"blocks.{i}.{theirs}.weight"] = value.T if value.ndim == 2 else value
-        self.load_state_dict(state)
-
-
-Product = Callable[[Tensor], Tensor]
-
-
 def trained(case: Case, steps: int) -> dict[str, Tensor]:
     """Weights of all runs after some steps of Adam on the batch."""
     params = {name: value.requires_grad_() for name, value in make_weights(case).items()}
@@ -277,35 +225,29 @@ def trained(case: Case, steps: int) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in params.items()}
 
 
-def lambda_max(size: Size, asked: argparse.Namespace) -> dict[str, Any]:
+def lambda_max(size: Size, asked: argparse.Namespace, keep: Keep) -> None:
     """Seconds a run by each method, the eigenvalues, and how far from eigenvectors what they found is."""
-    found: dict[str, Any] = {}
     for name, case in size.lambda_max.items():
         params = trained(case, size.steps)
         tidy()
-        result: dict[str, Any] = {"exmy": ours(case, params, size.basis, asked.lambda_program)}
-        print(name, json.dumps(result), flush=True)
-        tidy()
-        runs = min(asked.peer_runs, case.runs)
-        peers: dict[str, Callable[[PlainGPT, Tensor, Tensor], tuple[float, Tensor, int]]] = {
-            "pyhessian_style": by_pyhessian,
-            "power_iteration": by_power_iteration,
-        }
+        own = ours(case, params, size.basis, asked.lambda_program)
+        keep(f"{name}, exmy", own)
+        peers: dict[str, Method] = {"pyhessian_style": by_pyhessian, "power_iteration": by_power_iteration}
         if importlib.util.find_spec("curvlinops") is None:
-            result["curvlinops"] = {"failed": "curvlinops is not installed; --peers names a folder that has it"}
+            keep(f"{name}, curvlinops", {"failed": "curvlinops is not installed; --peers names a folder that has it"})
         else:
             peers["curvlinops"] = by_curvlinops
         for peer, method in peers.items():
-            result[peer] = run_by_run(method, case, params, runs)
-            own, other = result["exmy"], result[peer]
-            other["times_as_long_as_exmy"] = other["seconds_a_run"]["median"] / own["seconds_a_run"]["median"]
-            other["differs_at_most"] = max(
-                abs(a / b - 1) for a, b in zip(other["eigenvalue"], own["eigenvalue"], strict=False)
-            )
-            print(name, peer, json.dumps(other), flush=True)
             tidy()
-        found[name] = result
-    return found
+            try:
+                other = run_by_run(method, case, params, min(asked.peer_runs, case.runs))
+            except (RuntimeError, ValueError, TypeError) as error:  # a peer's own
+                keep(f"{name}, {peer}", {"failed": str(error).strip().split("\n")[0][:300]})
+                continue
+            other["times_as_long_as_exmy"] = other["seconds_a_run"]["median"] / own["seconds_a_run"]["median"]
+            pairs = zip(other["eigenvalue"], own["eigenvalue"], strict=False)
+            other["differs_at_most"] = max(abs(a / b - 1) for a, b in pairs)
+            keep(f"{name}, {peer}", other)
 
 
 def ours(case: Case, params: dict[str, Tensor], basis: int, how: How) -> dict[str, Any]:
@@ -327,7 +269,7 @@ def ours(case: Case, params: dict[str, Tensor], basis: int, how: How) -> dict[st
 
 
 def run_by_run(
-    method: Callable[[PlainGPT, Tensor, Tensor], tuple[float, Tensor, int]], case: Case, params: dict[str, Tensor], runs: int
+    method: Method, case: Case, params: dict[str, Tensor], runs: int
 ) -> dict[str, Any]:  # fmt: skip
     """A peer on the first runs, one after another, after one that is not counted."""
     tokens, targets = make_batch(case)
@@ -352,82 +294,13 @@ def run_by_run(
     }  # fmt: skip
 
 
-def twice_backward(model: PlainGPT, tokens: Tensor, targets: Tensor) -> Product:
-    """H v by the gradient's graph, which is kept: each product is one more pass backward."""
-    parameters = list(model.parameters())
-    loss = F.cross_entropy(model(tokens), targets)
-    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, create_graph=True)])
-
-    def product(v: Tensor) -> Tensor:
-        return torch.cat([g.flatten() for g in torch.autograd.grad(gradient, parameters, v, retain_graph=True)])
-
-    return product
-
-
-def by_pyhessian(model: PlainGPT, tokens: Tensor, targets: Tensor) -> tuple[float, Tensor, int]:
-    """As PyHessian's `eigenvalues`: the value, its vector, and how many products."""
-    before = math.nan
-
-    def enough(value: float, _: Tensor) -> bool:
-        nonlocal before
-        last, before = before, value
-        return abs(last - value) / (abs(last) + 1e-6) < TOLERANCE
-
-    return iterate(twice_backward(model, tokens, targets), model, enough, POWER_ITERATIONS)
-
-
-def by_power_iteration(model: PlainGPT, tokens: Tensor, targets: Tensor) -> tuple[float, Tensor, int]:
-    """The same until the residual is ours."""
-
-    def enough(value: float, residual: Tensor) -> bool:
-        return float(residual.norm()) <= TOLERANCE * abs(value)
-
-    return iterate(twice_backward(model, tokens, targets), model, enough, 10 * POWER_ITERATIONS)
-
-
-def iterate(
-    product: Product, model: PlainGPT, enough: Callable[[float, Tensor], bool], most: int
-) -> tuple[float, Tensor, int]:
-    """Power iteration from a random vector."""
-    w = torch.randn(sum(p.numel() for p in model.parameters()), device=DEVICE)
-    count, value, v, done = 0, math.nan, w, False
-    while not done and count < most:
-        v = w / (w.norm() + 1e-6)
-        w = product(v)
-        value = float(w @ v)
-        count, done = count + 1, enough(value, w - value * v)
-    return value, v, count
-
-
-def by_curvlinops(model: PlainGPT, tokens: Tensor, targets: Tensor) -> tuple[float, Tensor, int]:
-    """Curvlinops' Hessian in SciPy's Lanczos."""
-    from curvlinops import HessianLinearOperator
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
-    H = HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), list(model.parameters()), [(tokens, targets)], check_deterministic=False,
-        num_data=len(tokens),
-    )  # fmt: skip
-    scipy, count = H.to_scipy(), 0
-
-    def product(v: np.ndarray[Any, Any]) -> Any:
-        nonlocal count
-        count += 1
-        return scipy @ v
-
-    counted = LinearOperator(scipy.shape, matvec=product, dtype=scipy.dtype)
-    values, vectors = eigsh(counted, k=1, which="LA", tol=TOLERANCE)
-    return float(values[0]), torch.from_numpy(vectors[:, 0]).to(DEVICE, torch.float32), count
-
-
 # Memory, and the probe.
 
 
-def memory(size: Size, asked: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
-    """The peak of a product beside what was there before it, parameters and vectors among it."""
-    found: dict[str, Any] = {}
+def memory(size: Size, asked: argparse.Namespace, keep: Keep) -> None:
+    """The peak of a product, with the parameters and vectors that were there before it, and of the first, which records."""
     for name, case in size.memory.items():
-        for how in ("eager", "recorded"):
+        for how in asked.programs.split(","):
             tidy()
             try:
                 problem = make_problem(case, make_weights(case), how)
@@ -438,23 +311,21 @@ def memory(size: Size, asked: argparse.Namespace) -> dict[str, Any]:  # noqa: AR
                 tidy()
                 problem.hvp(v)
                 synchronize()
-                found[f"{name}, {how}"] = {"first_bytes": first, "bytes": peak()}
+                found: dict[str, Any] = {"first_bytes": first, "bytes": peak()}
                 del problem, v
             except torch.OutOfMemoryError as error:
-                found[f"{name}, {how}"] = {"failed": str(error).split("\n")[0][:200]}
-            print(name, how, json.dumps(found[f"{name}, {how}"]), flush=True)
-    return found
+                found = {"failed": str(error).split("\n")[0][:200]}
+            keep(f"{name}, {how}", found)
 
 
-def probe(size: Size, asked: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
+def probe(size: Size, asked: argparse.Namespace, keep: Keep) -> None:  # noqa: ARG001
     """Seconds of a step and of a probe, by `sharpness` of a pack."""
     case = size.probe
     V = case.shape.vocabulary
     train, held_out = (make_tokens(V, length, 7).astype(np.uint16) for length in (200_000, 50_000))
     text = Text("made", train, held_out, V, math.log(V), "0" * 64, "made here")
-    pack = Pack(
-        make_program(case, "e4m3fn", Probe(every=50, epsilons=EPSILONS)), make_slots(case, "e4m3fn"), text, DEVICE
-    )
+    program = make_program(case, "e4m3fn", Probe(every=50, epsilons=EPSILONS))
+    pack = Pack(program, make_slots(case, "e4m3fn"), text, DEVICE)
 
     def steps() -> None:
         pack.counter.zero_()
@@ -467,10 +338,13 @@ def probe(size: Size, asked: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG
     a_step = spread([seconds(steps) / 10 for _ in range(size.rounds)])
     a_probe = spread([seconds(pack.sharpness) for _ in range(size.rounds)])
     share = a_probe["median"] / (a_probe["median"] + 50 * a_step["median"])
-    return {"step_seconds": a_step, "probe_seconds": a_probe, "every": 50, "epsilons": len(EPSILONS), "share": share}
+    keep(
+        f"{case.shape.layers}x{case.shape.width} R{case.runs}, e4m3fn",
+        {"step_seconds": a_step, "probe_seconds": a_probe, "every": 50, "epsilons": len(EPSILONS), "share": share},
+    )
 
 
-PARTS: dict[str, Callable[[Size, argparse.Namespace], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Size, argparse.Namespace, Keep], None]] = {
     "hvp": hvp, "lambda": lambda_max, "memory": memory, "probe": probe,
 }  # fmt: skip
 
@@ -487,6 +361,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny models, for trying it out")
     parser.add_argument("--peer-runs", type=int, default=4, help="how many runs a peer takes, one by one")
     parser.add_argument("--peers", type=Path, help="a folder with curvlinops and what it needs")
+    parser.add_argument("--on", action="store_true", help="hvp with quantisers on, too")
     parser.add_argument("--cases", help="only cases whose name begins so")
     asked = parser.parse_args()
     if unknown := [part for part in asked.parts.split(",") if part not in PARTS]:
@@ -503,22 +378,28 @@ def main() -> None:
 
 
 def run_part(part: str, size: Size, asked: argparse.Namespace) -> None:
-    """One part, into the file beside those that are there."""
+    """One part, each case in the file as soon as it is there, beside those that are."""
     begun = time.perf_counter()
+    origin = provenance(Study.model_validate({"axes": {"recipe": ["e4m3fn"], "learning_rate": [1e-3]}}), DEVICE)
+    told = {
+        "tolerance": TOLERANCE, "command": " ".join(["python -m benchmarks.curvature", *sys.argv[1:]]),
+        "device": device_name(DEVICE), "version_curvlinops": version("curvlinops-for-pytorch"),
+        "version_scipy": version("scipy"),
+        **{key: origin[key] for key in ("version_torch", "version_python", "cuda", "cpu_threads", "git_commit", "created")},
+    }  # fmt: skip
+
+    def keep(name: str, result: Any) -> None:
+        print(f"{part}: {name}: {json.dumps(result)}", flush=True)
+        content: dict[str, Any] = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
+        cases = content.get(part, {}).get("cases", {}) | {name: result | told}
+        content[part] = {"cases": cases, "seconds_in_all": time.perf_counter() - begun}
+        with atomically(asked.out) as aside:
+            aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
     tidy()
     with deterministic(tf32=False):
         torch.use_deterministic_algorithms(True, warn_only=True)  # peers have what has no deterministic form
-        result = PARTS[part](size, asked)
-    origin = provenance(Study.model_validate({"axes": {"recipe": ["e4m3fn"], "learning_rate": [1e-3]}}), DEVICE)
-    content: dict[str, Any] = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
-    content[part] = {
-        "cases": result, "tolerance": TOLERANCE, "seconds_in_all": time.perf_counter() - begun,
-        "command": " ".join(["python -m benchmarks.curvature", *sys.argv[1:]]), "device": device_name(DEVICE),
-        "version_curvlinops": version("curvlinops-for-pytorch"), "version_scipy": version("scipy"),
-        **{key: origin[key] for key in ("version_torch", "version_python", "cuda", "cpu_threads", "git_commit", "created")},
-    }  # fmt: skip
-    with atomically(asked.out) as aside:
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        PARTS[part](size, asked, keep)
 
 
 def version(package: str) -> str:
