@@ -128,7 +128,7 @@ def iterate(
 
 def by_curvlinops(model: PlainGPT, tokens: Tensor, targets: Tensor) -> tuple[float, Tensor, int]:
     """Curvlinops' Hessian in SciPy's Lanczos."""
-    from curvlinops import HessianLinearOperator  # type: ignore[import-not-found]
+    from curvlinops import HessianLinearOperator
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     H = HessianLinearOperator(
