@@ -37,6 +37,7 @@ from train.model import Numerics, forward, is_matrix
 from train.numerics import Draws, Histories, make_numerics, place_of, with_quantizer, with_share
 from train.optim import Factors, Parts, parameter_rules
 from train.precision import Precision, WeightOperand
+from train.probing import Probes
 from train.program import PackResult, Program, Progress, Slot
 from train.recipe import Recipe
 from train.rounding_seeds import run_keys
@@ -208,6 +209,7 @@ class Pack:
             (len(program.evaluation_steps), R), torch.nan, dtype=program.dtype, device=self.device
         )
         self.probed = torch.full(sizes, torch.nan, dtype=program.dtype, device=self.device)
+        self.probes = Probes(program, R, self.device)
 
     def _load_text(self, text: Text) -> None:
         program, T = self.program, self.program.shape.context
@@ -240,6 +242,7 @@ class Pack:
             state |= {f"operand {name} {i}": part for i, part in enumerate(parts_of(operand))}
         state |= {f"amaxes {name}": amaxes for name, amaxes in self.histories.state().items()}
         state |= {f"signal {name}": values for name, values in self.signals.state().items()}
+        state |= self.probes.state()
         return {name: t.detach() for name, t in state.items() if t is not None}
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
@@ -426,12 +429,13 @@ class Pack:
             return forward(self.parameters, tokens, self.program.shape, self._draws.at(self.numerics, self.counter))
 
     def measure(self) -> None:
-        """The validation loss and the sharpness, where they are due after so many steps."""
+        """The validation loss, the sharpness and other measures, where they are due after so many steps."""
         evaluations, probes = self.program.evaluation_steps, self.program.probe_steps
         if self.made in evaluations:
             self.validation[evaluations.index(self.made)] = self.validation_loss()
         if self.made in probes:
             self.probed[probes.index(self.made)] = torch.stack(list(self.sharpness().values()))
+        self.probes.measure(self)
 
     def validation_loss(self) -> Tensor:
         """Mean loss of each run over the held-out batches, nats per token, [R]."""
@@ -572,6 +576,7 @@ def train_pack(
         {name: _numbers(values) for name, values in pack.signals.values.items()} if program.signal_steps else {},
         pack.made,
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        pack.probes.results(),
     )
 
 

@@ -22,7 +22,7 @@ from train.optim import AdamW, Muon
 from train.pack_sizes import Lowered, program_key
 from train.program import Probe, Program, Slot
 from train.recipe import Recipe
-from train.settings import PACK_SIZES, ModelSettings, TrainingSettings
+from train.settings import PACK_SIZES, ModelSettings, ProbeSettings, TrainingSettings
 from train.study import Run, Study, StudyError
 from train.tokenizer import vocabulary_of
 
@@ -86,10 +86,18 @@ def program_of(run: Run) -> Program:
         optimizer=_optimizer(training),
         evaluate_every=training.evaluate_every,
         evaluation_sequences=training.evaluation_batches * training.sequences,
-        probe=Probe(probe.every, tuple(probe.measures), tuple(probe.epsilons), probe.positions),
+        probe=probe_of(probe),
         decay_fraction=training.decay_fraction,
         signals_every=run.signals.every,
     )
+
+
+def probe_of(probe: ProbeSettings) -> Probe:
+    """[probe] as a program has it: all but whose weights are kept."""
+    return Probe(
+        probe.every, tuple(probe.measures), tuple(probe.epsilons), probe.positions, tuple(probe.intervals.items()),
+        probe.quantisers, probe.eigenvalues, tuple(probe.radii), tuple(probe.adaptive_radii), probe.samples, probe.at_once,
+    )  # fmt: skip
 
 
 def _optimizer(training: TrainingSettings) -> AdamW:
