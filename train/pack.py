@@ -527,11 +527,13 @@ def train_pack(
     checkpointer: Keeper | None = None,
     dead_after: int = 0,
     make: Callable[..., Pack] | None = None,
+    on_measured: Callable[[Pack], None] | None = None,
 ) -> PackResult:
     """Train a pack to its end, from its checkpoint if there is one; `on_progress` hears every `CHUNK` steps.
 
     dead_after: how many steps of NaN a run has to have to be called dead (see `dead`), 0 for never. make: what of, for a pack
-    that several processes share. `Interrupted` where the checkpointer hears a signal.
+    that several processes share. on_measured: is shown the pack after each step, once that was measured. `Interrupted` where the
+    checkpointer hears a signal.
     """
     started = time.perf_counter()
     if device.type == "cuda":
@@ -547,6 +549,8 @@ def train_pack(
         if checkpointer:
             checkpointer.after_step(pack.made, pack.state, times)
         pack.measure()
+        if on_measured:
+            on_measured(pack)
         if pack.made == program.steps:
             break
         pack.step()

@@ -40,6 +40,7 @@ from train.directory import study_of as study_of
 from train.directory import study_text as study_text
 from train.durable import atomically, read_intact, seal, set_aside
 from train.finished import finished_rows, record
+from train.landscape_files import landscape_groups
 from train.measures import MEASURES, group_of
 from train.operands import ROLES
 from train.pack_file import DAMAGE, damaged, facts
@@ -290,7 +291,7 @@ def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = Non
         by_byte = _per_run(packs, groups["evaluation"], "evaluation_bytes_per_token")
         groups["evaluation"] = in_bits(groups["evaluation"], by_byte)
     groups["summary"] = summarise(study, groups["history"], packs)
-    return _tree(study, groups, len(planned), [pack.attrs for pack in packs])
+    return _tree(study, directory, groups, planned, [pack.attrs for pack in packs])
 
 
 def _open_lazily(study: Study, directory: Path, chunks: int | Literal["auto"]) -> xr.DataTree:
@@ -319,7 +320,7 @@ def _open_lazily(study: Study, directory: Path, chunks: int | Literal["auto"]) -
     within = ("dataset", "model", *(study.axes.model_extra or {}))
     judgement = judged(rows, history["last_step"], number("unigram_entropy"), study.reference, settings, within)
     groups["summary"] = summary_of(judgement, history["last_step"], number)
-    return _tree(study, groups, len(planned), found.attrs)
+    return _tree(study, directory, groups, planned, found.attrs)
 
 
 def _none_finished(directory: Path, planned: int) -> StudyError:
@@ -327,12 +328,14 @@ def _none_finished(directory: Path, planned: int) -> StudyError:
 
 
 def _tree(
-    study: Study, groups: Mapping[str, xr.Dataset], planned: int, packs: Sequence[Mapping[Any, Any]]
-) -> xr.DataTree:
+    study: Study, directory: Path, groups: Mapping[str, xr.Dataset], planned: Sequence[str],
+    packs: Sequence[Mapping[Any, Any]],
+) -> xr.DataTree:  # fmt: skip
     named = {name: with_quantisers(dataset) for name, dataset in groups.items()}
+    named |= landscape_groups(directory, planned, groups["history"])
     tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in named.items()})
     tree.attrs = {
-        "name": study.name, "baseline": study.reference, "study_hash": study.hash, "runs_planned": planned,
+        "name": study.name, "baseline": study.reference, "study_hash": study.hash, "runs_planned": len(planned),
         "runs_finished": groups["history"].sizes["run"], "packs": len(packs), **shared_attributes(packs),
     }  # fmt: skip
     return tree

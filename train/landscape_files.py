@@ -1,0 +1,139 @@
+"""What `exmy landscape` adds to a study directory, and what `open_study` makes of it.
+
+    landscape/<quantisers>/<measure>/<step>-<hash>.nc        a measure of some runs after so many steps; netCDF-4, complete or absent
+    landscape/<quantisers>/<measure>/<step>-<hash>.sha256    its checksum
+
+A file is a *point*: runs that were measured together. It says of each run which weights those were, by the SHA-256 of the file
+that held them. In a study's tree each measure is `/landscape/<measure>`, with `quantisers` beside `probe_step`, NaN where nothing
+was measured, and `taken` telling where something was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from train.durable import atomically, read_intact, seal
+from train.measures import MEASURES, QUANTISERS
+from train.pack_file import DAMAGE
+from train.schema import COORDINATES, LANDSCAPE, SHARPNESS, TAKEN
+from train.schema import QUANTISERS as OF_QUANTISERS
+from train.study import StudyError
+
+FOLDER, POINT = "landscape", ".nc"
+ENGINE = "h5netcdf"
+
+
+class Point(NamedTuple):
+    """A point's file, and what its name says."""
+
+    path: Path
+    quantisers: str
+    measure: str
+    step: int
+
+
+def points_in(directory: Path) -> Iterator[Point]:
+    """The points of a study directory, by their names alone; no file is opened."""
+    for path in sorted((directory / FOLDER).glob(f"*/*/*-*{POINT}")):
+        step, quantisers, measure = path.stem.partition("-")[0], path.parent.parent.name, path.parent.name
+        if step.isdigit() and quantisers in QUANTISERS and measure in MEASURES:
+            yield Point(path, quantisers, measure, int(step))
+
+
+def write_point(directory: Path, data: xr.Dataset, measure: str, quantisers: str, step: int) -> Path:
+    """A point as `point_dataset` makes it, whole or not at all; OSError where it can't be written."""
+    folder = directory / FOLDER / quantisers / measure
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(" ".join(data["run"].values.tolist()).encode()).hexdigest()[:16]
+    path = folder / f"{step}-{name}{POINT}"
+    content = bytes(data.to_netcdf(engine=ENGINE))
+    seal(path, content)
+    with atomically(path) as aside:
+        aside.write_bytes(content)
+    return path
+
+
+def read_point(point: Point) -> xr.Dataset:
+    """A point in memory; StudyError where it is damaged."""
+    try:
+        with xr.open_dataset(io.BytesIO(read_intact(point.path)), engine=ENGINE) as data:
+            return data.load()
+    except DAMAGE as error:
+        raise StudyError(
+            f"{point.path}: damaged ({error}); remove it, and `exmy landscape {point.path.parents[3]}` measures it again"
+        ) from None
+
+
+def point_dataset(
+    values: Mapping[str, Any], measure: str, quantisers: str, step: int, ticks: Mapping[str, Sequence[Any]],
+    coordinates: Mapping[str, Any], weights: Sequence[str], attrs: Mapping[str, Any],
+) -> xr.Dataset:  # fmt: skip
+    """Values [R, ...] of a measure with their names, along (run, probe_step, quantisers, ...).
+
+    coordinates: of the runs. weights: the SHA-256 of each run's, by which a point is known to be up to date.
+    """
+    schema = LANDSCAPE[measure]
+    variables: dict[str, Any] = {
+        name: (schema[name].dims, np.asarray(of, np.float32)[:, None, None], schema[name].attrs()) for name, of in values.items()
+    }
+    variables["weights"] = ("run", np.array(weights), {"long_name": "SHA-256 of the file that held the weights"})
+    along = {axis: (axis, np.array(of), COORDINATES[axis].attrs()) for axis, of in ticks.items()}
+    along["probe_step"] = ("probe_step", np.array([step]), COORDINATES["probe_step"].attrs())
+    along["quantisers"] = ("quantisers", np.array([quantisers]), OF_QUANTISERS.attrs())
+    return xr.Dataset(variables, {**coordinates, **along}, dict(attrs))
+
+
+def landscape_groups(directory: Path, planned: Sequence[str], history: xr.Dataset) -> dict[str, xr.Dataset]:
+    """/landscape/<measure> of all points: over the runs of /history, and those that were measured before they were finished."""
+    by_measure: dict[str, list[xr.Dataset]] = {}
+    for point in points_in(directory):
+        by_measure.setdefault(point.measure, []).append(read_point(point))
+    finished = set(history["run"].values.tolist())
+    groups = {}
+    for measure, points in by_measure.items():
+        measured = {run for data in points for run in data["run"].values.tolist()}
+        runs = [run for run in planned if run in finished or run in measured]
+        if measured & set(runs):
+            joined = _joined(measure, points, runs)
+            groups[f"{FOLDER}/{measure}"] = joined.assign_coords(_labels(runs, [history, *points]))
+    return groups
+
+
+def _joined(measure: str, points: Sequence[xr.Dataset], runs: Sequence[str]) -> xr.Dataset:
+    """One dataset of all points; of what was measured twice, the last in the order of their names."""
+    schema = LANDSCAPE[measure] | {"taken": TAKEN}
+    axes = dict.fromkeys(axis for row in schema.values() for axis in row.dims if axis != "run")
+    along: dict[str, Any] = {axis: np.unique(np.concatenate([data[axis].values for data in points])) for axis in axes}
+    along["quantisers"] = np.array([word for word in QUANTISERS if word in along["quantisers"]])
+    places = {axis: {tick: i for i, tick in enumerate(of.tolist())} for axis, of in (along | {"run": np.array(runs)}).items()}
+    arrays = {name: np.full([len(places[d]) for d in row.dims], np.nan, np.float32) for name, row in schema.items()}
+    for data in points:
+        known = data.isel(run=np.isin(data["run"].values.astype(str), runs)).assign(taken=1.0)
+        at = {axis: [places[axis][tick] for tick in known[axis].values.tolist()] for axis in places}
+        for name, row in schema.items():
+            values = known[name].transpose(*row.dims).values if known[name].dims else known[name].values
+            arrays[name][np.ix_(*(at[d] for d in row.dims))] = values
+    taken = arrays.pop("taken") == 1
+    variables: dict[str, Any] = {name: (schema[name].dims, values, schema[name].attrs()) for name, values in arrays.items()}
+    variables["taken"] = (TAKEN.dims, taken, TAKEN.attrs())
+    variables["measured"] = ("run", taken.any((1, 2)), SHARPNESS["measured"].attrs())
+    rows = {axis: OF_QUANTISERS if axis == "quantisers" else COORDINATES[axis] for axis in along}
+    return xr.Dataset(variables, {axis: (axis, of, rows[axis].attrs()) for axis, of in along.items()})
+
+
+def _labels(runs: Sequence[str], sources: Sequence[xr.Dataset]) -> dict[str, Any]:
+    """The runs' coordinates, each from the first source that has the run."""
+    names = {str(name): of.attrs for name, of in sources[0].coords.items() if of.dims == ("run",)}
+    rows: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        columns = {name: source[name].values.tolist() for name in names}
+        for i, run in enumerate(columns["run"]):
+            rows.setdefault(run, {name: column[i] for name, column in columns.items()})
+    return {name: ("run", np.array([rows[run][name] for run in runs]), attrs) for name, attrs in names.items()}
