@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from landscape.products import Problem
-from landscape.schema import Variable
+from landscape.schema import QUANTISERS, Variable
 
 _LANCZOS = "Lanczos with full reorthogonalisation and thick restarts (Wu & Simon 2000)"
 _ADAM = "largest eigenvalues of P^-1/2 H P^-1/2, P Adam's preconditioner (Cohen et al. 2207.14484); " + _LANCZOS
@@ -61,10 +61,15 @@ def labelled(problem: Problem, values: Mapping[str, Tensor | int | bool], **attr
         if not problem.runs:
             array, dims = array[0], dims[1:]
         variables[name] = (dims, array, entry.attrs())
-    said = {"dtype": str(problem.dtype).removeprefix("torch."), "attention": "math"}
+    said: dict[str, str | float] = {"dtype": str(problem.dtype).removeprefix("torch."), "attention": "math"}
+    if problem.attention_why:
+        said["attention_why"] = problem.attention_why
     if "n_hvp" in values:
         said |= {"second_derivatives": problem.mode, "why": problem.why}
-    return xr.Dataset(variables, attrs=said | attrs)
+        said |= {"difference": problem.difference} if problem.mode == "finite-difference" else {}
+    word = problem.quantisers
+    coords = {} if word is None else {"quantisers": ((), word, QUANTISERS["quantisers"].attrs())}
+    return xr.Dataset(variables, coords, attrs=said | attrs)
 
 
 def random_vectors(problem: Problem, count: int, seed: int, kind: str) -> Tensor:

@@ -7,7 +7,12 @@ is block diagonal, so one product with it is every run's own:
     H v = d/dt grad f(theta + t v) at t = 0,      f = sum_r f_r     (Pearlmutter 1994)
 
 computed forward over reverse: the gradient's program, pushed forward along v. Where an operation has no forward-mode derivative,
-as the gradient of <grad f, v>: twice in reverse. `Problem.mode` says which, `Problem.why` for what reason.
+as the gradient of <grad f, v>: twice in reverse. `Problem.mode` says which, `Problem.why` for what reason. A loss with rounding
+in it has no derivative that tells of the rounding; of such a one the third way is a difference of gradients,
+
+    H v ~ (grad f(theta + h v) - grad f(theta - h v)) / 2 h,       h ||v|| = difference ||theta||,
+
+over a step that has to be wider than what the loss can tell apart: where both ends give the same bits it is refused.
 
 A batch may come in pieces with weights, its numbers of tokens or examples. Then everything is of the weighted mean
 
@@ -18,11 +23,14 @@ piece as a long one.
 
 Nothing of the caller's is touched. Parameters are copied in the precision asked for, the random state is put back, and so is all
 that `state` names: buffers that the loss writes to. Products run in true FP32 or FP64 (TF32 off), and attention by
-`scaled_dot_product_attention` takes its mathematical form, since the fused ones have no second derivative.
+`scaled_dot_product_attention` takes its mathematical form, since the fused ones have no second derivative; datasets and, once,
+the log say so.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -30,9 +38,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-Mode = Literal["forward-over-reverse", "double-backward"]
+Mode = Literal["forward-over-reverse", "double-backward", "finite-difference"]
+# Of central differences, as a share of the parameters' length: eps^(1/3) balances rounding with what a difference leaves out, and
+# in FP32 it is less, as losses bend within it; in BF16's grid a step of 2^-10 still moves every fourth weight.
+DIFFERENCE = {torch.float32: 2.0**-10, torch.float64: 2.0**-17}
+SWITCHED = "scaled_dot_product_attention takes its mathematical form: the fused ones have no second derivative"
+
+logger = logging.getLogger(__name__)
 
 
 class LandscapeError(ValueError):
@@ -45,7 +61,9 @@ class Problem:
     loss: `loss(params, batch)` -> a scalar, or [R] with `runs`. params: a dict, nested if need be, of floating tensors.
     batch: what the loss takes; with `weights`, a sequence of such pieces, and weights their numbers of tokens or examples, or a
     function that tells a piece's. dtype: FP32 or FP64, to which parameters and the batch's floating tensors are cast. state: a
-    module, or tensors, that the loss may write to, put back after every evaluation.
+    module, or tensors, that the loss may write to, put back after every evaluation. products: how H v is made, tried in order if
+    left out. difference: the step of finite differences, a share of the parameters' length. quantisers: a word for what the loss
+    does about number formats, which becomes a coordinate of every dataset.
 
     Vectors are [R, P], P the parameters of a run, R = 1 without `runs`; `tree` gives them back their names. The loss is evaluated
     twice before anything else: LandscapeError where its bits differ, or shapes don't fit.
@@ -61,6 +79,9 @@ class Problem:
         runs: bool = False,
         dtype: torch.dtype = torch.float32,
         state: nn.Module | Iterable[Tensor] = (),
+        products: Mode | None = None,
+        difference: float | None = None,
+        quantisers: str | None = None,
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise LandscapeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
@@ -74,9 +95,12 @@ class Problem:
             self.point = self._flat([leaf.detach().to(dtype, copy=True) for leaf in leaves])
         self.P = self.point.shape[1]
         self._pieces, self._shares = self._weighted(batch, weights)
-        self.mode: Mode = "forward-over-reverse"
-        self.why = ""
-        self._settled = False
+        self.mode: Mode = products or "forward-over-reverse"
+        self.why = "" if products is None else "asked for"
+        self._settled = products is not None
+        self.difference = _check_difference(self.mode, difference, dtype)
+        self.quantisers = quantisers
+        self.attention_why = ""
         self._check_loss()
 
     def tree(self, vector: Tensor) -> Any:
@@ -99,21 +123,26 @@ class Problem:
             leaves = self._leaves(self.point if at is None else at)
             return self._mean(lambda piece: self._losses(leaves, piece))
 
-    def gradient(self) -> tuple[Tensor, Tensor]:
-        """The loss [R] and its gradient [R, P] at the parameters."""
+    def gradient(self, at: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The loss [R] and its gradient [R, P] at a point [R, P], or at the parameters."""
+        point = self.point if at is None else at
         with self._undisturbed():
             parts = self._mean(
-                lambda piece: torch.cat([t.reshape(self.R, -1) for t in self._loss_and_gradient(piece)], 1)
+                lambda piece: torch.cat([t.reshape(self.R, -1) for t in self._loss_and_gradient(piece, point)], 1)
             )
             return parts[:, 0], parts[:, 1:]
 
     def hvp(self, v: Tensor) -> Tensor:
-        """H v of every run, [R, P] -> [R, P], at the parameters: forward over reverse, or twice in reverse."""
+        """H v of every run, [R, P] -> [R, P], at the parameters: forward over reverse, twice in reverse, or by differences."""
         if v.shape != self.point.shape:
             raise LandscapeError(
                 f"a vector must be [{self.R}, {self.P}], runs and parameters of a run, got {list(v.shape)}"
             )
         v = v.detach().to(self.point)
+        if self.attention_why:
+            _say_once(self.attention_why)
+        if self.mode == "finite-difference":
+            return self._by_differences(v)
         with self._undisturbed():
             return self._mean(lambda piece: self._product(v, piece))
 
@@ -143,8 +172,22 @@ class Problem:
         slope = torch.stack([(g * a).sum() for g, a in zip(first, self._leaves(v), strict=True)]).sum()
         return self._flat(_gradient(slope, leaves))
 
-    def _loss_and_gradient(self, piece: Any) -> list[Tensor]:
-        leaves = [leaf.clone().requires_grad_() for leaf in self._leaves(self.point)]
+    def _by_differences(self, v: Tensor) -> Tensor:
+        length = v.norm(dim=1, keepdim=True)
+        moves = length > 0
+        size = self.point.norm(dim=1, keepdim=True)
+        h = self.difference * torch.where(size > 0, size, 1.0) / torch.where(moves, length, 1.0)
+        (up, after), (down, before) = (self.gradient(self.point + sign * h * v) for sign in (1, -1))
+        same = (up == down) & (after == before).all(1) & moves[:, 0]
+        if same.any() and (self.value(self.point + h * v / self.difference) != up)[same].any():
+            raise LandscapeError(
+                f"a step of {self.difference:.2g} of the parameters' length vanishes: the loss and its gradient have the same bits "
+                "at both ends, as narrow formats round them; make difference larger"
+            )
+        return torch.where(moves, (after - before) / (2 * h), torch.zeros_like(v))
+
+    def _loss_and_gradient(self, piece: Any, point: Tensor) -> list[Tensor]:
+        leaves = [leaf.clone().requires_grad_() for leaf in self._leaves(point)]
         losses = self._losses(leaves, piece)
         return [losses.detach(), *_gradient(losses.sum(), leaves)]
 
@@ -168,9 +211,11 @@ class Problem:
 
     def _check_loss(self) -> None:
         # In one go, so that a loss that draws from the global random state, which is put back afterwards, draws twice.
-        with self._undisturbed(), torch.no_grad():
+        watch = _Watch()
+        with self._undisturbed(), torch.no_grad(), watch:
             leaves = self._leaves(self.point)
             first, second = (self._mean(lambda piece: self._losses(leaves, piece)) for _ in range(2))
+        self.attention_why = SWITCHED if watch.seen else ""
         if not torch.equal(first.nan_to_num(), second.nan_to_num()) or not torch.equal(first.isnan(), second.isnan()):
             worst = (first - second).abs().max().item()
             raise LandscapeError(
@@ -226,6 +271,32 @@ class Problem:
             with torch.no_grad():
                 for tensor, before in zip(self._state, kept, strict=True):
                     tensor.copy_(before)
+
+
+class _Watch(TorchFunctionMode):
+    """Whether attention was asked for by name, in whatever form."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or func is scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    logger.warning(line)
+
+
+def _check_difference(mode: Mode, difference: float | None, dtype: torch.dtype) -> float:
+    """The step of finite differences, a share of the parameters' length."""
+    if difference is None:
+        return DIFFERENCE[dtype]
+    if mode != "finite-difference":
+        raise LandscapeError(f"difference is a step of finite differences, got {difference} for products by {mode}")
+    if not 0 < difference < float("inf"):
+        raise LandscapeError(f"difference must be positive, a share of the parameters' length, got {difference}")
+    return difference
 
 
 def _gradient(of: Tensor, leaves: list[Tensor], create_graph: bool = False) -> list[Tensor]:

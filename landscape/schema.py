@@ -57,6 +57,15 @@ SHARPNESS: dict[str, Variable] = {
     ),
 }
 
+QUANTISERS: dict[str, Variable] = {
+    "quantisers": Variable(
+        ("run", "probe_step"), "1", "what the measured loss does about the run's number formats",
+        "'on': rounds as the run's forward pass does, straight through, so that derivatives are the smooth surrogate's; 'off': "
+        "the same model in plain FP32 or FP64; 'finite-difference': as on, Hessian-vector products being differences of gradients",
+        ("run", "probe_step"),
+    ),
+}  # fmt: skip
+
 
 _RUN = ("run", "probe_step")
 _TOKEN = (*_RUN, "position")
@@ -72,6 +81,7 @@ def _measure(
 
 LANDSCAPE: dict[str, Variable] = {
     **SHARPNESS,
+    **QUANTISERS,
     "logit_sharpness_lbfgsb": _measure(
         "epsilon", "percent", "sharpness at a token's logits, by ten iterations of L-BFGS-B",
         _BOX + "for replication: it under-reports",

@@ -39,17 +39,26 @@ CHUNK_LOGITS, CHUNK_OF_ONE_RUN = 2**27, 2**29
 BLOCKS_OF_TOKENS = 256  # chunks of a head that is rounded by rules are whole blocks, of tiles and rotations too
 
 
-def chunks(runs: int, tokens: int, vocabulary: int, multiple: int = 1) -> Iterator[tuple[slice, slice]]:
+def chunks(
+    runs: int,
+    tokens: int,
+    vocabulary: int,
+    multiple: int = 1,
+    limits: tuple[int, int] | None = None,
+) -> Iterator[tuple[slice, slice]]:
     """(runs, tokens) of each chunk of logits: several whole runs, or equal parts of one run's tokens where that is too much, but
     for the last of them a multiple of `multiple`.
+
+    limits: the most elements of a chunk of several runs, and of one; training's own if left out.
     """
-    if tokens * vocabulary <= CHUNK_OF_ONE_RUN:
-        most = max(1, CHUNK_LOGITS // (tokens * vocabulary))
-        together = next(r for r in range(min(most, runs), 0, -1) if runs % r == 0)
-        for r in range(0, runs, together):
-            yield slice(r, r + together), slice(0, tokens)
+    together, of_one_run = limits or (CHUNK_LOGITS, CHUNK_OF_ONE_RUN)
+    if tokens * vocabulary <= of_one_run:
+        most = max(1, together // (tokens * vocabulary))
+        count = next(r for r in range(min(most, runs), 0, -1) if runs % r == 0)
+        for r in range(0, runs, count):
+            yield slice(r, r + count), slice(0, tokens)
         return
-    parts = -(-tokens * vocabulary // CHUNK_OF_ONE_RUN)
+    parts = -(-tokens * vocabulary // of_one_run)
     parts = next((p for p in range(parts, 2 * parts) if tokens % p == 0), parts)
     size = -(-tokens // (parts * multiple)) * multiple
     for r in range(runs):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from formats import FormatParameters
+from train import smooth
 from train.accumulate import accumulated_product, smallest_normals
 from train.compiling import Quantizer
 from train.operands import Role
@@ -73,6 +74,8 @@ def on_grid(x: Tensor, precision: Precision, role: Role) -> Tensor:
 
 def operand(x: Tensor, precision: Precision, role: Role) -> Tensor:
     """`on_grid`, straight through; same shape."""
+    if precision.smooth and not smooth.rounds(precision, role == "activation"):
+        return x.to(precision.carrier)
     return straight_through(x, on_grid(x, precision, role))
 
 
@@ -83,6 +86,9 @@ def product(
 
     site: a number by which the layers of one block draw different random bits. is_transposed: the weight lies as [R, F, D].
     """
+    if precision.smooth:
+        assert isinstance(w_RDF, Tensor)
+        return smooth.product(x_RSD, w_RDF, precision, site, is_transposed)
     if precision.plan is not None:
         return product_by_rules(x_RSD, w_RDF, precision, site, is_transposed)
     assert isinstance(w_RDF, Tensor)
@@ -157,7 +163,7 @@ class _AccumulatedProduct(torch.autograd.Function):
 
 def round_gradient(y: Tensor, precision: Precision) -> Tensor:
     """The same values, whose gradient is rounded as an operand of the backward products, in the dtype in which it arrives."""
-    if precision.plan is not None:
+    if precision.plan is not None or precision.smooth:
         return y
     if precision.gradient is not None:
         return _round_gradient(y, precision.gradient, precision, y.dtype)

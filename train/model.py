@@ -330,6 +330,12 @@ def forward(
     layers: the linear ones, where they are not those of the master weights `p`, or somebody looks on (see `seen`).
     """
     layers = Layers(p, shape.head) if layers is None else layers
+    x_RSD = hidden(p, tokens_RNT, shape, numerics, layers)
+    return shape.readout.logits(layers(x_RSD, LM_HEAD, numerics.lm_head, HEAD_SITE))
+
+
+def hidden(p: Parameters, tokens_RNT: Tensor, shape: ModelShape, numerics: Numerics, layers: Layers) -> Tensor:
+    """What meets the LM head, [R, S, D], before it is rounded for that."""
     R, N, T = tokens_RNT.shape
     D, V = shape.width, shape.vocabulary
     # All runs' embeddings are one table: run r's token t is its row r V + t.
@@ -348,8 +354,7 @@ def forward(
         x_RSD = rounded(x_RSD + _mlp(a_RSD, h, shape, numerics, block, layers), elsewhere.residual)
         if layers.seen is not None:
             layers.seen.streams.append(x_RSD)
-    z_RSV = layers(_norm(x_RSD, p["ln_f"], shape.norm, numerics), LM_HEAD, numerics.lm_head, HEAD_SITE)
-    return shape.readout.logits(z_RSV)
+    return _norm(x_RSD, p["ln_f"], shape.norm, numerics)
 
 
 def cross_entropy(logits_RSV: Tensor, targets_RS: Tensor) -> Tensor:

@@ -76,7 +76,8 @@ class Precision(NamedTuple):
     plan: where operands are rounded by rules, these as constants. seed, int64 [R]: a step's and a layer's, where rules are
     stochastic. signs [R, n]: of rotations. scales [R, 3]: delayed scales of activation, weight and gradient.
     kernels: whether products by rules take the hand-written passes of `scaled_layers` where there is one. share: which part of a
-    run's tokens this process has, None for all of them.
+    run's tokens this process has, None for all of them. smooth: whether only what the forward pass rounds is wanted, for
+    derivatives of every order (see `smooth`).
     """
 
     structure: Structure
@@ -91,6 +92,7 @@ class Precision(NamedTuple):
     scales: Tensor | None = None
     kernels: bool = False
     share: Share | None = None
+    smooth: bool = False
 
     def formats(self, role: Role) -> FormatParameters | None:
         """The runs' own formats of that operand, where it is rounded when it is made; None where products do it."""

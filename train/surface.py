@@ -1,0 +1,197 @@
+"""A pack's loss as a landscape: `loss(params, batch)`, one value a run, for what `landscape` measures.
+
+    surface(program, slots, device, "on")       the loss that the runs descend, with all that their forward pass rounds
+    surface(program, slots, device, "off")      the same model in plain FP32 or FP64, nothing rounded
+    surface(.., "finite-difference")            as "on"; products with its Hessian are differences of its gradients
+
+The model is `model.forward`: there is no other. With quantisers on, what is rounded is straight through (see `smooth`), so a
+Hessian-vector product is that of the smooth surrogate: the loss as it is, and derivatives in which rounding is the identity.
+Rounding is not differentiable, and a difference over a step wider than its grid is what there is of a true derivative: the third
+choice. What a recipe does to gradients is in none of the three, since no loss changes by it.
+
+The random bits of stochastic rounding and the signs of rotations are those of a step, by each run's own seeds: the same at every
+evaluation, so that the loss is a function. Dropout is off, as where held-out text is measured. Delayed scales are given, or each
+tensor's own amax stands in for them. TF32 products, and FP8 units' short sums, are FP32's here.
+
+The precision of everything between is that of the parameters, FP32 or FP64, on a GPU as on a CPU. Vocabulary costs no more than
+`LOGITS` elements at a time, however many tokens: a batch with more is computed in chunks of which nothing is kept, and each is
+computed again for its derivatives (see `again`). Everything else grows with the tokens of a piece, so give `pieces`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from formats import Rounding, quantize
+from landscape import Problem
+from train import smooth
+from train.again import again
+from train.head import chunks, of_runs
+from train.layers import Readout, token_losses
+from train.linear import operand
+from train.model import BlockPrecision, Numerics, hidden
+from train.numerics import Draws, make_numerics
+from train.precision import Precision
+from train.products import HEAD_SITE
+from train.program import Program, Slot
+from train.recipe import Elsewhere, Recipe, Structure
+from train.rounding_seeds import run_keys
+from train.seen import Layers
+
+Quantisers = Literal["on", "off", "finite-difference"]
+QUANTISERS: tuple[Quantisers, ...] = ("on", "off", "finite-difference")
+LOGITS = 2**27  # the most in memory at a time, in elements
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The loss of a program's runs, each at its own parameters, after `step` updates; see `surface`."""
+
+    program: Program
+    slots: tuple[Slot, ...]
+    device: torch.device
+    quantisers: Quantisers
+    step: int
+    scales: Mapping[str, Tensor] | None
+    limit: int
+    _made: dict[torch.dtype, Numerics] = field(default_factory=dict, repr=False, compare=False)
+
+    def loss(self, params: Mapping[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        """What each run descends on its own part of the batch, nats per token, [R]: cross entropy, and the z-loss if any.
+
+        params: those of `program.shape`, [R, ...] each, FP32 or FP64. batch: tokens and targets, integers [R, N, T] or [R, N·T].
+        """
+        tokens, targets = (part.reshape(part.shape[0], -1) for part in batch)
+        shape, numerics = self.program.shape, self._numerics(params["wte"].dtype)
+        layers = Layers(params, shape.head, scales=self.scales)
+        T = min(shape.context, tokens.shape[1]) if batch[0].ndim == 2 else batch[0].shape[2]
+        x = hidden(params, tokens.view(tokens.shape[0], -1, T), shape, numerics, layers)
+        return self._through_head(x, params[shape.head], targets, numerics.lm_head)
+
+    def _through_head(self, x: Tensor, w: Tensor, targets: Tensor, precision: Precision) -> Tensor:
+        shape, readout, (R, S, _) = self.program.shape, self.program.shape.readout, x.shape
+        precision = precision._replace(scales=None if self.scales is None else self.scales.get(shape.head))
+        w = w if precision.plan is not None else operand(w, precision, "weight")
+        whole = smooth.operands(operand(x, precision, "activation"), w, precision, HEAD_SITE, is_transposed=True)
+
+        parts = list(chunks(R, S, shape.vocabulary, limits=(self.limit, self.limit)))
+        if len(parts) == 1:
+            return _losses(whole, targets, precision, readout) / S
+        sums: list[list[Tensor]] = []
+        for r, s in parts:
+            of, here = whole.part(r, s), of_runs(precision, r)
+            tensors = [t for factored in of.parts or () for t in factored]
+            there = [t is not None for t in tensors]
+
+            def losses(
+                x: Tensor, w: Tensor, targets: Tensor, *given: Tensor, there: list[bool] = there, here: Precision = here
+            ) -> Tensor:
+                rest = iter(given)
+                found = [next(rest) if is_there else None for is_there in there]
+                return _losses(smooth.operands_of(x, w, found), targets, here, readout)
+
+            sum_of_chunk = again(losses, of.x, of.w, targets[r, s], *(t for t in tensors if t is not None))
+            sums += [[]] if s.start == 0 else []
+            sums[-1].append(sum_of_chunk)
+        return torch.cat([torch.stack(of_runs).sum(0) for of_runs in sums]) / S
+
+    def problem(
+        self,
+        params: Mapping[str, Tensor],
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        sequences: int | None = None,
+        dtype: torch.dtype | None = None,
+        difference: float | None = None,
+    ) -> Problem:
+        """The loss at params as `landscape` takes it, on tokens and their targets, integers [R, N, T] or [R, N·T].
+
+        sequences: how many of each run at a time, all if left out; only memory depends on it, but for recipes whose scales or
+        random bits are of a whole tensor: each piece has its own. dtype: FP32, or FP64, which it is for a program in FP64.
+        difference: the step of finite differences, a share of the parameters' length, where products are made of them.
+        """
+        batch, sizes = pieces(tokens, targets, self.program.shape.context, sequences)
+        return Problem(
+            self.loss, params, batch, weights=sizes, runs=True, dtype=dtype or self.program.dtype,
+            products="finite-difference" if self.quantisers == "finite-difference" else None, difference=difference,
+            quantisers=self.quantisers,
+        )  # fmt: skip
+
+    def _numerics(self, dtype: torch.dtype) -> Numerics:
+        if dtype not in self._made:
+            self._made[dtype] = self._make_numerics(dtype)
+        return self._made[dtype]
+
+    def _make_numerics(self, dtype: torch.dtype) -> Numerics:
+        early = self.step <= self.program.until
+        recipes: list[Recipe] = [(slot.recipe.before if early else None) or slot.recipe for slot in self.slots]
+        numerics = make_numerics(recipes, self.program.shape, self.device, quantize, False)
+        if self.quantisers == "off":
+            wide: Literal["fp32", "fp64"] = "fp64" if dtype == torch.float64 else "fp32"
+            plain = Structure(wide, Rounding.NEAREST_EVEN, wide, wide)
+            place = Precision(plain, dtype, None, None, None, quantize, smooth=True)
+            return numerics._replace(body=place, lm_head=place, blocks=(), elsewhere=Elsewhere())
+
+        def smoothed(place: Precision) -> Precision:
+            structure = dataclasses.replace(place.structure, hardware=False)
+            return place._replace(structure=structure, carrier=dtype, kernels=False, smooth=True)
+
+        seeds = [(slot.init_seed, slot.data_seed) for slot in self.slots]
+        counter = torch.full((1,), self.step, dtype=torch.int64, device=self.device)
+        numerics = Draws(run_keys(seeds).to(self.device)).at(numerics, counter)
+        blocks = tuple(
+            BlockPrecision(
+                smoothed(block.attention),
+                smoothed(block.mlp),
+                None if block.products is None else smoothed(block.products),
+            )
+            for block in numerics.blocks
+        )
+        return numerics._replace(body=smoothed(numerics.body), lm_head=smoothed(numerics.lm_head), blocks=blocks)
+
+
+def _losses(of: smooth.Operands, targets: Tensor, precision: Precision, readout: Readout) -> Tensor:
+    """The losses of some runs' tokens, summed, [r]."""
+    log_sum, _, losses = token_losses(readout.logits(smooth.multiply(of, precision)), targets)
+    return (losses + readout.z_loss * log_sum[..., 0].square() if readout.z_loss else losses).sum(1)
+
+
+def surface(
+    program: Program,
+    slots: Sequence[Slot],
+    device: torch.device | str = "cpu",
+    quantisers: Quantisers = "on",
+    *,
+    step: int = 0,
+    scales: Mapping[str, Tensor] | None = None,
+    limit: int = LOGITS,
+) -> Surface:
+    """The loss of these runs as a function of their parameters.
+
+    quantisers: see this module. step: after how many updates, by which random bits are drawn, and which of a run's two recipes
+    counts where it has two. scales: delayed ones, [R, 3] by matrix (`Pack.histories.scales()`). limit: the most logits in memory
+    at a time, in elements. Raises ValueError for a word that is none of the three.
+    """
+    if quantisers not in QUANTISERS:
+        raise ValueError(f"quantisers must be one of {', '.join(QUANTISERS)}, got {quantisers!r}")
+    given = None if scales is None else {name: scale.detach() for name, scale in scales.items()}
+    return Surface(program, tuple(slots), torch.device(device), quantisers, step, given, limit)
+
+
+def pieces(
+    tokens: Tensor, targets: Tensor, context: int, sequences: int | None = None
+) -> tuple[list[tuple[Tensor, Tensor]], list[float]]:
+    """A batch [R, N, T] or [R, N·T] in parts of so many sequences of each run, [R, n, T] both, and the tokens of each part."""
+    if sequences is not None and sequences < 1:
+        raise ValueError(f"sequences must be at least 1, got {sequences}")
+    T = tokens.shape[2] if tokens.ndim == 3 else min(context, tokens.shape[1])
+    both = [part.reshape(part.shape[0], -1, T) for part in (tokens, targets)]
+    parts = list(zip(*(part.split(sequences or part.shape[1], 1) for part in both), strict=True))
+    return parts, [float(part[0].shape[1] * T) for part in parts]
