@@ -19,14 +19,15 @@ from torch import Tensor
 
 from landscape import Batches, Problem, adam_preconditioner
 from train.determinism import deterministic
-from train.model import ModelShape
+from train.model import hidden
 from train.program import Probe
+from train.seen import Layers
+from train.surface import pieces, surface
 
 if TYPE_CHECKING:
     from train.pack import Pack
 
 Params = dict[str, Tensor]
-Loss = Callable[[Mapping[str, Tensor], Any], Tensor]
 
 
 class AtPoint:
@@ -35,8 +36,11 @@ class AtPoint:
     def __init__(self, pack: Pack, probe: Probe) -> None:
         self.pack, self.probe = pack, probe
         self.runs, self.shape = len(pack.slots), pack.program.shape
-        self.loss = loss_of(pack, probe)
-        self.batches = batches_of(*pack.held_out[0], self.runs, self.shape, probe.at_once)
+        self.surface = surface(
+            pack.program, pack.slots, pack.device, probe.quantisers, step=pack.made, scales=pack.histories.scales() or None
+        )
+        parts, sizes = pieces(*pack.held_out[0], self.shape.context, probe.at_once)
+        self.batches = Batches(parts, sizes)
         weights = {name: p.detach() for name, p in pack.parameters.items()}
         self.finite = _all_finite(weights.values()) & self._loss(weights).isfinite()
         self.params = self.in_place(weights, self.finite)
@@ -45,7 +49,7 @@ class AtPoint:
         """[R]."""
         shares = torch.tensor(self.batches.sizes, dtype=torch.float64)
         with torch.no_grad(), deterministic(False):
-            losses = torch.stack([self.loss(params, part).double() for part in self.batches.parts])
+            losses = torch.stack([self.surface.loss(params, part).double() for part in self.batches.parts])
         return (losses * (shares / shares.sum()).to(losses.device)[:, None]).sum(0)
 
     def in_place(self, tensors: Mapping[str, Tensor], good: Tensor) -> Params:
@@ -58,14 +62,28 @@ class AtPoint:
     @functools.cached_property
     def problem(self) -> Problem:
         """For what takes a `Problem`; LandscapeError where the loss is not deterministic."""
-        return Problem(
-            self.loss, self.params, self.batches.parts, weights=self.batches.sizes, runs=True, dtype=self.pack.program.dtype
-        )
+        return self.surface.problem(self.params, *self.pack.held_out[0], sequences=self.probe.at_once)
 
     def around(self, measure: Callable[..., Any], *arguments: Any, whole: bool = False, **how: Any) -> Any:
         """A measure that takes loss, parameters and batch; whole: the batch in one part, for what parts it by itself."""
-        batch = torch.utils._pytree.tree_map(lambda *t: torch.cat(t, 1), *self.batches.parts) if whole else self.batches
-        return measure(self.loss, self.params, batch, *arguments, run_axis=True, **how)
+        parts = self.batches.parts
+        batch = tuple(torch.cat(of, 1) for of in zip(*parts, strict=True)) if whole else self.batches
+        return measure(self.surface.loss, self.params, batch, *arguments, run_axis=True, **how)
+
+    def last_states(self) -> tuple[Tensor, Tensor, Tensor]:
+        """At the last token of each sequence, the hidden states that meet the LM head [R, N, D], its matrix [R, V, D] with what
+        muP divides by, and the targets [R, N]; neither side rounded for their product.
+        """
+        head = self.shape.head
+        layers = Layers(self.params, head, scales=self.surface.scales)
+        numerics = self.surface._numerics(self.params[head].dtype)
+        found = []
+        with torch.no_grad(), deterministic(False):
+            for tokens, _ in self.batches.parts:
+                x = hidden(self.params, tokens, self.shape, numerics, layers)
+                found.append(x.view(self.runs, -1, self.shape.context, self.shape.width)[:, :, -1])
+        targets = torch.cat([of[:, :, -1] for _, of in self.batches.parts], 1)
+        return torch.cat(found, 1), self.params[head] * self.shape.readout.multiplier, targets
 
     @property
     def updates(self) -> Tensor:
@@ -104,40 +122,6 @@ class AtPoint:
             name: kept.first / self.preconditioner[name] + decay * pack.rules[name].decays * pack.parameters[name].detach()
             for name, kept in pack.kept.items()
         }
-
-
-def batches_of(tokens: Tensor, targets: Tensor, runs: int, shape: ModelShape, at_once: int) -> Batches:
-    """Tokens and targets [R, S] in parts [R, n, T] of at most so many sequences, by their numbers of tokens."""
-    by_sequence = [t.view(runs, -1, shape.context) for t in (tokens, targets)]
-    parts = list(zip(*(t.split(at_once, 1) for t in by_sequence), strict=True))
-    return Batches(parts, [float(part[0].shape[1] * shape.context) for part in parts])
-
-
-def loss_of(pack: Pack, probe: Probe) -> Loss:
-    """Each run's mean cross entropy on tokens and targets [R, n, T], as a function of the weights, [R]."""
-    from train.model import cross_entropy, forward
-    from train.numerics import make_numerics
-    from train.recipe import Recipe
-    from train.resolve import resolve_recipe
-    from formats import quantize
-
-    if probe.quantisers == "off":
-        plain: Recipe = resolve_recipe("native-fp32")
-        numerics = make_numerics([plain] * len(pack.slots), pack.program.shape, pack.device, quantize, False)
-        scales = None
-    else:
-        numerics = pack._draws.at(pack.numerics, pack.counter)
-        scales = pack.histories.scales()
-    numerics = numerics._replace(attention="math", kernels=False)
-    from train.seen import Layers
-
-    def loss(params: Mapping[str, Tensor], batch: Any) -> Tensor:
-        tokens, targets = batch
-        layers = Layers(params, pack.program.shape.head, scales=scales)
-        logits = forward(params, tokens, pack.program.shape, numerics, layers)
-        return cross_entropy(logits, targets.flatten(1))
-
-    return loss
 
 
 def _all_finite(tensors: Any) -> Tensor:

@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from train.gradient_ratio import norm_to_mean
-from train.schema import GROUPS, QUANTISERS
+from train.schema import COORDINATES, GROUPS
 
 
 def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -55,7 +55,7 @@ def with_quantisers(group: xr.Dataset) -> xr.Dataset:
     """A measure's group with what it says of the quantisers as a coordinate; any other as it is."""
     if "quantisers" not in group.attrs:
         return group
-    said = xr.Variable((), group.attrs["quantisers"], QUANTISERS.attrs())
+    said = xr.Variable((), group.attrs["quantisers"], COORDINATES["quantisers"].attrs())
     return group.assign_coords(quantisers=said)
 
 

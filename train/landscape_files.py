@@ -4,8 +4,8 @@
     landscape/<quantisers>/<measure>/<step>-<hash>.sha256    its checksum
 
 A file is a *point*: runs that were measured together. It says of each run which weights those were, by the SHA-256 of the file
-that held them. In a study's tree each measure is `/landscape/<measure>`, with `quantisers` beside `probe_step`, NaN where nothing
-was measured, and `taken` telling where something was.
+that held them. In a study's tree each measure is `/landscape/<quantisers>/<measure>`, as `/probes/<measure>` is of what was measured
+while training: NaN where nothing was, and `taken` telling where something was.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import numpy as np
 import xarray as xr
 
 from train.durable import atomically, read_intact, seal
-from train.measures import MEASURES, QUANTISERS
+from train.measures import MEASURES, QUANTISERS, group_of
 from train.pack_file import DAMAGE
-from train.schema import COORDINATES, LANDSCAPE, SHARPNESS, TAKEN
-from train.schema import QUANTISERS as OF_QUANTISERS
+from train.schema import COORDINATES, GROUPS, SHARPNESS, TAKEN
 from train.study import StudyError
 
 FOLDER, POINT = "landscape", ".nc"
@@ -75,57 +74,55 @@ def point_dataset(
     values: Mapping[str, Any], measure: str, quantisers: str, step: int, ticks: Mapping[str, Sequence[Any]],
     coordinates: Mapping[str, Any], weights: Sequence[str], attrs: Mapping[str, Any],
 ) -> xr.Dataset:  # fmt: skip
-    """Values [R, ...] of a measure with their names, along (run, probe_step, quantisers, ...).
+    """Values [R, ...] of a measure with their names, along (run, probe_step, ...).
 
     coordinates: of the runs. weights: the SHA-256 of each run's, by which a point is known to be up to date.
     """
-    schema = LANDSCAPE[measure]
+    schema = GROUPS[group_of(measure)]
     variables: dict[str, Any] = {
-        name: (schema[name].dims, np.asarray(of, np.float32)[:, None, None], schema[name].attrs()) for name, of in values.items()
+        name: (schema[name].dims, np.asarray(of, np.float32)[:, None], schema[name].attrs()) for name, of in values.items()
     }
     variables["weights"] = ("run", np.array(weights), {"long_name": "SHA-256 of the file that held the weights"})
     along = {axis: (axis, np.array(of), COORDINATES[axis].attrs()) for axis, of in ticks.items()}
     along["probe_step"] = ("probe_step", np.array([step]), COORDINATES["probe_step"].attrs())
-    along["quantisers"] = ("quantisers", np.array([quantisers]), OF_QUANTISERS.attrs())
-    return xr.Dataset(variables, {**coordinates, **along}, dict(attrs))
+    return xr.Dataset(variables, {**coordinates, **along}, {**attrs, "quantisers": quantisers})
 
 
 def landscape_groups(directory: Path, planned: Sequence[str], history: xr.Dataset) -> dict[str, xr.Dataset]:
-    """/landscape/<measure> of all points: over the runs of /history, and those that were measured before they were finished."""
-    by_measure: dict[str, list[xr.Dataset]] = {}
+    """/landscape/<quantisers>/<measure> of all points: over the runs of /history, and those measured before they were finished."""
+    by_group: dict[tuple[str, str], list[xr.Dataset]] = {}
     for point in points_in(directory):
-        by_measure.setdefault(point.measure, []).append(read_point(point))
+        by_group.setdefault((point.quantisers, point.measure), []).append(read_point(point))
     finished = set(history["run"].values.tolist())
     groups = {}
-    for measure, points in by_measure.items():
+    for (quantisers, measure), points in by_group.items():
         measured = {run for data in points for run in data["run"].values.tolist()}
         runs = [run for run in planned if run in finished or run in measured]
         if measured & set(runs):
             joined = _joined(measure, points, runs)
-            groups[f"{FOLDER}/{measure}"] = joined.assign_coords(_labels(runs, [history, *points]))
+            labelled = joined.assign_coords(_labels(runs, [history, *points]))
+            groups[f"{FOLDER}/{quantisers}/{measure}"] = labelled.assign_attrs(quantisers=quantisers)
     return groups
 
 
 def _joined(measure: str, points: Sequence[xr.Dataset], runs: Sequence[str]) -> xr.Dataset:
     """One dataset of all points; of what was measured twice, the last in the order of their names."""
-    schema = LANDSCAPE[measure] | {"taken": TAKEN}
+    schema = {name: row for name, row in GROUPS[group_of(measure)].items() if name != "measured"} | {"taken": TAKEN}
     axes = dict.fromkeys(axis for row in schema.values() for axis in row.dims if axis != "run")
     along: dict[str, Any] = {axis: np.unique(np.concatenate([data[axis].values for data in points])) for axis in axes}
-    along["quantisers"] = np.array([word for word in QUANTISERS if word in along["quantisers"]])
     places = {axis: {tick: i for i, tick in enumerate(of.tolist())} for axis, of in (along | {"run": np.array(runs)}).items()}
     arrays = {name: np.full([len(places[d]) for d in row.dims], np.nan, np.float32) for name, row in schema.items()}
     for data in points:
-        known = data.isel(run=np.isin(data["run"].values.astype(str), runs)).assign(taken=1.0)
+        known = data.isel(run=np.isin(data["run"].values.astype(str), runs))
+        known["taken"] = (TAKEN.dims, np.ones([known.sizes[d] for d in TAKEN.dims], np.float32))
         at = {axis: [places[axis][tick] for tick in known[axis].values.tolist()] for axis in places}
         for name, row in schema.items():
-            values = known[name].transpose(*row.dims).values if known[name].dims else known[name].values
-            arrays[name][np.ix_(*(at[d] for d in row.dims))] = values
+            arrays[name][np.ix_(*(at[d] for d in row.dims))] = known[name].transpose(*row.dims).values
     taken = arrays.pop("taken") == 1
     variables: dict[str, Any] = {name: (schema[name].dims, values, schema[name].attrs()) for name, values in arrays.items()}
     variables["taken"] = (TAKEN.dims, taken, TAKEN.attrs())
-    variables["measured"] = ("run", taken.any((1, 2)), SHARPNESS["measured"].attrs())
-    rows = {axis: OF_QUANTISERS if axis == "quantisers" else COORDINATES[axis] for axis in along}
-    return xr.Dataset(variables, {axis: (axis, of, rows[axis].attrs()) for axis, of in along.items()})
+    variables["measured"] = ("run", taken.any(1), SHARPNESS["measured"].attrs())
+    return xr.Dataset(variables, {axis: (axis, of, COORDINATES[axis].attrs()) for axis, of in along.items()})
 
 
 def _labels(runs: Sequence[str], sources: Sequence[xr.Dataset]) -> dict[str, Any]:

@@ -7,8 +7,7 @@ variables are `landscape`'s and described there; `summary`'s are described where
 from __future__ import annotations
 
 from landscape import CURVATURE, SHARPNESS, Variable
-from landscape.schema import LANDSCAPE as OF_LANDSCAPE
-from landscape.schema import describe
+from landscape.schema import LANDSCAPE, QUANTISERS, describe
 from train.measures import MEASURES, group_of
 from train.operands import ROLES
 from train.signals import SIGNALS
@@ -109,19 +108,8 @@ GROUPS = {
         for measure, row in MEASURES.items()
     },
 }
-QUANTISERS = Variable(
-    (), "1", "how a measure takes the run's quantisers",
-    "on: as the run computes its loss, derivatives straight through the rounding; off: without any; finite-difference: second "
-    "derivatives by differences of the rounded loss's gradients",
-)  # fmt: skip
-TAKEN = Variable(
-    ("run", "probe_step", "quantisers"), "1", "whether the run was measured there", "where False, its values are padding"
-)
-LANDSCAPE = {
-    measure: {name: row._replace(dims=(*TAKEN.dims, *row.dims[2:])) for name, row in GROUPS[group_of(measure)].items() if name != "measured"}
-    for measure in MEASURES
-}  # fmt: skip
-"""Of /landscape, by measure: what `exmy landscape` adds."""
+TAKEN = Variable(("run", "probe_step"), "1", "whether the run was measured there", "where False, its values are padding")
+"""Of /landscape, where `exmy landscape` may have measured some steps of some runs alone."""
 OPTIONAL = frozenset({"loss_scale", "skipped"})
 """Variables of runs with a dynamic loss scale alone."""
 COORDINATES = {
@@ -131,7 +119,8 @@ COORDINATES = {
     ),
     "probe_step": SHARPNESS["probe_step"],
     "epsilon": SHARPNESS["epsilon"],
-    "rho": OF_LANDSCAPE["rho"],
+    "rho": LANDSCAPE["rho"],
+    **QUANTISERS,
     "rank": Variable(("rank",), "1", "eigenvalue", "counted from 0, the largest"),
     "sample": Variable(("sample",), "1", "random vector", "counted from 0; the same for every run and probe"),
     "lanczos_step": Variable(("lanczos_step",), "1", "node of a random vector's quadrature", "counted from 0, ascending"),

@@ -331,8 +331,8 @@ def _tree(
     study: Study, directory: Path, groups: Mapping[str, xr.Dataset], planned: Sequence[str],
     packs: Sequence[Mapping[Any, Any]],
 ) -> xr.DataTree:  # fmt: skip
-    named = {name: with_quantisers(dataset) for name, dataset in groups.items()}
-    named |= landscape_groups(directory, planned, groups["history"])
+    whole = {**groups, **landscape_groups(directory, planned, groups["history"])}
+    named = {name: with_quantisers(dataset) for name, dataset in whole.items()}
     tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in named.items()})
     tree.attrs = {
         "name": study.name, "baseline": study.reference, "study_hash": study.hash, "runs_planned": len(planned),
