@@ -45,6 +45,7 @@ from train.schedules import learning_rates
 from train.seeds import batch_offsets, held_out_offsets, initial_weights
 from train.signal_pass import SignalHistories, signal_pass
 from train.signals import statistics
+from train.snapshots import state_of
 from train.state import Chance, Kept, parameter_words, stored
 from train.step import OF_HEAD, Pieces, batch
 from train.text import Text
@@ -265,6 +266,25 @@ class Pack:
         for name, tensor in state.items():
             tensor.copy_(saved[name])
         self.made = made
+
+    def put(self, step: int, saved: Sequence[Mapping[str, Tensor]]) -> None:
+        """Stand after so many steps, each run with what a snapshot has of it (`snapshots.state_of`), to be measured.
+
+        Operands that a snapshot lacks are rounded anew, from the same weights. ValueError where one is of another program.
+        """
+        self.made = step
+        self._begin(self._recipes_at(step))
+        state = self.state()
+        for slot, one in enumerate(saved):
+            wanted = state_of(state, slot, delayed=bool(self.histories.names))
+            wrong = sorted(wanted.keys() ^ one.keys()) or [name for name in one if not _alike(one[name], wanted[name])]
+            if wrong:
+                raise ValueError(f"not a state of this program: {', '.join(wrong[:3])}")
+            for name, tensor in one.items():
+                wanted[name].copy_(tensor)
+        self.counter.fill_(step)
+        if not self.histories.names:
+            self._make_operands(self._draws.at(self.numerics, self.counter), {})
 
     def step(self) -> None:
         """One training step of every run: batch, forward, backward, clipping, update, histories."""
