@@ -25,10 +25,10 @@ from train.at_point import AtPoint
 from train.checkpoint import Checkpoint, CheckpointError, checkpoints_in
 from train.checkpoint import read as read_checkpoint
 from train.determinism import deterministic
-from train.directory import study_of
+from train.directory import LANDSCAPE, points_in, study_of
 from train.documents import TextError
 from train.durable import CHECKSUM, remove_parts
-from train.landscape_files import FOLDER, point_dataset, points_in, read_point, write_point
+from train.landscape_files import point_dataset, read_point, write_point
 from train.lock import locked
 from train.measures import MEASURES, Quantisers
 from train.pack import Pack
@@ -88,12 +88,12 @@ def measure_study(
     study, where = study_of(directory), pick_device(device)
     probe = _probe(study, measures, quantisers)
     todo = list(_weights(directory, study, names))
-    (directory / FOLDER).mkdir(exist_ok=True)
+    (directory / LANDSCAPE).mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(directory / FOLDER, "exmy landscape"))
+            stack.enter_context(locked(directory / LANDSCAPE, "exmy landscape"))
         except OSError as error:
-            raise StudyError(f"{directory / FOLDER}: can't write there ({error.strerror})") from None
+            raise StudyError(f"{directory / LANDSCAPE}: can't write there ({error.strerror})") from None
         _tidy(directory)
         work = _Work(directory, study, where, probe, cache, on_progress)
         return work.do(todo)
@@ -151,7 +151,7 @@ def _sha256(kept: Kept) -> str:
 
 def _tidy(directory: Path) -> None:
     """Remove what a measurement that was killed left half written."""
-    for folder in (directory / FOLDER).glob("*/*"):
+    for folder in (directory / LANDSCAPE).glob("*/*"):
         remove_parts(folder)
 
 

@@ -12,46 +12,29 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from train.directory import LANDSCAPE, PACK, Point, points_in
 from train.durable import atomically, read_intact, seal
-from train.measures import MEASURES, QUANTISERS, group_of
+from train.measures import group_of
 from train.pack_file import DAMAGE
 from train.schema import COORDINATES, GROUPS, SHARPNESS, TAKEN
 from train.study import StudyError
 
-FOLDER, POINT = "landscape", ".nc"
 ENGINE = "h5netcdf"
-
-
-class Point(NamedTuple):
-    """A point's file, and what its name says."""
-
-    path: Path
-    quantisers: str
-    measure: str
-    step: int
-
-
-def points_in(directory: Path) -> Iterator[Point]:
-    """The points of a study directory, by their names alone; no file is opened."""
-    for path in sorted((directory / FOLDER).glob(f"*/*/*-*{POINT}")):
-        step, quantisers, measure = path.stem.partition("-")[0], path.parent.parent.name, path.parent.name
-        if step.isdigit() and quantisers in QUANTISERS and measure in MEASURES:
-            yield Point(path, quantisers, measure, int(step))
 
 
 def write_point(directory: Path, data: xr.Dataset, measure: str, quantisers: str, step: int) -> Path:
     """A point as `point_dataset` makes it, whole or not at all; OSError where it can't be written."""
-    folder = directory / FOLDER / quantisers / measure
+    folder = directory / LANDSCAPE / quantisers / measure
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(" ".join(data["run"].values.tolist()).encode()).hexdigest()[:16]
-    path = folder / f"{step}-{name}{POINT}"
+    path = folder / f"{step}-{name}{PACK}"
     content = bytes(data.to_netcdf(engine=ENGINE))
     seal(path, content)
     with atomically(path) as aside:
@@ -101,7 +84,7 @@ def landscape_groups(directory: Path, planned: Sequence[str], history: xr.Datase
         if measured & set(runs):
             joined = _joined(measure, points, runs)
             labelled = joined.assign_coords(_labels(runs, [history, *points]))
-            groups[f"{FOLDER}/{quantisers}/{measure}"] = labelled.assign_attrs(quantisers=quantisers)
+            groups[f"{LANDSCAPE}/{quantisers}/{measure}"] = labelled.assign_attrs(quantisers=quantisers)
     return groups
 
 

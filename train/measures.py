@@ -8,7 +8,6 @@ a study file is read without waiting for torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 LOGITS = "logit_sharpness"
@@ -92,15 +91,11 @@ def group_of(measure: str) -> str:
     return f"{PROBES}/{measure}"
 
 
-def check_measures(names: Iterable[str]) -> list[str]:
-    """The names, if each is a measure and none comes twice; else ValueError, with the nearest."""
-    listed = list(names)
-    for name in listed:
-        if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            raise ValueError(
-                f"{name!r} is no measure" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(NAMES)}")
-            )
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"a measure is named twice: {listed}")
-    return listed
+def check_measure(name: str) -> str:
+    """The name, if it is a measure's; else ValueError, with the nearest."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        raise ValueError(
+            f"{name!r} is no measure" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(NAMES)}")
+        )
+    return name

@@ -16,6 +16,7 @@ from train.measures import LOGITS, MEASURES, Quantisers
 from train.model import ModelShape
 from train.operands import ROLES
 from train.optim import AdamW, Muon
+from train.probe_costs import LANCZOS_STEPS, bytes_of_a_probe, kept_bytes
 from train.recipe import Recipe, RecipeStructure
 from train.schedules import DECAY_FRACTION
 from train.signals import SIGNALS
@@ -151,7 +152,7 @@ class Program:
         activations += self._bytes_of_rules(wide, compiled) + self._bytes_of_written_attention(compiled)
         state = (20 + 4 * self.state.kahan) * self.shape.size * wide
         look = self._bytes_of_a_look(compiled) if self.signals_every else 0
-        return state + max(activations + logits, look) + self.history_bytes
+        return state + kept_bytes(self) + max(activations + logits, look, bytes_of_a_probe(self)) + self.history_bytes
 
     def _bytes_of_a_look(self, compiled: bool) -> int:
         """What the signals of one sequence take at most: an eager pass with all that it leaves, one block's attention scores, and
@@ -170,7 +171,14 @@ class Program:
         sizes = {"block": blocks, "tensor": tensors, "role": len(ROLES)}
         a_look = sum(math.prod(sizes[d] for d in signal.dims) for signal in SIGNALS.values())
         a_step = (4 if self.dynamic_loss_scale else 2) + blocks
-        return 4 * (self.steps * a_step + len(self.signal_steps) * a_look)
+        return 4 * (self.steps * a_step + len(self.signal_steps) * a_look) + self._bytes_of_values
+
+    @property
+    def _bytes_of_values(self) -> int:
+        """What measures leave: mostly a few numbers, of a spectral density some hundred."""
+        numbers = {"spectral_density": 2 * LANCZOS_STEPS * self.probe.samples}
+        most = 4 * max(self.probe.eigenvalues, len(self.probe.epsilons), len(self.probe.radii), len(self.probe.adaptive_radii))
+        return 4 * sum(len(self.steps_of(measure)) * (numbers.get(measure, 0) + most + 6) for measure in self.measures)
 
     def _bytes_of_rules(self, wide: int, compiled: bool) -> int:
         """What rounding by rules adds: each linear's input again, as wgrad takes it, weights twice, and what it makes

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from train.corruption import Corruption
-from train.measures import LOGITS, Quantisers, check_measures
+from train.measures import LOGITS, Quantisers, check_measure
 from train.presets import check_preset, filled
 from train.schedules import DECAY_FRACTION, MUON_RATE, Schedule, decay_steps
 from train.text import check_dataset, dataset_label
@@ -238,7 +238,7 @@ class ProbeSettings(Table):
     """
 
     every: Annotated[int, Field(ge=0)] = 50
-    measures: Annotated[list[str], AfterValidator(check_measures)] = [LOGITS]
+    measures: list[Annotated[str, AfterValidator(check_measure)]] = [LOGITS]
     epsilons: list[Annotated[float, Field(gt=0, le=1)]] = [5e-4, 1e-3]
     positions: Literal["all", "last"] = "all"
     snapshots: list[str] = []
@@ -256,6 +256,13 @@ class ProbeSettings(Table):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{info.field_name} must be one or more different numbers, got {values}")
         return values
+
+    @field_validator("measures")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"a measure is named twice: {names}")
+        return names
 
     @model_validator(mode="after")
     def _intervals_of_measures(self) -> ProbeSettings:

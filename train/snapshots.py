@@ -23,6 +23,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from train.directory import SNAPSHOTS
 from train.durable import CHECKSUM, atomically, read_intact, seal
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from train.program import Program
     from train.study import Study
 
-SNAPSHOTS, TENSORS = "snapshots", ".safetensors"
+TENSORS = ".safetensors"
 SCHEMA = "1"
 KEPT = ("parameter ", "first ", "second ", "amaxes ", "updates")
 DELAYED = ("operand ",)  # of a recipe with delayed scales: its weights were rounded with scales that are gone since

@@ -47,11 +47,10 @@ from landscape import (
 )
 from train.at_point import AtPoint
 from train.measures import MEASURES
+from train.probe_costs import ASCENT, BASIS, LANCZOS_STEPS, MAX_HVP
 from train.program import Probe
 
-BASIS, MAX_HVP, TOLERANCE = 12, 60, 1e-2  # of eigenvalues: vectors held, products at most, of the eigenvalue
-LANCZOS_STEPS = 12
-ASCENT = 10  # steps of an ascent in a ball or a box
+TOLERANCE = 1e-2  # of an eigenvalue
 ADAPTIVE = ("asam_sharpness", "adaptive_sharpness")  # whose radii are `adaptive_radii`
 STARTED = ("hessian_eigenvalue", "preconditioned_eigenvalue")  # whose vectors are the next probe's start
 
