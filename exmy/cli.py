@@ -333,7 +333,9 @@ def report(directory: Path, out: Path | None) -> None:
 
 @main.command("landscape")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--measure", "measures", metavar="NAME", multiple=True, help="One of them, or several; [probe]'s by default.")
+@click.option(
+    "--measure", "measures", metavar="NAME", multiple=True, help="One of them, or several; [probe]'s by default."
+)
 @click.option("--run", "runs", metavar="RUNS", multiple=True, help='A recipe, or "e4m3, seed=0"; all by default.')
 @click.option(
     "--quantisers", type=click.Choice(["on", "off", "finite-difference"]),

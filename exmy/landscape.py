@@ -29,9 +29,12 @@ class Shown:
     def __enter__(self) -> Shown:
         if redraws(self.console):
             columns = (
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
-            )  # fmt: skip
+            )
             self._bar = Progress(*columns, console=self.console, transient=True)
             self._task = self._bar.add_task("points", total=None, rate="")
             self._bar.start()

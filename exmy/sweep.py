@@ -146,7 +146,8 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
     snapshots = need(study, packs)
     if snapshots.files:
         console.print(
-            f"snapshots of {counted(snapshots.runs, 'run')}: {snapshots.files} files, at most {_size(snapshots.bytes)}", soft_wrap=True
+            f"snapshots of {counted(snapshots.runs, 'run')}: {snapshots.files} files, at most {_size(snapshots.bytes)}",
+            soft_wrap=True,
         )
         whole = whole._replace(disk=whole.disk + snapshots.bytes)
     above = next(folder for folder in (directory, *directory.absolute().parents) if folder.is_dir())

@@ -1,10 +1,10 @@
-"""`exmy landscape`: measure the weights that a study directory has, of snapshots and of packs under way, once they are on the disk.
+"""`exmy landscape`: measure the weights that a study directory has, of snapshots and of packs under way.
 
     weights    snapshots, by run and step; checkpoints, a whole pack at one step
     point      one measure of the runs that are in memory together, at one step: the least that is written, or lost
 
-Runs of one program are measured together, as in a pack, as many as fit. What is there already, of the same weights, is left out, so
-that this can be stopped at any time and started again; nothing that a sweep wrote is touched, and a sweep may go on meanwhile.
+Runs of one program are measured together, as in a pack, as many as fit. What is there already, of the same weights, is left out,
+so that this can be stopped at any time and started again; nothing that a sweep wrote is touched, and one may go on meanwhile.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from train.taking import take, ticks
 from train.text import Text, load_text
 
 DEFAULT = ("hessian_eigenvalue", "hessian_trace", "gradient_curvature", "critical_sharpness")
-WEIGHTS = "no weights are kept there: set [probe] snapshots, such as snapshots = [\"all\"], before the study is trained"
+WEIGHTS = 'no weights are kept there: set [probe] snapshots, such as snapshots = ["all"], before the study is trained'
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +125,10 @@ def _weights(directory: Path, study: Study, names: Sequence[str]) -> Iterator[We
     except ValueError as error:
         raise StudyError(str(error)) from None
     if not chosen:
-        of = ", ".join(dict.fromkeys(run.recipe.name for run in runs.values())) or "none of the study"
-        raise StudyError(f"{directory}: no weights of {', '.join(names) or 'its runs'} are kept there; there are those of runs of {of}")
+        of = ", ".join(dict.fromkeys(run.recipe.name for run in runs.values())) or "another study"
+        raise StudyError(
+            f"{directory}: no weights of {', '.join(names) or 'its runs'} are kept there, but those of runs of {of}"
+        )
     groups: dict[tuple[Program, int], list[Kept]] = {}
     for (run, step), one in sorted(kept.items(), key=lambda item: item[0][1]):
         if run in chosen:
@@ -134,11 +136,15 @@ def _weights(directory: Path, study: Study, names: Sequence[str]) -> Iterator[We
     order = {run: i for i, run in enumerate(chosen)}
     for (_, step), those in groups.items():
         those.sort(key=lambda one: order[one.run])
-        yield Weights(step, tuple(chosen[one.run] for one in those), {one.run: _sha256(one) for one in those}, {one.run: one for one in those})
+        by_run = {one.run: one for one in those}
+        sha256 = {run: _sha256(one) for run, one in by_run.items()}
+        yield Weights(step, tuple(chosen[run] for run in by_run), sha256, by_run)
     for checkpoint in checkpoints:
         rest = tuple(chosen[run] for run in checkpoint.runs if run in chosen and (run, checkpoint.step) not in kept)
         if rest and all(run in runs for run in checkpoint.runs):
-            yield Weights(checkpoint.step, rest, dict.fromkeys(checkpoint.runs, checkpoint.sha256), checkpoint=checkpoint)
+            yield Weights(
+                checkpoint.step, rest, dict.fromkeys(checkpoint.runs, checkpoint.sha256), checkpoint=checkpoint
+            )
 
 
 def _sha256(kept: Kept) -> str:
@@ -206,13 +212,15 @@ class _Work:
         """What is still to be measured: runs that fit into memory together, each part with its measures."""
         wanted: dict[tuple[str, ...], list[Run]] = {}
         for run in of.runs:
-            missing = [m for m in self._measures(of) if self._done[m].get((run.identity, of.step)) != of.sha256[run.identity]]
-            wanted.setdefault(tuple(missing), []).append(run)
+            at, sha256 = (run.identity, of.step), of.sha256[run.identity]
+            missing = tuple(measure for measure in self._measures(of) if self._done[measure].get(at) != sha256)
+            wanted.setdefault(missing, []).append(run)
         for measures, runs in wanted.items():
             if not measures:
                 continue
             program = dataclasses.replace(program_of(runs[0]), probe=self.probe)
-            most = len(runs) if of.checkpoint else min(capacity(self.study, program, self.device), LARGEST[self.device.type])
+            fit = min(capacity(self.study, program, self.device), LARGEST[self.device.type])
+            most = len(runs) if of.checkpoint else fit
             for i in range(0, len(runs), most):
                 yield dataclasses.replace(of, runs=tuple(runs[i : i + most])), list(measures)
 
@@ -233,12 +241,15 @@ class _Work:
         pack.put(of.step, [tensors for _, tensors in saved])
         return pack
 
-    def _pack_of(self, program: Program, runs: tuple[Run, ...], size: int, text_sha256: str, fresh: bool = False) -> Pack:
+    def _pack_of(
+        self, program: Program, runs: tuple[Run, ...], size: int, text_sha256: str, fresh: bool = False
+    ) -> Pack:
         key = (program, tuple(run.identity for run in runs), size)
         if self._pack is None or self._pack[0] != key or fresh:
             self._pack = None  # before the next one needs the memory
             [planned] = chunked(program, runs, size)
-            self._pack = (key, Pack(program, planned.slots, self._text(runs[0], text_sha256), self.device, compiled=False))
+            text = self._text(runs[0], text_sha256)
+            self._pack = (key, Pack(program, planned.slots, text, self.device, compiled=False))
         return self._pack[1]
 
     def _text(self, run: Run, sha256: str) -> Text:

@@ -37,9 +37,15 @@ class AtPoint:
         self.pack, self.probe = pack, probe
         self.runs, self.shape = len(pack.slots), pack.program.shape
         self.surface = surface(
-            pack.program, pack.slots, pack.device, probe.quantisers, step=pack.made, scales=pack.histories.scales() or None
+            pack.program,
+            pack.slots,
+            pack.device,
+            probe.quantisers,
+            step=pack.made,
+            scales=pack.histories.scales() or None,
         )
-        parts, sizes = pieces(*pack.held_out[0], self.shape.context, probe.at_once)
+        tokens, targets = pack.held_out[0]
+        parts, sizes = pieces(tokens, targets, self.shape.context, probe.at_once)
         self.batches = Batches(parts, sizes)
         weights = {name: p.detach() for name, p in pack.parameters.items()}
         self.finite = _all_finite(weights.values()) & self._loss(weights).isfinite()
@@ -119,7 +125,8 @@ class AtPoint:
         """D of Adam's last update theta - lr d, weight decay included."""
         pack, decay = self.pack, self.pack.program.optimizer.weight_decay
         return {
-            name: kept.first / self.preconditioner[name] + decay * pack.rules[name].decays * pack.parameters[name].detach()
+            name: kept.first / self.preconditioner[name]
+            + decay * pack.rules[name].decays * pack.parameters[name].detach()
             for name, kept in pack.kept.items()
         }
 

@@ -117,7 +117,7 @@ def _described(folder: Path) -> dict[str, Any] | None:
 
 
 class Checkpoint(NamedTuple):
-    """What a folder's checkpoint says of itself: the pack's runs and R, its text, after how many steps, and its tensors' SHA-256."""
+    """What a folder's checkpoint says of itself: runs and R of the pack, its text, the steps made, and its tensors' SHA-256."""
 
     folder: Path
     runs: list[str]

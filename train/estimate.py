@@ -121,7 +121,7 @@ def pack_operations(pack: PlannedPack) -> float:
 
 
 def _steps_worth(program: Program) -> float:
-    """Steps, evaluations and probes in steps: those have no backward pass, a third of the work, but for what `probe_costs` tells."""
+    """Steps, evaluations and probes in steps: a third without a backward pass; other measures as `probe_costs` has them."""
     looks = len(program.evaluation_steps) * program.evaluation_sequences / program.sequences
     return program.steps + (looks + 2 * len(program.probe_steps)) / 3 + gradients(program)
 

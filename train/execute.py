@@ -76,8 +76,8 @@ def run_study(
     study = study if isinstance(study, Study) else read_study(study)
     if study.probe.snapshots and is_url(out):
         raise StudyError(
-            f"probe.snapshots {study.probe.snapshots[0]!r}: snapshots are kept in a directory, and {out} is a URL: leave them out, or "
-            "name a directory that all machines share"
+            f"probe.snapshots {study.probe.snapshots[0]!r}: snapshots are kept in a directory, and {out} is a URL: leave them "
+            "out, or name a directory that all machines share"
         )
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(site or make_site(executor, device, workers, ray_address, out))

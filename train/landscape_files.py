@@ -1,11 +1,11 @@
 """What `exmy landscape` adds to a study directory, and what `open_study` makes of it.
 
-    landscape/<quantisers>/<measure>/<step>-<hash>.nc        a measure of some runs after so many steps; netCDF-4, complete or absent
+    landscape/<quantisers>/<measure>/<step>-<hash>.nc        a measure of some runs after so many steps, complete or absent
     landscape/<quantisers>/<measure>/<step>-<hash>.sha256    its checksum
 
 A file is a *point*: runs that were measured together. It says of each run which weights those were, by the SHA-256 of the file
-that held them. In a study's tree each measure is `/landscape/<quantisers>/<measure>`, as `/probes/<measure>` is of what was measured
-while training: NaN where nothing was, and `taken` telling where something was.
+that held them. In a study's tree each measure is `/landscape/<quantisers>/<measure>`, as `/probes/<measure>` is of what was
+measured while training: NaN where nothing was, and `taken` telling where something was.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -23,10 +23,10 @@ from train.directory import LANDSCAPE, PACK, Point, points_in
 from train.durable import atomically, read_intact, seal
 from train.measures import group_of
 from train.pack_file import DAMAGE
-from train.schema import COORDINATES, GROUPS, SHARPNESS, TAKEN
+from train.schema import COORDINATES, GROUPS, MEASURED, TAKEN
 from train.study import StudyError
 
-ENGINE = "h5netcdf"
+ENGINE: Final = "h5netcdf"
 
 
 def write_point(directory: Path, data: xr.Dataset, measure: str, quantisers: str, step: int) -> Path:
@@ -63,7 +63,8 @@ def point_dataset(
     """
     schema = GROUPS[group_of(measure)]
     variables: dict[str, Any] = {
-        name: (schema[name].dims, np.asarray(of, np.float32)[:, None], schema[name].attrs()) for name, of in values.items()
+        name: (schema[name].dims, np.asarray(of, np.float32)[:, None], schema[name].attrs())
+        for name, of in values.items()
     }
     variables["weights"] = ("run", np.array(weights), {"long_name": "SHA-256 of the file that held the weights"})
     along = {axis: (axis, np.array(of), COORDINATES[axis].attrs()) for axis, of in ticks.items()}
@@ -72,7 +73,7 @@ def point_dataset(
 
 
 def landscape_groups(directory: Path, planned: Sequence[str], history: xr.Dataset) -> dict[str, xr.Dataset]:
-    """/landscape/<quantisers>/<measure> of all points: over the runs of /history, and those measured before they were finished."""
+    """/landscape/<quantisers>/<measure> of all points: over the runs of /history, and those measured before they ended."""
     by_group: dict[tuple[str, str], list[xr.Dataset]] = {}
     for point in points_in(directory):
         by_group.setdefault((point.quantisers, point.measure), []).append(read_point(point))
@@ -93,7 +94,9 @@ def _joined(measure: str, points: Sequence[xr.Dataset], runs: Sequence[str]) -> 
     schema = {name: row for name, row in GROUPS[group_of(measure)].items() if name != "measured"} | {"taken": TAKEN}
     axes = dict.fromkeys(axis for row in schema.values() for axis in row.dims if axis != "run")
     along: dict[str, Any] = {axis: np.unique(np.concatenate([data[axis].values for data in points])) for axis in axes}
-    places = {axis: {tick: i for i, tick in enumerate(of.tolist())} for axis, of in (along | {"run": np.array(runs)}).items()}
+    places = {
+        axis: {tick: i for i, tick in enumerate(of.tolist())} for axis, of in (along | {"run": np.array(runs)}).items()
+    }
     arrays = {name: np.full([len(places[d]) for d in row.dims], np.nan, np.float32) for name, row in schema.items()}
     for data in points:
         known = data.isel(run=np.isin(data["run"].values.astype(str), runs))
@@ -102,9 +105,11 @@ def _joined(measure: str, points: Sequence[xr.Dataset], runs: Sequence[str]) -> 
         for name, row in schema.items():
             arrays[name][np.ix_(*(at[d] for d in row.dims))] = known[name].transpose(*row.dims).values
     taken = arrays.pop("taken") == 1
-    variables: dict[str, Any] = {name: (schema[name].dims, values, schema[name].attrs()) for name, values in arrays.items()}
+    variables: dict[str, Any] = {
+        name: (schema[name].dims, values, schema[name].attrs()) for name, values in arrays.items()
+    }
     variables["taken"] = (TAKEN.dims, taken, TAKEN.attrs())
-    variables["measured"] = ("run", taken.any(1), SHARPNESS["measured"].attrs())
+    variables["measured"] = ("run", taken.any(1), MEASURED.attrs())
     return xr.Dataset(variables, {axis: (axis, of, COORDINATES[axis].attrs()) for axis, of in along.items()})
 
 

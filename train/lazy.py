@@ -29,7 +29,8 @@ from train.stability import DivergenceSettings, outcomes
 from train.waiting import Waiting
 
 TICKS = (
-    "step", "eval_step", "probe_step", "epsilon", "signal_step", "block", "tensor", "role", "rho", "rank", "sample", "lanczos_step",
+    "step", "eval_step", "probe_step", "epsilon", "signal_step", "block", "tensor", "role", "rho", "rank", "sample",
+    "lanczos_step",
 )  # fmt: skip
 CHUNK_BYTES = 2**26  # of the largest variable
 KEPT = 16  # files that were read last, open; HDF5 takes half a megabyte for one

@@ -36,7 +36,9 @@ def locked(directory: Path, who: str = "sweep") -> Iterator[int]:
         try:
             holder = _taken(file.fileno())
         except OSError as error:  # some network file systems
-            log.warning("%s can't be locked (%s): see to it that no other %s works there", directory, error.strerror, who)
+            log.warning(
+                "%s can't be locked (%s): see to it that no other %s works there", directory, error.strerror, who
+            )
             holder = None
         if holder is not None:
             other = ", or name another with --out" if who == "sweep" else ""

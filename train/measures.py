@@ -1,8 +1,8 @@
-"""What `[probe] measures` may name: each measure of `landscape` that makes sense of a training run, and what it leaves in a study.
+"""What `[probe] measures` may name: each measure of `landscape` that makes sense of a training run, and what it leaves behind.
 
-A measure is a group of a study's tree, `/probes/<measure>`, with the variables below along (run, probe_step) and, where it has one,
-an axis of its own. Only `logit_sharpness` has another home, `/sharpness`. How they are taken is `taking`'s; here are names alone, so that
-a study file is read without waiting for torch.
+A measure is a group of a study's tree, `/probes/<measure>`, with the variables below along (run, probe_step) and, where it has
+some, axes of its own. Only `logit_sharpness` has another home, `/sharpness`. How they are taken is `taking`'s; here are names
+alone, so that a study file is read without waiting for torch.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ NAMES = (LOGITS, *MEASURES)
 
 
 def group_of(measure: str) -> str:
-    """Where a measure stands in a pack and in a study's tree. Not at the top: there xarray (2026.9) leaves a variable of a group's
-    name unread when it loads a tree.
+    """Where a measure stands in a pack and in a study's tree. Not at the top: there xarray (2026.9) leaves a variable unread that
+    has a group's name, when it loads a tree.
     """
     return f"{PROBES}/{measure}"
 

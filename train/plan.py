@@ -213,8 +213,8 @@ def _check_measures(programs: Collection[Program]) -> None:
         cap = program.shape.logit_softcap
         if "hidden_sharpness" in program.measures and cap is not None:
             raise StudyError(
-                f"probe.measures: hidden_sharpness is of logits that are linear in the hidden state, and logit_softcap={cap:g} bends "
-                "them: leave one of them out"
+                f"probe.measures: hidden_sharpness is of logits that are linear in the hidden state, and logit_softcap={cap:g} "
+                "bends them: leave one of the two out"
             )
     for measure in programs and next(iter(programs)).probe.measures:
         if measure in MEASURES and MEASURES[measure].adam and all(isinstance(p.optimizer, Muon) for p in programs):

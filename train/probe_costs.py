@@ -1,7 +1,8 @@
 """What the measures of a pack cost, before it trains: time in gradients of a training batch, and memory of one run.
 
-Costs are those of `taking`'s table, with a Hessian-vector product at three gradients and a forward pass at a third. They are counted
-for eager code: on a GPU a compiled step is several times as fast, so probes take longer than their gradients say.
+Costs are those of `taking`'s table, with a Hessian-vector product at three gradients and a forward pass at a third. Probes run
+eagerly and in FP32: where training's steps are compiled, or in BF16, a gradient of a probe takes several times as long as one of
+training.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 BASIS, MAX_HVP = 12, 60  # of eigenvalues: vectors held, and products at most
 LANCZOS_STEPS = 12  # of a spectral density
 ASCENT = 10  # steps of an ascent in a ball or a box
-TYPICAL_HVP, TYPICAL_FORWARD = 20, 15  # of eigenvalues that start from the last probe's vectors, and of critical sharpness
+TYPICAL_HVP, TYPICAL_FORWARD = (
+    20,
+    15,
+)  # of eigenvalues that start from the last probe's vectors, and of critical sharpness
 HVP, FORWARD = 3.0, 1 / 3
 
 
@@ -54,8 +58,8 @@ def kept_bytes(program: Program) -> int:
 
 
 def bytes_of_a_probe(program: Program) -> int:
-    """Of one run while it is measured, at most, beside what training keeps: vectors of the parameters' size, and what the sequences
-    that are in memory leave for their derivatives.
+    """Of one run while it is measured, at most, beside what training keeps: vectors of the parameters' size, and what the
+    sequences that are in memory leave for their derivatives.
     """
     if not program.measures:
         return 0
@@ -63,7 +67,9 @@ def bytes_of_a_probe(program: Program) -> int:
     vectors = max(_vectors(measure, probe) for measure in program.measures)
     tokens = min(probe.at_once, program.sequences) * shape.context
     second = any(MEASURES[measure].second for measure in program.measures)
-    of_layers = shape.layers * (16 * shape.width + 3 * (sum(shape.attention_features) + 2 * shape.features)) + 12 * shape.width
+    of_layers = (
+        shape.layers * (16 * shape.width + 3 * (sum(shape.attention_features) + 2 * shape.features)) + 12 * shape.width
+    )
     scores = shape.layers * shape.heads * shape.context
     numbers = tokens * (of_layers + 3 * scores) * (3 if second else 2)
     numbers += 12 * min(tokens * shape.vocabulary, CHUNK_OF_ONE_RUN)

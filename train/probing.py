@@ -41,7 +41,9 @@ class Probes:
             for name, axes in MEASURES[measure].variables.items()
         }
         self._vectors = {
-            measure: torch.zeros(runs, program.probe.eigenvalues, program.shape.size, dtype=program.dtype, device=device)
+            measure: torch.zeros(
+                runs, program.probe.eigenvalues, program.shape.size, dtype=program.dtype, device=device
+            )
             for measure in STARTED
             if measure in self._steps
         }

@@ -97,7 +97,11 @@ class Program:
     def measures(self) -> list[str]:
         """What is taken beside the logit sharpness, of all that an optimiser of this kind leaves."""
         muon = isinstance(self.optimizer, Muon)
-        return [m for m in self.probe.measures if m in MEASURES and self.probe.interval(m) and not (MEASURES[m].adam and muon)]
+        return [
+            m
+            for m in self.probe.measures
+            if m in MEASURES and self.probe.interval(m) and not (MEASURES[m].adam and muon)
+        ]
 
     @property
     def snapshot_steps(self) -> list[int]:
@@ -177,7 +181,9 @@ class Program:
     def _bytes_of_values(self) -> int:
         """What measures leave: mostly a few numbers, of a spectral density some hundred."""
         numbers = {"spectral_density": 2 * LANCZOS_STEPS * self.probe.samples}
-        most = 4 * max(self.probe.eigenvalues, len(self.probe.epsilons), len(self.probe.radii), len(self.probe.adaptive_radii))
+        most = 4 * max(
+            self.probe.eigenvalues, len(self.probe.epsilons), len(self.probe.radii), len(self.probe.adaptive_radii)
+        )
         return 4 * sum(len(self.steps_of(measure)) * (numbers.get(measure, 0) + most + 6) for measure in self.measures)
 
     def _bytes_of_rules(self, wide: int, compiled: bool) -> int:

@@ -83,6 +83,8 @@ SUMMARY = {name: Variable(("run",), *row) for name, row in VARIABLES.items()} | 
 }  # fmt: skip
 
 
+MEASURED = SHARPNESS["measured"]
+
 
 def _of_measure(name: str, axes: tuple[str, ...]) -> Variable:
     """A measure's variable as `landscape` describes it, along runs and probes; the loss is in nats a token."""
@@ -104,11 +106,14 @@ GROUPS = {
     },
     "summary": SUMMARY,
     **{
-        group_of(measure): {name: _of_measure(name, axes) for name, axes in row.variables.items()} | {"measured": SHARPNESS["measured"]}
+        group_of(measure): {name: _of_measure(name, axes) for name, axes in row.variables.items()}
+        | {"measured": MEASURED}
         for measure, row in MEASURES.items()
     },
 }
-TAKEN = Variable(("run", "probe_step"), "1", "whether the run was measured there", "where False, its values are padding")
+TAKEN = Variable(
+    ("run", "probe_step"), "1", "whether the run was measured there", "where False, its values are padding"
+)
 """Of /landscape, where `exmy landscape` may have measured some steps of some runs alone."""
 OPTIONAL = frozenset({"loss_scale", "skipped"})
 """Variables of runs with a dynamic loss scale alone."""
@@ -123,7 +128,9 @@ COORDINATES = {
     **QUANTISERS,
     "rank": Variable(("rank",), "1", "eigenvalue", "counted from 0, the largest"),
     "sample": Variable(("sample",), "1", "random vector", "counted from 0; the same for every run and probe"),
-    "lanczos_step": Variable(("lanczos_step",), "1", "node of a random vector's quadrature", "counted from 0, ascending"),
+    "lanczos_step": Variable(
+        ("lanczos_step",), "1", "node of a random vector's quadrature", "counted from 0, ascending"
+    ),
     "signal_step": Variable(
         ("signal_step",), "step", "training step that was looked at, its weights before the update", "counted from 0"
     ),

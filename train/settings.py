@@ -269,7 +269,11 @@ class ProbeSettings(Table):
         for name in self.intervals:
             if name not in self.measures:
                 near = difflib.get_close_matches(name, self.measures, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f": add it there, or leave it out; there are {self.measures}"
+                hint = (
+                    f"; did you mean {near[0]!r}?"
+                    if near
+                    else f": add it there, or leave it out; there are {self.measures}"
+                )
                 raise ValueError(f"intervals names {name!r}, which is not among measures{hint}")
         return self
 

@@ -3,9 +3,9 @@
     snapshots/<run>/<step>.safetensors    weights, moments, and what delayed scales are made of, of one run after so many steps
     snapshots/<run>/<step>.sha256         its checksum, for `sha256sum -c` too
 
-A run is called by its identity, and `[probe] snapshots` says which are kept (see `selection`). Each file is written whole or not at
-all, after its checksum (see `durable`), and says in its header whose it is; reading one runs no code. A pack that goes on from a
-checkpoint leaves those that are there as they are, since it would make the same; one that starts over removes them first. Where
+A run is called by its identity, and `[probe] snapshots` says which are kept (see `selection`). Each file is written whole or not
+at all, after its checksum (see `durable`), and says in its header whose it is; reading one runs no code. A pack that goes on from
+a checkpoint leaves those that are there as they are, since it would make the same; one that starts over removes them first. Where
 one can't be written the training goes on without it.
 """
 
@@ -68,10 +68,15 @@ def axis_of(name: str) -> int:
 
 
 class Snapshots:
-    """Keeps runs of a pack while it trains. slots: identities by slot. of: what a file's header says beside the run and the step."""
+    """Keeps runs of a pack while it trains. slots: identities by slot. of: what headers say beside the run and the step."""
 
     def __init__(self, directory: Path, slots: Mapping[int, str], steps: Sequence[int], of: Mapping[str, str]) -> None:
-        self._folder, self._slots, self._steps, self._of = directory / SNAPSHOTS, dict(slots), frozenset(steps), dict(of)
+        self._folder, self._slots, self._steps, self._of = (
+            directory / SNAPSHOTS,
+            dict(slots),
+            frozenset(steps),
+            dict(of),
+        )
         self._warned = False
 
     def after_step(self, pack: Pack) -> None:
@@ -87,7 +92,9 @@ class Snapshots:
             except OSError as error:
                 if not self._warned:
                     log.warning(
-                        "%s: a snapshot can't be written (%s); the training goes on without it", self._folder, error.strerror
+                        "%s: a snapshot can't be written (%s); the training goes on without it",
+                        self._folder,
+                        error.strerror,
                     )
                 self._warned = True
 

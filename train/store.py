@@ -52,7 +52,7 @@ from train.signals import OUTSIDE
 from train.stability import DivergenceSettings, divergence, judged
 from train.streams import evaluation_bytes_per_token
 from train.study import Design, Run, Study, StudyError
-from train.taking import ticks
+from train.taking import ticks as ticks_of
 from train.text import Text
 
 ENGINE: Final = "h5netcdf"
@@ -135,7 +135,7 @@ def _measured(measure: str, result: PackResult, pack: PlannedPack) -> xr.Dataset
     n, probe = len(pack.runs), pack.program.probe
     arrays: dict[str, tuple[Any, Mapping[str, Any]]] = {"measured": (np.ones(n, bool), {})}
     for name, axes in MEASURES[measure].variables.items():
-        along = {axis: np.array(ticks(probe, measure, axis)) for axis in axes}
+        along = {axis: np.array(ticks_of(probe, measure, axis)) for axis in axes}
         probed = {"probe_step": np.array(pack.program.steps_of(measure))}
         arrays[name] = (result.measures[f"{measure}/{name}"][:, :n].swapaxes(0, 1), probed | along)
     return _dataset(group_of(measure), arrays, pack).assign_attrs(quantisers=probe.quantisers)
@@ -259,8 +259,8 @@ def finished_runs(
 
 
 def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = None) -> xr.DataTree:
-    """A study directory as one DataTree: /history, /evaluation, /sharpness, /signals, a group for each further measure, and /summary,
-    aligned to all finished runs; what `exmy landscape` measured since is in /landscape.
+    """A study directory as one DataTree: /history, /evaluation, /sharpness, /signals, /probes (a group a further measure) and
+    /summary, aligned to all finished runs; what `exmy landscape` measured since is in /landscape.
 
     Runs stand in the study's order; padding is NaN after `last_step`, and where a run has no such block, tensor or signal.
     chunks: None for all in memory; a number of runs, or "auto", for dask arrays that read that many runs' histories at a time

@@ -185,7 +185,8 @@ class Run:
             "dataset": self.dataset,
             # A preset counts by what it came to, and whose weights are kept changes no number.
             "settings": [
-                table.model_dump(mode="json", exclude_defaults=True, exclude={"preset", "snapshots"}) for table in settings
+                table.model_dump(mode="json", exclude_defaults=True, exclude={"preset", "snapshots"})
+                for table in settings
             ],
         }
         # In the order in which JSON sorts the keys, "learning_rate" and "seeds" between them.
@@ -329,7 +330,7 @@ class Study(Table):
         return [selection(name, self.recipes_named, self.axes.model_extra or {}) for name in names]
 
     def chosen(self, names: Sequence[str], runs: Iterable[Run]) -> list[Run]:
-        """Those of the runs that any of the names means, in their order (see `selection`); ValueError for one that means nothing."""
+        """Those of the runs that any of the names means, in their order (see `selection`); ValueError for one without meaning."""
         selections = self._selections(names)
         return [run for run in runs if any(run in name for name in selections)]
 

@@ -117,7 +117,7 @@ def _hidden(at: AtPoint) -> Found:
 def _ball(name: str, measure: Callable[..., Estimate], **how: Any) -> Callable[[AtPoint], Found]:
     def of(at: AtPoint) -> Found:
         radii = at.probe.adaptive_radii if name in ADAPTIVE else at.probe.radii
-        more = {"samples": at.probe.samples} if measure is average_sharpness else {}
+        more: dict[str, Any] = {"samples": at.probe.samples} if measure is average_sharpness else {}
         return _of_estimate(name, at.around(measure, list(radii), **how, **more))
 
     return of

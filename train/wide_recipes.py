@@ -32,7 +32,9 @@ def refusal(program: Program, ranks: int, way: Way) -> str | None:
     if program.shape.dropout:
         return f"dropout {program.shape.dropout:g}: its masks are drawn for whole batches; take dropout = 0, or one GPU"
     if program.measures:
-        return f"probe.measures {program.measures[0]!r} takes whole runs, which no rank has: leave it out, or take one GPU"
+        return (
+            f"probe.measures {program.measures[0]!r} takes whole runs, which no rank has: leave it out, or take one GPU"
+        )
     for structure in filter(None, (program.structure, program.before)):
         if why := _of_recipe(structure, program, ranks):
             return why

@@ -96,7 +96,7 @@ class Shared(Here):
             )
         if study.probe.snapshots:
             raise StudyError(
-                f"probe.snapshots {study.probe.snapshots[0]!r}: {ranks} ranks keep no snapshots; leave it out, or leave torchrun out"
+                f"probe.snapshots {study.probe.snapshots[0]!r}: {ranks} ranks keep no snapshots; leave it or torchrun out"
             )
         for name, program in {run.recipe.name: program_of(run) for run in study.runs()}.items():
             if why := refusal(program, ranks, way):
