@@ -28,7 +28,7 @@ from train.pack import Pack, train_pack
 from train.probe_costs import bytes_of_a_probe, gradients_of, kept_bytes
 from train.program import PackResult, Probe, Program, Slot
 from train.resolve import resolve_recipe
-from train.schema import GROUPS
+from train.schema import OF_MEASURES
 from train.seen import Layers
 from train.taking import STARTED, TAKEN, take, ticks
 from train.text import Text
@@ -57,7 +57,7 @@ def test_every_measure_is_taken_described_and_costed(all_measures: PackResult) -
     assert {*TAKEN, *STARTED} == set(MEASURES)
     probes = 3
     for measure, row in MEASURES.items():
-        assert set(row.variables) | {"measured"} == set(GROUPS[f"probes/{measure}"])
+        assert set(row.variables) | {"measured"} == set(OF_MEASURES[f"probes/{measure}"])
         assert gradients_of(measure, ALL) > 0
         for name, axes in row.variables.items():
             values = all_measures.measures[f"{measure}/{name}"]

@@ -23,7 +23,7 @@ from train.directory import LANDSCAPE, PACK, Point, points_in
 from train.durable import atomically, read_intact, seal
 from train.measures import group_of
 from train.pack_file import DAMAGE
-from train.schema import COORDINATES, GROUPS, MEASURED, TAKEN
+from train.schema import COORDINATES, MEASURED, OF_MEASURES, TAKEN
 from train.study import StudyError
 
 ENGINE: Final = "h5netcdf"
@@ -61,7 +61,7 @@ def point_dataset(
 
     coordinates: of the runs. weights: the SHA-256 of each run's, by which a point is known to be up to date.
     """
-    schema = GROUPS[group_of(measure)]
+    schema = OF_MEASURES[group_of(measure)]
     variables: dict[str, Any] = {
         name: (schema[name].dims, np.asarray(of, np.float32)[:, None], schema[name].attrs())
         for name, of in values.items()
@@ -91,7 +91,7 @@ def landscape_groups(directory: Path, planned: Sequence[str], history: xr.Datase
 
 def _joined(measure: str, points: Sequence[xr.Dataset], runs: Sequence[str]) -> xr.Dataset:
     """One dataset of all points; of what was measured twice, the last in the order of their names."""
-    schema = {name: row for name, row in GROUPS[group_of(measure)].items() if name != "measured"} | {"taken": TAKEN}
+    schema = {name: row for name, row in OF_MEASURES[group_of(measure)].items() if name != "measured"} | {"taken": TAKEN}
     axes = dict.fromkeys(axis for row in schema.values() for axis in row.dims if axis != "run")
     along: dict[str, Any] = {axis: np.unique(np.concatenate([data[axis].values for data in points])) for axis in axes}
     places = {

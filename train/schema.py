@@ -105,12 +105,12 @@ GROUPS = {
         **{name: signal.variable for name, signal in SIGNALS.items()},
     },
     "summary": SUMMARY,
-    **{
-        group_of(measure): {name: _of_measure(name, axes) for name, axes in row.variables.items()}
-        | {"measured": MEASURED}
-        for measure, row in MEASURES.items()
-    },
 }
+OF_MEASURES = {
+    group_of(measure): {name: _of_measure(name, axes) for name, axes in row.variables.items()} | {"measured": MEASURED}
+    for measure, row in MEASURES.items()
+}
+"""The groups of measures, which a study has where it asks for them."""
 TAKEN = Variable(
     ("run", "probe_step"), "1", "whether the run was measured there", "where False, its values are padding"
 )

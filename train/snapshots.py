@@ -12,6 +12,7 @@ one can't be written the training goes on without it.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from train.program import Program
     from train.study import Study
 
-TENSORS = ".safetensors"
+TENSORS, HEADER = ".safetensors", "exmy"
 SCHEMA = "1"
 KEPT = ("parameter ", "first ", "second ", "amaxes ", "updates")
 DELAYED = ("operand ",)  # of a recipe with delayed scales: its weights were rounded with scales that are gone since
@@ -106,7 +107,9 @@ class Snapshots:
         if shutil.disk_usage(path.parent).free < 2 * sum(t.nbytes for t in state.values()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         header = {"schema": SCHEMA, "run": run, "step": str(step), **self._of}
-        content = safetensors.torch.save({name: t.cpu().contiguous() for name, t in state.items()}, header)
+        # One entry: of several, safetensors writes the order as it comes, and the same weights would not be the same file.
+        metadata = {HEADER: json.dumps(header, sort_keys=True)}
+        content = safetensors.torch.save({name: t.cpu().contiguous() for name, t in state.items()}, metadata)
         seal(path, content)
         with atomically(path) as aside:
             aside.write_bytes(content)
@@ -160,10 +163,10 @@ def read(kept: Kept) -> tuple[dict[str, str], dict[str, Tensor]]:
     content = read_intact(kept.path)
     try:
         tensors = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from None
-    with safetensors.safe_open(kept.path, "pt") as file:
-        header = dict(file.metadata() or {})
+        size = int.from_bytes(content[:8], "little")
+        header: dict[str, str] = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][HEADER])
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise ValueError(f"no snapshot of exmy's: {error}") from None
     if (header.get("run"), header.get("step")) != (kept.run, str(kept.step)):
         raise ValueError(f"it is of run {header.get('run')} after step {header.get('step')}")
     return header, tensors

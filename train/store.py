@@ -46,7 +46,7 @@ from train.operands import ROLES
 from train.pack_file import DAMAGE, damaged, facts
 from train.plan import PlannedPack
 from train.program import PackResult
-from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
+from train.schema import COORDINATES, GROUPS, OF_MEASURES, RUN_COORDINATES
 from train.signal_pass import tensor_names
 from train.signals import OUTSIDE
 from train.stability import DivergenceSettings, divergence, judged
@@ -142,7 +142,7 @@ def _measured(measure: str, result: PackResult, pack: PlannedPack) -> xr.Dataset
 
 
 def _dataset(group: str, arrays: Mapping[str, tuple[Any, Mapping[str, Any]]], pack: PlannedPack) -> xr.Dataset:
-    schema = GROUPS[group]
+    schema = GROUPS.get(group) or OF_MEASURES[group]
     variables = {}
     coordinates = run_coordinates(pack.runs, pack.size)
     for name, (values, axes) in arrays.items():
