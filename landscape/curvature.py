@@ -66,6 +66,7 @@ def labelled(problem: Problem, values: Mapping[str, Tensor | int | bool], **attr
         said["attention_why"] = problem.attention_why
     if "n_hvp" in values:
         said |= {"second_derivatives": problem.mode, "why": problem.why}
+        said |= {"program": problem.program} if problem.mode == "forward-over-reverse" else {}
         said |= {"difference": problem.difference} if problem.mode == "finite-difference" else {}
     word = problem.quantisers
     coords = {} if word is None else {"quantisers": ((), word, QUANTISERS["quantisers"].attrs())}

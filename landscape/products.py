@@ -37,10 +37,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from landscape.programs import How, Programs
 
 Mode = Literal["forward-over-reverse", "double-backward", "finite-difference"]
 # Of central differences, as a share of the parameters' length: eps^(1/3) balances rounding with what a difference leaves out, and
@@ -62,8 +65,9 @@ class Problem:
     batch: what the loss takes; with `weights`, a sequence of such pieces, and weights their numbers of tokens or examples, or a
     function that tells a piece's. dtype: FP32 or FP64, to which parameters and the batch's floating tensors are cast. state: a
     module, or tensors, that the loss may write to, put back after every evaluation. products: how H v is made, tried in order if
-    left out. difference: the step of finite differences, a share of the parameters' length. quantisers: a word for what the loss
-    does about number formats, which becomes a coordinate of every dataset.
+    left out. difference: the step of finite differences, a share of the parameters' length. program: whether gradients and their
+    tangents are recorded once and run again, or compiled (see `programs`); what a loss decides in Python is then decided once.
+    quantisers: a word for what the loss does about number formats, which becomes a coordinate of every dataset.
 
     Vectors are [R, P], P the parameters of a run, R = 1 without `runs`; `tree` gives them back their names. The loss is evaluated
     twice before anything else: LandscapeError where its bits differ, or shapes don't fit.
@@ -81,6 +85,7 @@ class Problem:
         state: nn.Module | Iterable[Tensor] = (),
         products: Mode | None = None,
         difference: float | None = None,
+        program: How = "eager",
         quantisers: str | None = None,
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
@@ -99,7 +104,9 @@ class Problem:
         self.why = "" if products is None else "asked for"
         self._settled = products is not None
         self.difference = _check_difference(self.mode, difference, dtype)
-        self.quantisers = quantisers
+        self.quantisers, self.program = quantisers, program
+        self._tangents = Programs(self._forward_over_reverse, program)
+        self._gradients = Programs(self._loss_and_gradient, program)
         self.attention_why = ""
         self._check_loss()
 
@@ -127,9 +134,7 @@ class Problem:
         """The loss [R] and its gradient [R, P] at a point [R, P], or at the parameters."""
         point = self.point if at is None else at
         with self._undisturbed():
-            parts = self._mean(
-                lambda piece: torch.cat([t.reshape(self.R, -1) for t in self._loss_and_gradient(piece, point)], 1)
-            )
+            parts = self._mean(lambda piece: self._gradients((point,), piece))
             return parts[:, 0], parts[:, 1:]
 
     def hvp(self, v: Tensor) -> Tensor:
@@ -150,7 +155,7 @@ class Problem:
         """H v of one piece; the first one settles how it is made."""
         if self.mode == "forward-over-reverse":
             try:
-                product = self._forward_over_reverse(v, piece)
+                product = self._tangents((self.point, v), piece)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -162,9 +167,17 @@ class Problem:
                 return product
         return self._double_backward(v, piece)
 
-    def _forward_over_reverse(self, v: Tensor, piece: Any) -> Tensor:
-        gradient = torch.func.grad(lambda at: self._losses(at, piece).sum())
-        return self._flat(torch.func.jvp(gradient, (self._leaves(self.point),), (self._leaves(v),))[1])
+    def _forward_over_reverse(self, point: Tensor, v: Tensor, piece: Any) -> Tensor:
+        # Dual numbers through plain autograd, and not torch.func.jvp of torch.func.grad: that keeps the graph of the backward
+        # pass, which a third derivative would need.
+        with forward_ad.dual_level():
+            leaves = [
+                forward_ad.make_dual(leaf.clone().requires_grad_(), tangent)
+                for leaf, tangent in zip(self._leaves(point), self._leaves(v), strict=True)
+            ]
+            gradient = _gradient(self._losses(leaves, piece).sum(), leaves)
+            pairs = [forward_ad.unpack_dual(g) for g in gradient]
+            return self._flat([torch.zeros_like(g) if t is None else t for g, t in pairs])
 
     def _double_backward(self, v: Tensor, piece: Any) -> Tensor:
         leaves = [leaf.clone().requires_grad_() for leaf in self._leaves(self.point)]
@@ -181,15 +194,16 @@ class Problem:
         same = (up == down) & (after == before).all(1) & moves[:, 0]
         if same.any() and (self.value(self.point + h * v / self.difference) != up)[same].any():
             raise LandscapeError(
-                f"a step of {self.difference:.2g} of the parameters' length vanishes: the loss and its gradient have the same bits "
-                "at both ends, as narrow formats round them; make difference larger"
+                f"a step of {self.difference:.2g} of the parameters' length vanishes, as narrow formats round: the loss and its "
+                "gradient have the same bits at both ends; make difference larger"
             )
         return torch.where(moves, (after - before) / (2 * h), torch.zeros_like(v))
 
-    def _loss_and_gradient(self, piece: Any, point: Tensor) -> list[Tensor]:
+    def _loss_and_gradient(self, point: Tensor, piece: Any) -> Tensor:
+        """[R, 1 + P]."""
         leaves = [leaf.clone().requires_grad_() for leaf in self._leaves(point)]
         losses = self._losses(leaves, piece)
-        return [losses.detach(), *_gradient(losses.sum(), leaves)]
+        return self._flat([losses.detach(), *_gradient(losses.sum(), leaves)])
 
     def _mean(self, of: Callable[[Any], Tensor]) -> Tensor:
         """The weighted mean over the pieces of what is computed of each."""

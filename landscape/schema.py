@@ -61,7 +61,7 @@ QUANTISERS: dict[str, Variable] = {
     "quantisers": Variable(
         ("run", "probe_step"), "1", "what the measured loss does about the run's number formats",
         "'on': rounds as the run's forward pass does, straight through, so that derivatives are the smooth surrogate's; 'off': "
-        "the same model in plain FP32 or FP64; 'finite-difference': as on, Hessian-vector products being differences of gradients",
+        "the same model in plain FP32 or FP64; 'finite-difference': as on, but H v is a difference of gradients",
         ("run", "probe_step"),
     ),
 }  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from formats import quantize
 from landscape import (
@@ -408,3 +409,55 @@ def test_what_does_not_fit_is_refused_in_one_line(make: Callable[[], Any], messa
     with pytest.raises(LandscapeError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+# Programs.
+
+
+def test_a_recorded_product_is_the_same_to_the_bit() -> None:
+    """Pieces of two shapes, two programs; and the gradient's, at other parameters too."""
+    x, w, labels = random(30, 4), random(4, 3, seed=1), torch.arange(30) % 3
+    pieces = list(zip(x.split([12, 12, 6]), labels.split([12, 12, 6]), strict=True))
+
+    def problem(how: Any) -> Problem:
+        return Problem(softmax, {"w": w}, pieces, weights=lambda piece: len(piece[1]), dtype=F64, program=how)
+
+    eager, other, v = problem("eager"), problem("recorded"), random(1, 12, seed=3)
+    for _ in range(2):
+        assert torch.equal(other.hvp(v), eager.hvp(v))
+        assert torch.equal(other.hvp(2 * v), 2 * eager.hvp(v))
+        for at in (None, eager.point + 1):
+            for got, want in zip(other.gradient(at), eager.gradient(at), strict=True):
+                assert torch.equal(got, want)
+    assert other.mode == "forward-over-reverse"
+    assert hutchinson_trace(other, 2).program == "recorded"
+    assert len(other._tangents._made) == len(other._gradients._made) == 2
+
+
+def test_what_a_product_does_not_need_is_not_computed() -> None:
+    """Of each of two layers: the gradient's own product for its weights, beside which the tangent is."""
+    x, y, w = random(5, 4), random(5, 2, seed=1), {"a": random(4, 3, seed=2), "b": random(3, 2, seed=3)}
+
+    class Count(TorchDispatchMode):
+        products = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.products += func is torch.ops.aten.mm.default
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for how in ("eager", "recorded"):
+        problem = Problem(lambda p, b: (torch.tanh(b @ p["a"]) @ p["b"] - y).pow(2).sum(), w, x, dtype=F64, program=how)
+        problem.hvp(problem.point)
+        with Count() as count:
+            problem.hvp(problem.point)
+        counts.append(count.products)
+    assert counts[0] - counts[1] == 2
+
+
+def test_a_compiled_product_is_the_same_but_for_rounding() -> None:
+    x, w, labels = random(30, 4), random(4, 3, seed=1), torch.arange(30) % 3
+    eager, other = (Problem(softmax, {"w": w}, (x, labels), dtype=F64, program=how) for how in ("eager", "compiled"))
+    v = random(1, 12, seed=3)
+    torch.testing.assert_close(other.hvp(v), eager.hvp(v), rtol=1e-12, atol=1e-14)
+    assert other.mode == "forward-over-reverse"

@@ -1,7 +1,7 @@
 """Computed again for its derivatives: what a function leaves between its ends is not kept.
 
-As torch.utils.checkpoint, for first and second derivatives, under transforms of torch.func too, where that can't go: forward over
-reverse, memory holds one call's intermediate values at a time, whether its value, its gradient or its product is being computed.
+As torch.utils.checkpoint, but for dual numbers too, with which that does not go: forward over reverse, memory holds one call's
+intermediate values at a time, whether its value, its gradient or its Hessian-vector product is being computed.
 """
 
 from __future__ import annotations
@@ -11,36 +11,51 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class _Again(torch.autograd.Function):
-    """f(x, w, *rest), differentiable in x and w."""
+    """y, which is f(x, w, *rest) with its tangent already, and that function's gradients in x and w."""
 
     @staticmethod
-    def forward(f: Callable[..., Tensor], x: Tensor, w: Tensor, *rest: Tensor) -> Tensor:
-        return f(x, w, *rest)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        ctx.f, *tensors = inputs
+    def forward(ctx: Any, f: Callable[..., Tensor], y: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.f = f
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        return y.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, w, *rest = ctx.saved_tensors
-        pull: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.func.vjp(lambda x, w: ctx.f(x, w, *rest), x, w)[1]
-        return None, *pull(gradient), *(None for _ in rest)
+        again = torch.is_grad_enabled()  # the gradient is to be differentiated in turn: twice backward
+        with torch.enable_grad():
+            if not again:
+                x, w = _leaf(x), _leaf(w)
+            y = ctx.f(x, w, *rest)
+        return None, None, *torch.autograd.grad(y, (x, w), gradient, create_graph=again), *(None for _ in rest)
 
     @staticmethod
-    def jvp(ctx: Any, _: None, dx: Tensor | None, dw: Tensor | None, *others: None) -> Tensor:  # noqa: ARG004
-        x, w, *rest = ctx.saved_tensors
-        tangents = tuple(torch.zeros_like(t) if dt is None else dt for t, dt in ((x, dx), (w, dw)))
-        tangent: Tensor = torch.func.jvp(lambda x, w: ctx.f(x, w, *rest), (x, w), tangents)[1]
-        return tangent
+    def jvp(ctx: Any, _: None, dy: Tensor, *others: Tensor | None) -> Tensor:  # noqa: ARG004
+        return dy
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """The same dual number, with a history that begins here."""
+    if forward_ad._current_level < 0:
+        return x.detach().requires_grad_()
+    value, tangent = forward_ad.unpack_dual(x)
+    value = value.detach().requires_grad_()
+    dual: Tensor = value if tangent is None else forward_ad.make_dual(value, tangent)
+    return dual
 
 
 def again(f: Callable[..., Tensor], x: Tensor, w: Tensor, *rest: Tensor) -> Tensor:
-    """f(x, w, *rest), differentiable in x and w alone; all tensors that f needs are its arguments."""
-    result: Tensor = _Again.apply(f, x, w, *rest)
+    """f(x, w, *rest), differentiable in x and w alone; all tensors that f needs are its arguments.
+
+    Under a transform of torch.func it is f itself, and what f leaves is kept.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return f(x, w, *rest)
+    with torch.no_grad():
+        y = f(x, w, *rest)
+    result: Tensor = _Again.apply(f, y, x, w, *rest)
     return result

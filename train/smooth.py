@@ -22,7 +22,7 @@ from formats.factored import Factored
 from train.accumulate import accumulated_product, smallest_normals
 from train.hadamard import rotate_back
 from train.precision import Precision, ProductPlan
-from train.products import forward_product, take_alone, whole
+from train.products import factor_of_elements, forward_product, take_alone
 from train.straight_through import straight_through
 
 
@@ -103,7 +103,8 @@ def rounds(precision: Precision, activation: bool) -> bool:
 def _value(operand: Factored, plan: ProductPlan, place: int, axis: int, precision: Precision, like: Tensor) -> Tensor:
     """An operand's value as it lies where it came from, rotated back, in the carrier."""
     rule = (plan.first, plan.second)[place]
-    value = whole(operand, plan.chunk, axis)
+    value, factor = operand.values.to(precision.carrier), factor_of_elements(operand, plan.chunk, axis)
+    value = value if factor is None else value * factor.to(precision.carrier)
     if rule.hadamard:
         assert precision.signs is not None
         value = rotate_back(value, axis, precision.signs, like.shape[axis])

@@ -1,7 +1,7 @@
 """A value with another's derivative: how rounding is differentiated.
 
-Under a transform of torch.func (`grad`, `jvp`) a function of autograd needs a form of its own, which the compiler of training's
-steps refuses; so there are two of one meaning, and training never meets the second.
+To be differentiated forward, by dual numbers or a transform of torch.func, a function of autograd needs what the compiler of
+training's steps refuses. So there are two of one meaning, and training never meets the second.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -26,7 +27,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _StraightThroughBothWays(torch.autograd.Function):
-    """The same with a derivative forward too, for transforms of torch.func."""
+    """The same with a derivative forward too, for dual numbers and transforms of torch.func."""
 
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG004
@@ -45,13 +46,15 @@ class _StraightThroughBothWays(torch.autograd.Function):
         return None if dx is None else dx.to(ctx.dtype_out)
 
 
-def transformed() -> bool:
-    """Whether a transform of torch.func is at work; never in code that is being compiled as a whole, training's."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+def both_ways() -> bool:
+    """Whether dual numbers or a transform of torch.func are at work; never in code that is being compiled, training's."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def straight_through(x: Tensor, y: Tensor) -> Tensor:
     """`y`, computed from x, as if it were x to every derivative; y's shape and dtype."""
-    function = _StraightThroughBothWays if transformed() else _StraightThrough
+    function = _StraightThroughBothWays if both_ways() else _StraightThrough
     result: Tensor = function.apply(x, y)
     return result

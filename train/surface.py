@@ -23,13 +23,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from formats import Rounding, quantize
 from landscape import Problem
+from landscape.programs import How
 from train import smooth
 from train.again import again
 from train.head import chunks, of_runs
@@ -44,9 +45,15 @@ from train.recipe import Elsewhere, Recipe, Structure
 from train.rounding_seeds import run_keys
 from train.seen import Layers
 
+if TYPE_CHECKING:
+    from train.pack import Pack
+
 Quantisers = Literal["on", "off", "finite-difference"]
 QUANTISERS: tuple[Quantisers, ...] = ("on", "off", "finite-difference")
 LOGITS = 2**27  # the most in memory at a time, in elements
+# The step of finite differences where something is rounded, of the weights' length: twice the distance of BF16's numbers. A
+# smaller one meets rounding above all, as outputs are BF16 in most recipes, and over a larger one the loss bends.
+DIFFERENCE = 2.0**-6
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class Surface:
         sequences: int | None = None,
         dtype: torch.dtype | None = None,
         difference: float | None = None,
+        program: How = "eager",
     ) -> Problem:
         """The loss at params as `landscape` takes it, on tokens and their targets, integers [R, N, T] or [R, N·T].
 
@@ -118,11 +126,19 @@ class Surface:
         difference: the step of finite differences, a share of the parameters' length, where products are made of them.
         """
         batch, sizes = pieces(tokens, targets, self.program.shape.context, sequences)
+        dtype = dtype or self.program.dtype
+        by_differences = self.quantisers == "finite-difference"
+        if difference is None and by_differences and self._rounds(dtype):
+            difference = DIFFERENCE
         return Problem(
-            self.loss, params, batch, weights=sizes, runs=True, dtype=dtype or self.program.dtype,
-            products="finite-difference" if self.quantisers == "finite-difference" else None, difference=difference,
-            quantisers=self.quantisers,
+            self.loss, params, batch, weights=sizes, runs=True, dtype=dtype, difference=difference, program=program,
+            quantisers=self.quantisers, products="finite-difference" if by_differences else None,
         )  # fmt: skip
+
+    def _rounds(self, dtype: torch.dtype) -> bool:
+        numerics = self._numerics(dtype)
+        places = [numerics.lm_head, *(place for block in numerics.blocks for place in block[:2])]
+        return any(p.rounds_outputs or smooth.rounds(p, True) or smooth.rounds(p, False) for p in places)
 
     def _numerics(self, dtype: torch.dtype) -> Numerics:
         if dtype not in self._made:
@@ -183,6 +199,12 @@ def surface(
         raise ValueError(f"quantisers must be one of {', '.join(QUANTISERS)}, got {quantisers!r}")
     given = None if scales is None else {name: scale.detach() for name, scale in scales.items()}
     return Surface(program, tuple(slots), torch.device(device), quantisers, step, given, limit)
+
+
+def surface_of(pack: Pack, quantisers: Quantisers = "on", *, limit: int = LOGITS) -> Surface:
+    """The loss of a pack under way, with its next step's random bits and delayed scales; measure at `pack.parameters`."""
+    scales = pack.histories.scales()
+    return surface(pack.program, pack.slots, pack.device, quantisers, step=pack.made, scales=scales, limit=limit)
 
 
 def pieces(

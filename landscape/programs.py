@@ -1,0 +1,56 @@
+"""A derivative as a program of its own: recorded once from what autograd does, without what its result does not need.
+
+A Hessian-vector product is the tangent of a gradient. Computed as one goes it takes nine products of matrices where a gradient
+takes three, since the gradient comes along; two thirds of one are for nothing, and the graph of what was recorded shows which. A
+recorded program is the same operations on the same numbers, one by one; a compiled one is that fused by torch.compile, which
+takes minutes for a large model, and rounds its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+How = Literal["eager", "recorded", "compiled"]
+
+
+class Programs:
+    """The programs of one function of tensors and of a batch's piece: one for each shape that a piece has.
+
+    Whatever else the function reads is a constant of its programs, and so is each decision that it takes.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], how: How) -> None:
+        self._function, self._how = function, how
+        self._made: dict[Any, Callable[..., Tensor]] = {}
+
+    def __call__(self, tensors: Sequence[Tensor], piece: Any) -> Tensor:
+        """The function of the tensors and the piece."""
+        if self._how == "eager":
+            return self._function(*tensors, piece)
+        leaves, spec = tree_flatten(piece)
+        at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        key = (spec, *((leaf.shape, leaf.dtype) if i in at else leaf for i, leaf in enumerate(leaves)))
+        if key not in self._made:
+            count, others = len(tensors), list(leaves)
+
+            def of_tensors(*given: Tensor) -> Tensor:
+                for i, leaf in zip(at, given[count:], strict=True):
+                    others[i] = leaf
+                return self._function(*given[:count], tree_unflatten(others, spec))
+
+            self._made[key] = _program(of_tensors, [*tensors, *(leaves[i] for i in at)], self._how)
+        return self._made[key](*tensors, *(leaves[i] for i in at))
+
+
+def _program(function: Callable[..., Tensor], arguments: list[Tensor], how: How) -> Callable[..., Tensor]:
+    module = make_fx(function)(*arguments)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    program: Callable[..., Tensor] = torch.compile(module, fullgraph=True) if how == "compiled" else module
+    return program
