@@ -39,11 +39,15 @@ STEPS = 4
 ALL = Probe(every=2, measures=NAMES, quantisers="off", eigenvalues=2, samples=2, radii=(0.05, 0.1), at_once=2)
 
 
-def setting(recipe: str = "native-fp32", rates: tuple[float, ...] = (3e-3, 1e-2, 1e6), **changes: Any) -> tuple[Program, list[Slot]]:
+def setting(
+    recipe: str = "native-fp32", rates: tuple[float, ...] = (3e-3, 1e-2, 1e6), **changes: Any
+) -> tuple[Program, list[Slot]]:
     """A program in whose runs, one a rate, the last comes to NaN by its second probe."""
     meant = resolve_recipe(recipe)
     small: dict[str, Any] = {"steps": STEPS, "sequences": 2, "warmup": 1, "evaluation_sequences": 2, "probe": ALL}
-    return program_for(meant, changes.pop("shape", SMALL), **small | changes), [slot(meant, i, rate) for i, rate in enumerate(rates)]
+    return program_for(meant, changes.pop("shape", SMALL), **small | changes), [
+        slot(meant, i, rate) for i, rate in enumerate(rates)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +106,15 @@ def test_a_probe_leaves_weights_moments_generators_and_switches_as_they_were(tex
     pack.probes.measure(pack)
     assert torch.equal(torch.get_rng_state(), rng)
     assert torch.are_deterministic_algorithms_enabled() == switches
-    changed = {name for name, t in pack.state().items() if not torch.equal(t.nan_to_num(-1), before[name].nan_to_num(-1))}
+    changed = {
+        name for name, t in pack.state().items() if not torch.equal(t.nan_to_num(-1), before[name].nan_to_num(-1))
+    }
     assert {name.split(" ")[0] for name in changed} == {"probe", "vectors"}
 
 
-def test_a_pack_that_goes_on_from_a_checkpoint_has_the_values_that_it_would_have_had(text: Text, tmp_path: Path) -> None:
+def test_a_pack_that_goes_on_from_a_checkpoint_has_the_values_that_it_would_have_had(
+    text: Text, tmp_path: Path
+) -> None:
     """Stopped between probes and at one; the eigenvalues of the next start from the vectors of the one before."""
     probe = dataclasses.replace(ALL, measures=("hessian_eigenvalue", "m_sam_sharpness"), eigenvalues=1)
     program, slots = setting(probe=probe)
@@ -154,11 +162,15 @@ def test_values_are_those_of_the_dense_hessian(text: Text) -> None:
         p = (1 - adam.beta1**4) * ((v / (1 - adam.beta2**4)).sqrt() + adam.eps)
         scale = torch.where(v > 0, p.rsqrt(), 0.0)
         edge = torch.linalg.eigvalsh(scale[:, None] * h * scale)[-1].item()
-        np.testing.assert_allclose(found["preconditioned_eigenvalue"]["preconditioned_eigenvalue"][run, 0], edge, rtol=2e-3)
+        np.testing.assert_allclose(
+            found["preconditioned_eigenvalue"]["preconditioned_eigenvalue"][run, 0], edge, rtol=2e-3
+        )
         trace, error = (found["hessian_trace"][f"hessian_trace{ending}"][run] for ending in ("", "_stderr"))
         assert abs(trace - h.trace().item()) < 5 * error
         np.testing.assert_allclose(found["gradient_curvature"]["gradient_norm"][run], g.norm().item(), rtol=1e-6)
-        np.testing.assert_allclose(found["gradient_curvature"]["gradient_curvature"][run], (g @ h @ g / (g @ g)).item(), rtol=1e-5)
+        np.testing.assert_allclose(
+            found["gradient_curvature"]["gradient_curvature"][run], (g @ h @ g / (g @ g)).item(), rtol=1e-5
+        )
         rho = probe.radii[0]  # so small that the second order is the last that counts
         rise = rho * g.norm() + rho**2 / 2 * (g @ h @ g) / (g @ g)
         np.testing.assert_allclose(found["sam_sharpness"]["sam_sharpness"][run, 0], rise.item(), rtol=1e-4)
@@ -169,7 +181,9 @@ def test_values_are_those_of_the_dense_hessian(text: Text) -> None:
 
 @pytest.mark.parametrize("option", ["mup", "untied"])
 def test_the_update_is_the_step_that_training_has_just_made(option: str, text: Text) -> None:
-    program, slots = setting(rates=(1e-4, 1e-4), shape=dataclasses.replace(SHAPES[option], layers=1), schedule="constant")
+    program, slots = setting(
+        rates=(1e-4, 1e-4), shape=dataclasses.replace(SHAPES[option], layers=1), schedule="constant"
+    )
     pack = Pack(program, slots, text, CPU)
     for _ in range(3):
         before = {name: p.detach().clone() for name, p in pack.parameters.items()}

@@ -108,7 +108,10 @@ def test_a_probe_that_means_nothing_is_refused(probe: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"training": {"optimizer": "muon"}, "probe": {"measures": ["preconditioned_eigenvalue"]}}, "of Adam's moments"),
+        (
+            {"training": {"optimizer": "muon"}, "probe": {"measures": ["preconditioned_eigenvalue"]}},
+            "of Adam's moments",
+        ),
         ({"model": {"logit_softcap": 3.0}, "probe": {"measures": ["hidden_sharpness"]}}, "logit_softcap=3 bends"),
     ],
 )
@@ -120,7 +123,10 @@ def test_a_measure_that_no_run_can_have_is_refused_before_any_work(changes: dict
 def test_a_measure_that_some_runs_can_have_is_taken_of_those() -> None:
     study = tiny(axes={"optimizer": ["adamw", "muon"]}, probe={"measures": ["critical_sharpness", "sam_sharpness"]})
     packs = plan(study, CPU)
-    assert sorted({tuple(pack.program.measures) for pack in packs}) == [("critical_sharpness", "sam_sharpness"), ("sam_sharpness",)]
+    assert sorted({tuple(pack.program.measures) for pack in packs}) == [
+        ("critical_sharpness", "sam_sharpness"),
+        ("sam_sharpness",),
+    ]
 
 
 def test_whose_weights_are_kept_does_not_change_which_runs_there_are() -> None:
@@ -132,7 +138,9 @@ def test_whose_weights_are_kept_does_not_change_which_runs_there_are() -> None:
 def test_the_dry_run_tells_how_much_it_will_be(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     path.write_text(asking(*NAMED, model={"width": 128}).to_toml())
-    result = CliRunner().invoke(main, ["sweep", str(path), "--out", str(tmp_path / "out"), "--device", "cpu", "--dry-run"])
+    result = CliRunner().invoke(
+        main, ["sweep", str(path), "--out", str(tmp_path / "out"), "--device", "cpu", "--dry-run"]
+    )
     [line] = [text for text in result.output.splitlines() if text.startswith("snapshots")]
     # After 0, 6, 8 and 12 steps; 229,632 parameters and two moments, 4 bytes each.
     assert line == "snapshots of 3 runs: 12 files, at most 32 MiB"

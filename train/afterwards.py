@@ -188,18 +188,23 @@ class _Work:
         points, done, taken, failed = sum(len(measures) for _, measures in parts), 0, 0, 0
         found = everything - sum(len(of.runs) * len(measures) for of, measures in parts)
         for of, measures in parts:
-            at: AtPoint | None = None
+            whole, at = of, None
             for measure in measures:
                 self._hear(Progress(points, done, f"{measure}, {len(of.runs)} runs after step {of.step}"))
                 try:
-                    at = at or AtPoint(self._loaded(of), self.probe)
-                    self._take(measure, of, at)
-                    taken += len(of.runs)
-                except (LandscapeError, ValueError, CheckpointError, OSError) as error:
+                    if at is None and of.runs:
+                        of, pack = self._loaded(of)
+                        at = AtPoint(pack, self.probe) if pack else None
+                    if at is not None:
+                        self._take(measure, of, at)
+                except (LandscapeError, CheckpointError, ValueError, OSError) as error:
                     if isinstance(error, StudyError):
                         raise
-                    failed += len(of.runs)
                     log.warning("%s after step %d of %s: %s", measure, of.step, _named(of.runs), error)
+                    failed += len(whole.runs)
+                else:
+                    taken += len(of.runs)
+                    failed += len(whole.runs) - len(of.runs)
                 done += 1
                 self._hear(Progress(points, done, ""))
         return Measured(taken, found, failed)
@@ -224,35 +229,47 @@ class _Work:
             for i in range(0, len(runs), most):
                 yield dataclasses.replace(of, runs=tuple(runs[i : i + most])), list(measures)
 
-    def _loaded(self, of: Weights) -> Pack:
-        """A pack that stands where the weights were taken."""
+    def _loaded(self, of: Weights) -> tuple[Weights, Pack | None]:
+        """A pack that stands where the weights were taken, None where none can be read; and what it has of them."""
         if of.checkpoint:
-            by_identity = {run.identity: run for run in self.study.runs() if run.identity in of.checkpoint.runs}
-            runs = tuple(by_identity[run] for run in of.checkpoint.runs)
-            pack = self._pack_of(program_of(runs[0]), runs, of.checkpoint.pack_size, of.checkpoint.text, fresh=True)
-            found = read_checkpoint(of.checkpoint.folder, of.checkpoint.of)
-            if found is None or found[0] != of.step:
-                raise ValueError("its checkpoint has been replaced meanwhile: once more will measure the new one")
-            pack.load(found[2])
-            return pack
-        saved = [read(of.kept[run.identity]) for run in of.runs]
+            return of, self._from_checkpoint(of.checkpoint, of.step)
+        saved, runs = [], []
+        for run in of.runs:
+            try:
+                saved.append(read(of.kept[run.identity]))
+                runs.append(run)
+            except (ValueError, OSError) as error:
+                log.warning("%s: not measured: %s", of.kept[run.identity].path, error)
+        of = dataclasses.replace(of, runs=tuple(runs))
+        if not saved:
+            return of, None
         program = dataclasses.replace(program_of(of.runs[0]), probe=Probe(), signals_every=0)
-        pack = self._pack_of(program, of.runs, len(of.runs), saved[0][0]["text"])
+        pack = self._pack_of(program, of.runs, len(of.runs), {header["text"] for header, _ in saved})
         pack.put(of.step, [tensors for _, tensors in saved])
+        return of, pack
+
+    def _from_checkpoint(self, checkpoint: Checkpoint, step: int) -> Pack:
+        by_identity = {run.identity: run for run in self.study.runs() if run.identity in checkpoint.runs}
+        runs = tuple(by_identity[run] for run in checkpoint.runs)
+        self._pack = None  # one that has made steps can't be loaded
+        pack = self._pack_of(program_of(runs[0]), runs, checkpoint.pack_size, {checkpoint.text})
+        found = read_checkpoint(checkpoint.folder, checkpoint.of)
+        if found is None or found[0] != step:
+            raise ValueError("its checkpoint has been replaced meanwhile: once more will measure the new one")
+        pack.load(found[2])
         return pack
 
-    def _pack_of(
-        self, program: Program, runs: tuple[Run, ...], size: int, text_sha256: str, fresh: bool = False
-    ) -> Pack:
+    def _pack_of(self, program: Program, runs: tuple[Run, ...], size: int, texts: set[str]) -> Pack:
+        """The pack of these runs, the last one where it is; texts: the SHA-256 of what they were trained on."""
         key = (program, tuple(run.identity for run in runs), size)
-        if self._pack is None or self._pack[0] != key or fresh:
+        text = self._text(runs[0], texts)
+        if self._pack is None or self._pack[0] != key:
             self._pack = None  # before the next one needs the memory
             [planned] = chunked(program, runs, size)
-            text = self._text(runs[0], text_sha256)
             self._pack = (key, Pack(program, planned.slots, text, self.device, compiled=False))
         return self._pack[1]
 
-    def _text(self, run: Run, sha256: str) -> Text:
+    def _text(self, run: Run, wanted: set[str]) -> Text:
         stream = run.stream
         if stream.key not in self._texts:
             try:
@@ -260,9 +277,9 @@ class _Work:
             except (TextError, ValueError) as error:
                 raise StudyError(str(error)) from None
         text = self._texts[stream.key]
-        if text.sha256 != sha256:
+        if others := wanted - {text.sha256}:
             raise StudyError(
-                f"{stream.key}: the runs were trained on another text ({sha256[:12]}, now {text.sha256[:12]}: {text.source}); "
+                f"{stream.key}: runs were trained on another text ({min(others)[:12]}, now {text.sha256[:12]}: {text.source}); "
                 "measure with the one that they were trained on"
             )
         return text

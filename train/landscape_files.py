@@ -91,7 +91,9 @@ def landscape_groups(directory: Path, planned: Sequence[str], history: xr.Datase
 
 def _joined(measure: str, points: Sequence[xr.Dataset], runs: Sequence[str]) -> xr.Dataset:
     """One dataset of all points; of what was measured twice, the last in the order of their names."""
-    schema = {name: row for name, row in OF_MEASURES[group_of(measure)].items() if name != "measured"} | {"taken": TAKEN}
+    schema = {name: row for name, row in OF_MEASURES[group_of(measure)].items() if name != "measured"} | {
+        "taken": TAKEN
+    }
     axes = dict.fromkeys(axis for row in schema.values() for axis in row.dims if axis != "run")
     along: dict[str, Any] = {axis: np.unique(np.concatenate([data[axis].values for data in points])) for axis in axes}
     places = {
