@@ -1,4 +1,4 @@
-"""`exmy landscape`: what was kept is measured once, can be stopped anywhere, agrees with what training measured, and touches nothing."""
+"""`exmy landscape`: what was kept is measured once, as training measured it, can be stopped anywhere, and touches nothing."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def values_of_text(study: Path) -> str:
 
 def test_other_quantisers_stand_beside_and_differ_as_rounding_does(study: Path) -> None:
     for word in ("on", "off", "finite-difference"):
-        assert measure_study(study, ["gradient_curvature"], ["e8m7, seed=0"], word, device="cpu").taken == 5  # type: ignore[arg-type]
+        assert measure_study(study, ["gradient_curvature"], ["e8m7, seed=0"], word, device="cpu").taken == 5
     tree = open_study(study)["landscape"]
     values = {str(word): tree[f"{word}/gradient_curvature"].to_dataset() for word in tree.children}
     assert {word: of["quantisers"].item() for word, of in values.items()} == {

@@ -1,4 +1,4 @@
-"""Measures while a pack trains: right, at their own intervals, a run's own, kept with its checkpoints, and without a trace in training."""
+"""Measures while a pack trains: right, at their own intervals, each run's own, and without a trace in its training."""
 
 from __future__ import annotations
 

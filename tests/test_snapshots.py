@@ -1,4 +1,4 @@
-"""Whose weights are kept, and what of them: named, refused beforehand, whole or not at all, the weights of the training itself."""
+"""Whose weights are kept: named, refused beforehand, whole or not at all, and to the bit those of the training."""
 
 from __future__ import annotations
 
@@ -197,6 +197,16 @@ def test_a_training_that_was_stopped_leaves_the_files_of_one_that_was_not(kept: 
     assert 0 < len(contents(tmp_path)) < len(contents(kept))
     run_study(study, tmp_path, "cpu", Recorder())
     assert contents(tmp_path) == contents(kept)
+
+
+def test_runs_that_are_named_too_late_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    study = asking(NAMED[0], training={"steps": 8}, axes={"seed": 1})
+    run_study(study, tmp_path, "cpu", Recorder())
+    assert run_study(study, tmp_path, "cpu", Recorder()).trained == 0
+    assert "whose weights" not in caplog.text
+    later = asking(NAMED[0], "e8m7", training={"steps": 8}, axes={"seed": 1})
+    assert run_study(later, tmp_path, "cpu", Recorder()).trained == 0
+    assert "probe.snapshots names 2 runs that are finished, and whose weights were not kept" in caplog.text
 
 
 def test_a_disk_that_is_full_costs_the_snapshots_and_not_the_training(

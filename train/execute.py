@@ -29,7 +29,7 @@ from train.progress import RichObserver
 from train.remote import is_url
 from train.schedule import Schedule
 from train.site import ExecutorName, Site, make_site
-from train.snapshots import need
+from train.snapshots import need, report_gone
 from train.status import StatusFile
 from train.store import PACKS, STUDY_FILE, finished_runs, study_text
 from train.streams import load_texts, report_epochs
@@ -106,6 +106,7 @@ def _run(
     _enough_disk(directory, packs, need(study, packs).bytes)
     report_unplanned(directory, {pack.hash for pack in packs})
     report_epochs({pack.program for pack in packs}, texts)
+    report_gone(directory, study, finished)
     _write_study(directory, study)
     site.send(STUDY_FILE)
     found = sum(identity in finished for identity in wanted)

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -140,6 +140,19 @@ def need(study: Study, packs: Sequence[PlannedPack]) -> Need:
         sum(count for _, count in rows), sum(count for _, count in files),
         sum(count * bytes_of(program) for program, count in files),
     )  # fmt: skip
+
+
+def report_gone(directory: Path, study: Study, finished: Collection[str]) -> None:
+    """A line in the log where the study names runs that were finished before anybody kept their weights."""
+    if not study.probe.snapshots:
+        return
+    runs = study.chosen(study.probe.snapshots, (run for run in study.runs() if run.identity in finished))
+    gone = [run.identity for run in runs if not (directory / SNAPSHOTS / run.identity).is_dir()]
+    if gone:
+        log.warning(
+            "probe.snapshots names %d runs that are finished, and whose weights were not kept: to have them, train these runs in "
+            "another directory", len(gone),
+        )  # fmt: skip
 
 
 def bytes_of(program: Program) -> int:
