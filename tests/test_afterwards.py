@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from click.testing import CliRunner, Result
 from xarray.testing import assert_identical
 
 from exmy.cli import main
+from exmy.export import export_study
 from landscape import validate
 from tests.test_execute import Recorder, Stopper, tiny
 from train import Study, StudyError, open_study, run_study, study_status
@@ -100,9 +102,7 @@ def test_the_tree_is_described_opens_in_chunks_and_survives_netcdf(measured: Pat
         line for line in validate(tree, also) if "weights" not in line and "taken" not in line and "/loss" not in line
     ] == []
     lazy = open_study(measured, chunks=2)
-    tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
-    import xarray as xr
-
+    export_study(measured, None, tmp_path / "tree.nc")
     with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as read:
         again = read.load()
         assert (

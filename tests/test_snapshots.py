@@ -199,6 +199,17 @@ def test_a_training_that_was_stopped_leaves_the_files_of_one_that_was_not(kept: 
     assert contents(tmp_path) == contents(kept)
 
 
+def test_a_training_that_starts_over_does_not_keep_what_another_left(kept: Path, tmp_path: Path) -> None:
+    """As after a checkpoint that is another device's: what is there is of a training that never was."""
+    study = asking(*NAMED)
+    run = study.chosen(NAMED, study.runs())[0].identity
+    (tmp_path / "snapshots" / run).mkdir(parents=True)
+    for name in ("8.safetensors", "8.sha256", "7.safetensors"):
+        (tmp_path / "snapshots" / run / name).write_bytes(b"old")
+    run_study(study, tmp_path, "cpu", Recorder())
+    assert contents(tmp_path) == contents(kept)
+
+
 def test_runs_that_are_named_too_late_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     study = asking(NAMED[0], training={"steps": 8}, axes={"seed": 1})
     run_study(study, tmp_path, "cpu", Recorder())

@@ -1,6 +1,6 @@
 """A study directory: one netCDF file a pack, complete or absent, joined on opening into one labelled DataTree.
 
-    packs/<hash>.nc       /history, /evaluation, /sharpness and /signals of one pack's runs
+    packs/<hash>.nc       /history, /evaluation, /sharpness, /signals and /probes of one pack's runs
     packs/<hash>.sha256   its checksum, for `sha256sum -c` too
 
 What else is there, `directory` lists. A pack is written whole or not at all (see `durable`), and read only if it is what its
