@@ -6,7 +6,8 @@ vectors are taken out, twice: with the two neighbours that suffice in exact arit
 as an eigenvalue converges, and finds it again and again.
 
 A basis that is full is restarted thick (Wu & Simon 2000): the best Ritz vectors are kept, with the next vector of the recurrence,
-so memory does not grow with the number of steps.
+so memory does not grow with the number of steps: `basis` + 1 vectors of R P numbers. They may lie elsewhere than the operator
+works, in a host's memory beside a GPU: each product then takes a vector each way, and the host makes it orthogonal.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]  # [R, P] -> [R, P], symmetric for each run
+SLAB = 2**26  # elements of a basis that are restarted at a time
 
 
 class Largest(NamedTuple):
@@ -31,10 +33,11 @@ class Largest(NamedTuple):
 
 
 class Basis:
-    """Orthonormal vectors V [R, m, P] and the projected matrix T [R, m, m], in FP64."""
+    """Orthonormal vectors V [R, m, P] and the projected matrix T [R, m, m], in FP64; on a device of their own, if told."""
 
-    def __init__(self, start: Tensor, size: int, fresh: bool) -> None:
+    def __init__(self, start: Tensor, size: int, fresh: bool, on: torch.device | None = None) -> None:
         R, P = start.shape
+        self.works_on, start = start.device, start.to(on or start.device)
         self.V = start.new_zeros(R, size + 1, P)
         self.T = torch.zeros(R, size, size, dtype=torch.float64, device=start.device)
         self.V[:, 0] = start / start.norm(dim=1, keepdim=True)
@@ -44,7 +47,7 @@ class Basis:
     def extend(self, apply: Operator) -> None:
         """Multiply the newest vector, and make the next of what is left; where nothing is, the space is invariant."""
         j = self.length
-        w = apply(self.V[:, j])
+        w = apply(self.V[:, j].to(self.works_on)).to(self.V.device)
         so_far = self.V[:, : j + 1]
         size = w.norm(dim=1)
         taken = torch.zeros(len(w), j + 1, dtype=torch.float64, device=w.device)
@@ -87,29 +90,33 @@ class Basis:
     def restart(self, keep: int) -> None:
         """Keep the best Ritz vectors and the next vector, and forget the others."""
         values, vectors = self.ritz()
-        best = vectors[:, :, -keep:]
-        kept = torch.einsum("rmk,rmp->rkp", best.to(self.V.dtype), self.V[:, : self.length])
-        newest = self.V[:, self.length].clone()
-        self.V.zero_()
+        best = vectors[:, :, -keep:].to(self.V.dtype)
+        # In slabs of the parameters, so that no second basis lies beside this one.
+        slab = max(1, SLAB // (self.V.shape[0] * self.length))
+        for part in self.V.split(slab, 2):
+            part[:, :keep] = torch.einsum("rmk,rmp->rkp", best, part[:, : self.length])
+            part[:, keep] = part[:, self.length]
+            part[:, keep + 1 :] = 0
         self.T.zero_()
-        self.V[:, :keep], self.V[:, keep] = kept, newest
         self.T[:, :keep, :keep] = torch.diag_embed(values[:, -keep:])
         self.length = keep
 
 
-def largest(apply: Operator, start: Tensor, k: int, basis: int, products: int, tolerance: float) -> Largest:
+def largest(
+    apply: Operator, start: Tensor, k: int, basis: int, products: int, tolerance: float, on: torch.device | None = None
+) -> Largest:
     """The k algebraically largest eigenvalues of each run's operator, from a start [R, P].
 
-    basis: vectors held at most, beyond k; products: at most. A run is done when all k residuals are within tolerance times the
-    eigenvalue's size, and keeps what it had then: what other runs still need changes nothing of it. An eigenvalue that repeats
-    is found once, as by any method that starts from a single vector.
+    basis: vectors held at most, beyond k; products: at most. on: where the basis lies. A run is done when all k residuals are
+    within tolerance times the eigenvalue's size, and keeps what it had then: what other runs still need changes nothing of it. An
+    eigenvalue that repeats is found once, as by any method that starts from a single vector.
     """
     R, P = start.shape
-    space = Basis(start, min(basis, P), fresh=True)
-    values = torch.full((R, k), torch.nan, dtype=torch.float64, device=start.device)
-    bounds, vectors = values.clone(), start.new_full((R, k, P), torch.nan)
-    done = torch.zeros(R, dtype=torch.bool, device=start.device)
-    converged, counts = done.clone(), torch.zeros(R, dtype=torch.int64, device=start.device)
+    space = Basis(start, min(basis, P), fresh=True, on=on)
+    values = torch.full((R, k), torch.nan, dtype=torch.float64, device=space.V.device)
+    bounds, vectors = values.clone(), space.V.new_full((R, k, P), torch.nan)
+    done = torch.zeros(R, dtype=torch.bool, device=space.V.device)
+    converged, counts = done.clone(), torch.zeros(R, dtype=torch.int64, device=space.V.device)
     for n in range(1, products + 1):
         space.extend(apply)
         m = space.length
@@ -131,7 +138,7 @@ def largest(apply: Operator, start: Tensor, k: int, basis: int, products: int, t
             break
         if m == space.T.shape[1]:
             space.restart(min(m - 1, k + (m - k) // 2))
-    return Largest(values, vectors, bounds, converged, counts)
+    return Largest(*(found.to(start.device) for found in (values, vectors, bounds, converged, counts)))
 
 
 def quadrature(apply: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from landscape.errors import LandscapeError as LandscapeError
 from landscape.programs import How, Programs
 
 Mode = Literal["forward-over-reverse", "double-backward", "finite-difference"]
@@ -52,10 +53,6 @@ DIFFERENCE = {torch.float32: 2.0**-10, torch.float64: 2.0**-17}
 SWITCHED = "scaled_dot_product_attention takes its mathematical form: the fused ones have no second derivative"
 
 logger = logging.getLogger(__name__)
-
-
-class LandscapeError(ValueError):
-    """A question about a landscape that has no answer as put: one line with the value, the limit and the mend."""
 
 
 class Problem:

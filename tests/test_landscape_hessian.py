@@ -15,6 +15,7 @@ import scipy.linalg
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscape import (
     CURVATURE,
@@ -25,6 +26,7 @@ from landscape import (
     gradient_curvature,
     hessian_eigenvalues,
     hutchinson_trace,
+    lanczos,
     preconditioned_eigenvalues,
     smoothed_density,
     spectral_density,
@@ -415,3 +417,42 @@ def test_what_curvature_says_keeps_to_its_schema(runs: bool) -> None:
     found[0]["hessian_eigenvalue"].attrs["units"] = "nats"
     (line,) = validate(found[0], CURVATURE)
     assert "hessian_eigenvalue: units" in line
+
+
+# Memory.
+
+
+def test_a_basis_restarts_in_slabs_and_makes_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of them at most at a time: whatever it makes is smaller than the basis, and the eigenvalues are the same."""
+    A = torch.stack([wishart(60, 70, seed=i) for i in range(2)])
+    whole = hessian_eigenvalues(quadratic(A), 2, basis=6, tolerance=1e-8, max_hvp=400).dataset
+    assert whole.converged.all()
+    assert (whole.n_hvp > 6).all()
+    monkeypatch.setattr(lanczos, "SLAB", 2 * 6 * 20)
+    space, largest = lanczos.Basis(random(2, 60), 6, fresh=True), 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max(largest, out.numel() if func is torch.ops.aten.bmm.default else 0)
+            return out
+
+    for _ in range(6):
+        space.extend(lambda v: torch.einsum("rij,rj->ri", A, v))
+    with Largest():
+        space.restart(3)
+    assert 0 < largest <= 2 * 3 * 20
+    slabs = hessian_eigenvalues(quadratic(A), 2, basis=6, tolerance=1e-8, max_hvp=400).dataset
+    np.testing.assert_allclose(slabs.hessian_eigenvalue, whole.hessian_eigenvalue, rtol=1e-12)
+
+
+@pytest.mark.cuda
+def test_a_basis_in_the_hosts_memory_finds_the_same(cuda: torch.device) -> None:
+    A = torch.stack([wishart(60, 70, seed=i) for i in range(2)]).to(cuda)
+    there, here = (
+        hessian_eigenvalues(quadratic(A, at=random(2, 60).to(cuda)), 2, basis=6, tolerance=1e-6, basis_on=on)
+        for on in (None, "cpu")
+    )
+    np.testing.assert_allclose(here.dataset.hessian_eigenvalue, there.dataset.hessian_eigenvalue, rtol=1e-9)
+    assert here.vectors.device == there.vectors.device

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from landscape import (
     spectral_density,
     xtrace,
 )
+from landscape.programs import Programs
 from tests.small import SHAPE, SHAPES, resolve
 from tests.test_pack import PlainGPT
 from train.model import ModelShape, Numerics, forward, objective
@@ -453,6 +455,38 @@ def test_what_a_product_does_not_need_is_not_computed() -> None:
             problem.hvp(problem.point)
         counts.append(count.products)
     assert counts[0] - counts[1] == 2
+
+
+def by_an_if(p: Any, _: None) -> Tensor:
+    x: Tensor = p["x"]
+    return (x if x.square().sum() < 3.5 else -x).pow(3).sum()
+
+
+def by_a_number(p: Any, _: None) -> Tensor:
+    x: Tensor = p["x"]
+    return x.pow(3).sum() * float(np.asarray(x.detach().cpu().tolist()).sum())
+
+
+@pytest.mark.parametrize("loss", [by_an_if, by_a_number])
+def test_a_loss_that_goes_by_its_parameters_values_is_not_recorded(loss: Any) -> None:
+    """Whose program would keep what was decided, or computed, once."""
+    with pytest.raises(LandscapeError, match=r"can't be recorded, .* take program='eager'") as caught:
+        Problem(loss, {"x": torch.ones(3)}, None, program="recorded").hvp(torch.ones(1, 3))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_program_that_keeps_a_value_is_refused() -> None:
+    """Of a loss that is another at each call, by a counter that no recording sees."""
+    kept = []
+
+    def loss(p: Any, _: None) -> Tensor:
+        x: Tensor = p["x"]
+        kept.append(0)
+        return x.pow(3).sum() * len(kept)
+
+    programs = Programs(lambda x, _: loss({"x": x}, None), "recorded")
+    with pytest.raises(LandscapeError, match="at other parameters its program gives other numbers"):
+        programs([torch.ones(3)], None)
 
 
 def test_a_compiled_product_is_the_same_but_for_rounding() -> None:
