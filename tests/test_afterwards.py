@@ -25,6 +25,7 @@ from tests.test_execute import Recorder, Stopper, tiny
 from train import Study, StudyError, open_study, run_study, study_status
 from train.afterwards import Progress, measure_study
 from train.directory import points_in
+from train.durable import is_intact
 from train.interruption import Interrupted
 from train.schema import OF_MEASURES
 from train.snapshots import Kept, Snapshots, read
@@ -102,18 +103,15 @@ def test_the_tree_is_described_opens_in_chunks_and_survives_netcdf(measured: Pat
         line for line in validate(tree, also) if "weights" not in line and "taken" not in line and "/loss" not in line
     ] == []
     lazy = open_study(measured, chunks=2)
-    export_study(measured, None, tmp_path / "tree.nc")
-    with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as read:
-        again = read.load()
-        assert (
-            {node.path for node in tree.subtree}
-            == {node.path for node in lazy.subtree}
-            == {node.path for node in again.subtree}
-        )
+    export_study(measured, tmp_path / "tree.zarr", tmp_path / "tree.nc")
+    for name, engine in (("tree.nc", "h5netcdf"), ("tree.zarr", "zarr")):
+        with xr.open_datatree(tmp_path / name, engine=engine) as read:
+            again = read.load()
+        assert {n.path for n in tree.subtree} == {n.path for n in lazy.subtree} == {n.path for n in again.subtree}
         for node in tree.subtree:
             assert_identical(node.to_dataset(), lazy[node.path].to_dataset().compute())
-            for name, values in node.to_dataset().data_vars.items():
-                np.testing.assert_array_equal(values, again[node.path][str(name)])
+            for variable, values in node.to_dataset().data_vars.items():
+                np.testing.assert_array_equal(values, again[node.path][str(variable)])
 
 
 def test_nothing_that_was_there_is_touched_and_what_is_there_is_not_measured_again(study: Path) -> None:
@@ -137,7 +135,7 @@ def test_stopped_anywhere_it_goes_on_and_loses_no_point(after: int, study: Path,
 
     with pytest.raises(KeyboardInterrupt):
         measure_study(study, MEASURES, device="cpu", on_progress=stop)
-    assert len(list(points_in(study))) == after
+    assert [is_intact(point.path) for point in points_in(study)] == [True] * after
     kept = files(study)
     seen: list[Progress] = []
     done = measure_study(study, MEASURES, device="cpu", on_progress=seen.append)

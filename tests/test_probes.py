@@ -168,8 +168,9 @@ def dense(pack: Pack, run: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_values_are_those_of_the_dense_hessian(text: Text) -> None:
     shape = ModelShape(layers=1, heads=1, width=4, context=4, vocabulary=32)
     probe = Probe(at_once=1, measures=tuple(MEASURES), quantisers="off", samples=64, radii=(1e-4,), eigenvalues=1)
-    program, slots = setting("native-fp64", (3e-3, 1e-2), shape=shape, probe=probe)
+    program, slots = setting("native-fp64", (3e-3, 1e-2), shape=shape, probe=probe, evaluation_sequences=4)
     pack = Pack(program, slots, text, CPU)
+    assert len(pack.held_out) == 2, "the first of these is the probe's"
     for _ in range(4):
         pack.step()
     at = AtPoint(pack, probe)
