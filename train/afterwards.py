@@ -32,7 +32,7 @@ from train.landscape_files import point_dataset, read_point, write_point
 from train.lock import locked
 from train.measures import MEASURES, Quantisers
 from train.pack import Pack
-from train.plan import LARGEST, capacity, chunked, pick_device, probe_of, program_of
+from train.plan import capacity, chunked, pick_device, probe_of, program_of
 from train.program import Probe, Program
 from train.provenance import provenance
 from train.snapshots import Kept, read, snapshots_in
@@ -170,6 +170,10 @@ class _Work:
     ) -> None:  # fmt: skip
         self.directory, self.study, self.device, self.probe, self.cache = directory, study, device, probe, cache
         self._hear = on_progress or (lambda _: None)
+        # What training asked for is nothing to this machine.
+        self._any_size = study.model_copy(
+            update={"execution": study.execution.model_copy(update={"pack_size": "auto"})}
+        )
         self._texts: dict[str, Text] = {}
         self._pack: tuple[Any, Pack] | None = None
         self._origin = provenance(study, device)
@@ -224,8 +228,7 @@ class _Work:
             if not measures:
                 continue
             program = dataclasses.replace(program_of(runs[0]), probe=self.probe)
-            fit = min(capacity(self.study, program, self.device), LARGEST[self.device.type])
-            most = len(runs) if of.checkpoint else fit
+            most = len(runs) if of.checkpoint else capacity(self._any_size, program, self.device)
             for i in range(0, len(runs), most):
                 yield dataclasses.replace(of, runs=tuple(runs[i : i + most])), list(measures)
 
@@ -295,7 +298,13 @@ class _Work:
             {name: array[slots] for name, array in values.items()}, measure, self.probe.quantisers, of.step, along,
             run_coordinates(of.runs, size), [of.sha256[run.identity] for run in of.runs], attrs,
         )  # fmt: skip
-        write_point(self.directory, data, measure, self.probe.quantisers, of.step)
+        try:
+            write_point(self.directory, data, measure, self.probe.quantisers, of.step)
+        except OSError as error:
+            raise StudyError(
+                f"{self.directory / LANDSCAPE}: can't write there ({error.strerror or error}); make room and start again: what was "
+                "measured before is kept"
+            ) from None
 
     def _slot(self, run: Run, of: Weights) -> int:
         return of.checkpoint.runs.index(run.identity) if of.checkpoint else of.runs.index(run)
