@@ -24,10 +24,10 @@ from exmy.cli import main
 from exmy.export import export_study
 from landscape import validate
 from tests.test_execute import Recorder, Stopper, tiny
-from train import Study, StudyError, landscape_files, open_study, run_study, study_status
+from train import Study, StudyError, open_study, run_study, study_status
 from train.afterwards import Progress, measure_study
 from train.directory import points_in
-from train.durable import is_intact
+from train.durable import is_intact, seal
 from train.interruption import Interrupted
 from train.schema import OF_MEASURES
 from train.snapshots import Kept, Snapshots, read
@@ -225,15 +225,15 @@ def test_a_snapshot_that_is_damaged_costs_its_own_values(study: Path, caplog: py
 def test_a_disk_that_is_full_ends_it_in_a_line_and_keeps_what_there_is(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, made = landscape_files.seal, list[Path]()
+    made = list[Path]()
 
     def fills_up(path: Path, content: bytes) -> None:
         if len(made) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         made.append(path)
-        write(path, content)
+        seal(path, content)
 
-    monkeypatch.setattr(landscape_files, "seal", fills_up)
+    monkeypatch.setattr("train.landscape_files.seal", fills_up)
     done = invoke(study, "--measure", "m_sam_sharpness", "--device", "cpu")
     assert done.exit_code == 2
     assert "can't write there (No space left on device); make room and start again" in done.output

@@ -302,8 +302,8 @@ class _Work:
             write_point(self.directory, data, measure, self.probe.quantisers, of.step)
         except OSError as error:
             raise StudyError(
-                f"{self.directory / LANDSCAPE}: can't write there ({error.strerror or error}); make room and start again: what was "
-                "measured before is kept"
+                f"{self.directory / LANDSCAPE}: can't write there ({error.strerror or error}); make room and start again: what "
+                "was measured before is kept"
             ) from None
 
     def _slot(self, run: Run, of: Weights) -> int:
