@@ -31,6 +31,7 @@ from tests.reference_linear import operand, quantised, reference_products
 from tests.small import SHAPE, SHAPES, resolve
 from tests.test_pack import PlainGPT
 from train import products as products_of_train
+from train.again import again
 from train.linear import linear
 from train.model import ModelShape
 from train.named_recipes import NAMED
@@ -54,8 +55,12 @@ def random(*size: int, seed: int = 0) -> Tensor:
 
 
 def weights(shape: ModelShape, runs: int) -> dict[str, Tensor]:
+    """Initial ones, but gains that are not all 1, which every format holds."""
     drawn = [initial_weights(shape, seed) for seed in range(runs)]
-    return {name: torch.stack([torch.from_numpy(w[name]) for w in drawn]).double() for name in drawn[0]}
+    made = {name: torch.stack([torch.from_numpy(w[name]) for w in drawn]).double() for name in drawn[0]}
+    return {
+        name: value + 0.1 * random(*value.shape, seed=9) if "ln_" in name else value for name, value in made.items()
+    }
 
 
 def windows(shape: ModelShape, runs: int, sequences: int = 2) -> tuple[Tensor, Tensor]:
@@ -361,6 +366,25 @@ def test_chunks_of_the_vocabulary_change_nothing(name: str, limit: int) -> None:
     close(b.gradient()[1], a.gradient()[1], 1e-13)
     close(b.hvp(v), a.hvp(v), 1e-13)
     assert b.mode == "forward-over-reverse"
+
+
+def test_what_is_computed_again_has_every_derivative_within_other_functions() -> None:
+    """Of a loss that bends what is computed again, so that its own tangent counts; forward over reverse and twice backward."""
+
+    def f(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+        return (torch.tanh(x @ w) * c).sum()
+
+    params, c = {"x": random(3, 4), "w": random(4, 2, seed=1)}, random(3, 2, seed=2)
+    plain = Problem(lambda p, _: f(p["x"], p["w"], c).exp() + p["x"].pow(4).sum(), params, None, dtype=F64)
+    v = random(1, plain.P, seed=3)
+    for mode in ("forward-over-reverse", "double-backward"):
+        other = Problem(
+            lambda p, _: again(f, p["x"], p["w"], c).exp() + p["x"].pow(4).sum(), params, None, dtype=F64,
+            products=mode,
+        )  # fmt: skip
+        close(other.hvp(v), plain.hvp(v), 1e-14)
+        close(other.gradient()[1], plain.gradient()[1], 1e-14)
+        assert other.mode == mode
 
 
 def test_chunks_have_the_short_sums_of_their_recipe() -> None:
