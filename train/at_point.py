@@ -22,7 +22,7 @@ from train.determinism import deterministic
 from train.model import hidden
 from train.program import Probe
 from train.seen import Layers
-from train.surface import pieces, surface
+from train.surface import pieces, surface_of
 
 if TYPE_CHECKING:
     from train.pack import Pack
@@ -36,14 +36,7 @@ class AtPoint:
     def __init__(self, pack: Pack, probe: Probe) -> None:
         self.pack, self.probe = pack, probe
         self.runs, self.shape = len(pack.slots), pack.program.shape
-        self.surface = surface(
-            pack.program,
-            pack.slots,
-            pack.device,
-            probe.quantisers,
-            step=pack.made,
-            scales=pack.histories.scales() or None,
-        )
+        self.surface = surface_of(pack, probe.quantisers)
         tokens, targets = pack.held_out[0]
         parts, sizes = pieces(tokens, targets, self.shape.context, probe.at_once)
         self.batches = Batches(parts, sizes)
