@@ -18,7 +18,7 @@ from tests.recipe_packs import program_for, slot
 from tests.small import SHAPE, SHAPES, make_program
 from tests.test_checkpoint import OF, After, assert_same
 from tests.test_step import most_memory
-from train import probing
+from train import probing, taking
 from train.at_point import AtPoint
 from train.checkpoint import Checkpointer
 from train.interruption import Interrupted
@@ -257,12 +257,25 @@ def test_a_question_without_an_answer_costs_its_values_and_not_the_training(
     assert np.isfinite(result.measures["sam_sharpness/sam_sharpness"][:, :2]).all()
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_the_memory_of_a_probe_is_estimated_from_above_and_not_far(at_once: int, text: Text) -> None:
-    probe = Probe(every=1, measures=("gradient_curvature",), at_once=at_once)
-    program, slots = setting("e4m3", (1e-3, 1e-3), shape=dataclasses.replace(SHAPE, context=32), probe=probe)
+@pytest.mark.parametrize(
+    ("measure", "at_once", "context"),
+    [
+        ("gradient_curvature", 1, 32),
+        ("gradient_curvature", 4, 32),
+        ("hessian_eigenvalue", 1, 4),
+        ("spectral_density", 1, 4),
+    ],
+)
+def test_the_memory_of_a_probe_is_estimated_from_above_and_not_far(
+    measure: str, at_once: int, context: int, text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of activations, and of the vectors of a basis; on a CPU."""
+    monkeypatch.setattr(taking, "MAX_HVP", 14)  # restarts once, and is looked at operation by operation
+    probe = Probe(every=1, measures=(measure,), at_once=at_once, samples=2, quantisers="off")
+    shape = dataclasses.replace(SHAPE, context=context, width=16 if context > 4 else 64)
+    program, slots = setting("native-fp32", (1e-3, 1e-3), shape=shape, probe=probe)
     pack = Pack(program, slots, text, CPU)
-    measured = most_memory(lambda: take("gradient_curvature", AtPoint(pack, probe))) / 2
+    measured = most_memory(lambda: take(measure, AtPoint(pack, probe))) / 2
     assert measured <= bytes_of_a_probe(program) <= 4 * measured
     assert program.bytes_per_run(False) >= bytes_of_a_probe(program)
     assert kept_bytes(make_program(probe=ALL)) == 2 * 2 * 4 * SHAPE.size

@@ -77,13 +77,13 @@ def bytes_of_a_probe(program: Program) -> int:
 
 
 def _vectors(measure: str, probe: Probe) -> int:
-    """Tensors of the parameters' size."""
-    basis = max(BASIS, probe.eigenvalues + 2)
+    """Tensors of the parameters' size: bases, random vectors, and what is around them."""
+    basis, k = max(BASIS, probe.eigenvalues + 2), probe.eigenvalues
     several = {
-        "hessian_eigenvalue": 5 * (basis + 1) + 2 * probe.eigenvalues,
-        "preconditioned_eigenvalue": 5 * (basis + 1) + 2 * probe.eigenvalues + 2,
-        "hessian_trace": 20 + 4 * probe.samples,
-        "spectral_density": 4 * (LANCZOS_STEPS + 1) + 4 * probe.samples,
+        "hessian_eigenvalue": basis + 13 + 2 * k,
+        "preconditioned_eigenvalue": basis + 15 + 2 * k,
+        "hessian_trace": 10 + 2 * probe.samples,
+        "spectral_density": LANCZOS_STEPS + 13 + 2 * probe.samples,
         "box_sharpness": 24,
     }
-    return several.get(measure, 16)
+    return several.get(measure, 12)
