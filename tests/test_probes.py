@@ -263,7 +263,6 @@ def test_a_question_without_an_answer_costs_its_values_and_not_the_training(
         ("gradient_curvature", 1, 32),
         ("gradient_curvature", 4, 32),
         ("hessian_eigenvalue", 1, 4),
-        ("spectral_density", 1, 4),
     ],
 )
 def test_the_memory_of_a_probe_is_estimated_from_above_and_not_far(
