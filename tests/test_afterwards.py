@@ -26,11 +26,13 @@ from landscape import validate
 from tests.test_execute import Recorder, Stopper, tiny
 from train import Study, StudyError, open_study, run_study, study_status
 from train.afterwards import Progress, measure_study
+from train.curves import curves_of
 from train.directory import points_in
 from train.durable import is_intact, seal
 from train.interruption import Interrupted
 from train.schema import OF_MEASURES
 from train.snapshots import Kept, Snapshots, read
+from train.store import read_packs
 
 ROOT = Path(__file__).parent.parent
 PROBE = {
@@ -115,6 +117,20 @@ def test_the_tree_is_described_opens_in_chunks_and_survives_netcdf(measured: Pat
             assert_identical(node.to_dataset(), lazy[node.path].to_dataset().compute())
             for variable, values in node.to_dataset().data_vars.items():
                 np.testing.assert_array_equal(values, again[node.path][str(variable)])
+
+
+def test_what_was_measured_while_training_is_told_elsewhere_as_curves(trained: Path) -> None:
+    tree = open_study(trained)
+    for pack in read_packs(trained):
+        for curves in curves_of(asking(), pack):
+            for measure, at in {
+                "hessian_trace": "",
+                "m_sam_sharpness": " at rho 0.05",
+                "hessian_eigenvalue": " at rank 0",
+            }.items():
+                values = tree[f"probes/{measure}"].to_dataset()[measure].sel(run=curves.identity).squeeze()
+                wanted = list(zip(values["probe_step"].values.tolist(), values.values.tolist(), strict=True))
+                assert curves.points[f"probes/{measure}{at}"] == wanted
 
 
 def test_nothing_that_was_there_is_touched_and_what_is_there_is_not_measured_again(study: Path) -> None:
