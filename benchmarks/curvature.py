@@ -52,6 +52,7 @@ from landscape import LandscapeError, Problem, hessian_eigenvalues
 from landscape.programs import How
 from train.determinism import deterministic
 from train.durable import atomically
+from train.measures import Quantisers
 from train.model import ModelShape
 from train.optim import AdamW
 from train.pack import Pack
@@ -60,7 +61,7 @@ from train.provenance import device_name, provenance
 from train.resolve import resolve_recipe
 from train.seeds import initial_weights
 from train.study import Study
-from train.surface import Quantisers, surface
+from train.surface import surface
 from train.text import Text
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")

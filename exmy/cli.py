@@ -331,6 +331,45 @@ def report(directory: Path, out: Path | None) -> None:
         click.echo(path)
 
 
+@main.command("landscape")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--measure", "measures", metavar="NAME", multiple=True, help="One of them, or several; [probe]'s by default."
+)
+@click.option("--run", "runs", metavar="RUNS", multiple=True, help='A recipe, or "e4m3, seed=0"; all by default.')
+@click.option(
+    "--quantisers", type=click.Choice(["on", "off", "finite-difference"]),
+    help="Of the loss as the run rounds it, or without; [probe]'s by default.",
+)  # fmt: skip
+@_device
+def landscape_command(
+    directory: Path, measures: tuple[str, ...], runs: tuple[str, ...], quantisers: Any, device: str
+) -> None:
+    """Measure how sharp the loss is at the weights that a study has kept: its snapshots, and the packs under way.
+
+    Adds to DIR/landscape and touches nothing else. Stopped and started again, it measures what is missing. docs/landscape.md says
+    what each measure is, and what it costs.
+
+    \b
+    Example: exmy landscape runs/mine
+    Example: exmy landscape runs/mine --measure hessian_eigenvalue --measure sam_sharpness --run "e4m3, seed=0"
+    Example: exmy landscape runs/mine --quantisers off
+    """  # noqa: D301
+    from exmy.landscape import run_landscape
+    from train import StudyError
+
+    try:
+        done = run_landscape(directory, measures, runs, quantisers, device)
+    except StudyError as error:
+        raise Refused(str(error)) from None
+    except KeyboardInterrupt:
+        again = shlex.join(["exmy", *sys.argv[1:]])
+        click.echo(f"\nexmy: stopped; what was measured is kept. To go on: {again}", err=True)
+        sys.exit(INTERRUPTED)
+    if done.failed:
+        raise Refused(f"{directory}: {done.failed} values could not be measured; the lines above say why")
+
+
 @main.command("compare")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--baseline", metavar="RECIPE", help="What the others are held against; the study's own by default.")

@@ -112,10 +112,10 @@ def _write_netcdf(tree: xr.DataTree, out: Path) -> None:
 
 def _lazy(tree: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
     """What is on the disk still, "group/variable"."""
-    for group in tree.children:
-        for name, array in tree[group].to_dataset().data_vars.items():
+    for node in tree.subtree:
+        for name, array in node.to_dataset().data_vars.items():
             if array.chunks is not None:
-                yield f"{group}/{name}", array
+                yield f"{node.path.strip('/')}/{name}", array
 
 
 def _parts(tree: xr.DataTree) -> Iterator[slice]:

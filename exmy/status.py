@@ -31,12 +31,25 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     if status["packs"]:
         yield _finished_packs(status["packs"], status["packs_finished"])
     yield from findings_view(findings_of(Path(directory)))
+    yield from _weights(status)
     if status["under_way"]:
         yield from _under_way(status["under_way"], at_work=status["state"] == "running")
     if status["state"] not in ("running", "finished"):
         yield Text(f"To go on: {shlex.join(['exmy', 'resume', directory])}")
     if runs["finished"]:
         yield Text(f"To look at what is there: {shlex.join(['exmy', 'report', directory])}")
+
+
+def _weights(status: Mapping[str, Any]) -> Iterator[Text]:
+    """What snapshots there are, and what was measured of weights that were kept."""
+    kept, measured = status["snapshots"], status["landscape"]
+    if kept["files"]:
+        yield Text(f"Snapshots: {kept['files']} of {kept['runs']} runs")
+    if measured:
+        counts = ", ".join(f"{row['measure']} {row['points']}" for row in measured)
+        yield Text(f"Measured since, in points: {counts}")
+    elif kept["files"]:
+        yield Text(f"To measure them: {shlex.join(['exmy', 'landscape', str(status['directory'])])}")
 
 
 def _finished_packs(packs: list[Mapping[str, Any]], count: int) -> Table:

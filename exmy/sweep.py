@@ -23,10 +23,11 @@ from train.estimate import Estimate, estimate, measured_rates, total
 from train.hooks import Hook
 from train.local import count_workers
 from train.pack_sizes import read_lowered
-from train.plan import PlannedPack, describe, pick_device, plan
+from train.plan import PlannedPack, counted, describe, pick_device, plan
 from train.progress import duration
 from train.provenance import device_name
 from train.ranks import leads, way_of
+from train.snapshots import need
 from train.store import finished_runs
 from train.tensorboard import EventFiles
 from train.wandb import WandbRuns
@@ -142,6 +143,13 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
     )
     if at_once > 1:
         whole = whole._replace(memory=whole.memory * (at_once if where.type == "cpu" else 1))
+    snapshots = need(study, packs)
+    if snapshots.files:
+        console.print(
+            f"snapshots of {counted(snapshots.runs, 'run')}: {snapshots.files} files, at most {_size(snapshots.bytes)}",
+            soft_wrap=True,
+        )
+        whole = whole._replace(disk=whole.disk + snapshots.bytes)
     above = next(folder for folder in (directory, *directory.absolute().parents) if folder.is_dir())
     console.print(
         f"at most {_size(whole.memory)} of memory at a time; at most {_size(whole.disk)} of files in {directory}, where "

@@ -111,7 +111,7 @@ def smoothed_density(dataset: xr.Dataset, at: ArrayLike, width: float) -> xr.Dat
 def _along(problem: Problem, w: Tensor) -> tuple[Tensor, Tensor]:
     """w^T H w [R] and H w [R, P] for one vector [P]."""
     product = problem.hvp(w.expand(problem.R, -1))
-    return product @ w, product
+    return (product * w).sum(1), product  # not a matrix times a vector, whose sums depend on the row
 
 
 def _leave_one_out(w: Tensor, r: Tensor, h: Tensor, t: Tensor, P: int) -> Tensor:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from exmy.cli import main
 from train import StudyError, merge_studies, open_study, read_study, run_study
+from train.afterwards import Measured, measure_study
 from train.durable import is_intact
 
 BASE = {
@@ -69,6 +70,25 @@ def test_a_sweep_trains_what_the_parts_multiply_out_to_and_lack(parts: dict[str,
     assert study.axes.seed == [1, 2, 0]
     outcome = run_study(study, out, "cpu")
     assert (outcome.trained, outcome.found) == (4, 8)
+
+
+def test_weights_that_were_kept_and_measured_come_along(tmp_path: Path) -> None:
+    folders = []
+    for seed in (0, 1):
+        path = tmp_path / f"{seed}.toml"
+        probe = {"every": 4, "snapshots": [f"e4m3, seed={seed}"], "measures": ["m_sam_sharpness"]}
+        path.write_text(tomli_w.dumps(BASE | {"axes": BASE["axes"] | {"seed": [seed]}, "probe": probe}))  # type: ignore[operator]
+        folders.append(tmp_path / str(seed))
+        run_study(path, folders[-1], "cpu")
+        measure_study(folders[-1], device="cpu")
+    merged = merge_studies(folders, tmp_path / "all")
+    assert merged.study.probe.snapshots == ["e4m3, seed=0", "e4m3, seed=1"]
+    both = open_study(tmp_path / "all")["landscape/on/m_sam_sharpness"].to_dataset()
+    for folder in folders:
+        one = open_study(folder)["landscape/on/m_sam_sharpness"].to_dataset()
+        xr.testing.assert_equal(both.sel(run=one["run"]), one)
+    assert both["measured"].sum() == 2
+    assert measure_study(tmp_path / "all", device="cpu") == Measured(0, 4, 0)
 
 
 def changed(part: Path, out: Path, old: str, new: str) -> Path:

@@ -24,7 +24,7 @@ from tests.test_wide import ROOT, launch
 from train import open_study
 from train.optim import Muon
 from train.plan import shape_of
-from train.program import Program
+from train.program import Probe, Program
 from train.recipe_table import RecipeTable
 from train.resolve import resolve_recipe
 from train.settings import ModelSettings
@@ -59,6 +59,7 @@ def program(recipe: str, **changes: Any) -> Program:
         (program("e8m3", state=StateFormats(master="bf16", rounding="stochastic")), 2, "fsdp", "rounded at random"),
         (program("ms-amp-o2"), 2, "fsdp", "whole matrices"),
         (program("e8m3", signals_every=10), 2, "fsdp", "every = 0"),
+        (program("e8m3", probe=Probe(2, ("hessian_trace",))), 2, "ddp", "'hessian_trace' takes whole runs"),
         (program("e8m3", shape=dataclasses.replace(WIDE, heads=2, width=36)), 8, "fsdp", "rows"),
     ],
 )  # fmt: skip

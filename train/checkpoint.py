@@ -22,7 +22,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -114,6 +114,34 @@ def _described(folder: Path) -> dict[str, Any] | None:
     if seal != _seal(described):
         raise CheckpointError("damaged", f"whose {DESCRIPTION} is damaged (its SHA-256 does not match)")
     return described
+
+
+class Checkpoint(NamedTuple):
+    """What a folder's checkpoint says of itself: runs and R of the pack, its text, the steps made, and its tensors' SHA-256."""
+
+    folder: Path
+    runs: list[str]
+    pack_size: int
+    text: str
+    step: int
+    sha256: str
+
+    @property
+    def of(self) -> dict[str, Any]:
+        """What `read` has to find of it again."""
+        return {"runs": self.runs, "pack_size": self.pack_size, "text": self.text}
+
+
+def checkpoints_in(directory: Path) -> Iterator[Checkpoint]:
+    """The checkpoints of a study directory, those that are damaged or set aside left out; their tensors are not looked at."""
+    for folder in sorted((directory / CHECKPOINTS).glob("*")):
+        with contextlib.suppress(CheckpointError, KeyError):
+            described = None if folder.suffix else _described(folder)
+            if described is not None:
+                of = described["of"]
+                yield Checkpoint(
+                    folder, of["runs"], of["pack_size"], of["text"], described["step"], described["sha256"]
+                )
 
 
 def remove_finished(directory: Path, finished: Collection[str]) -> None:

@@ -9,6 +9,8 @@ from typing import Final
 
 import xarray as xr
 
+from train.derived import parts_of
+from train.measures import MEASURES, group_of
 from train.schema import OPTIONAL, RUN_COORDINATES
 from train.store import summarise
 from train.study import Study
@@ -46,6 +48,7 @@ class Curves:
 def curves_of(study: Study, pack: xr.DataTree) -> Iterator[Curves]:
     """Every run of a pack of the study. Whether it diverged is left out where that is a matter of its distance to others."""
     groups = {name: pack[name].to_dataset() for name in ("history", "evaluation", "sharpness") if name in pack}
+    groups |= {measure: part for measure in MEASURES for part in parts_of([pack], group_of(measure))}
     history = groups["history"]
     verdicts = summarise(study, history, [pack]) if study.divergence.definition != "gap" else xr.Dataset()
     for i, identity in enumerate(map(str, history["run"].values)):
@@ -71,6 +74,14 @@ def _points(groups: dict[str, xr.Dataset]) -> dict[str, Points]:
             if values.dims == ("probe_step", "epsilon"):
                 for epsilon in values["epsilon"]:
                     points[f"sharpness/{name} at {float(epsilon):g}"] = _curve(values.sel(epsilon=epsilon))
+    for measure in (name for name in MEASURES if name in groups):
+        main = groups[measure][next(iter(MEASURES[measure].variables))]
+        axes = main.dims[1:]
+        if not axes:
+            points[f"probes/{main.name}"] = _curve(main)
+        elif len(axes) == 1:  # a spectrum is no curve
+            for tick in main[axes[0]]:
+                points[f"probes/{main.name} at {axes[0]} {float(tick):g}"] = _curve(main.sel({axes[0]: tick}))
     return points
 
 

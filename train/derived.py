@@ -14,12 +14,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from train.gradient_ratio import norm_to_mean
-from train.schema import GROUPS
+from train.schema import COORDINATES, GROUPS
 
 
 def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     """One group of several packs, one after the other along `run`, each axis with the ticks of all."""
     return xr.concat(parts, dim="run", join="outer", combine_attrs="override", data_vars="all", coords="all")
+
+
+def parts_of(packs: Sequence[xr.DataTree], group: str) -> list[xr.Dataset]:
+    """A group, by its path, of each pack that has it."""
+    return [pack[group].to_dataset() for pack in packs if any(node.path == f"/{group}" for node in pack.subtree)]
 
 
 def with_ratios(history: xr.Dataset) -> xr.Dataset:
@@ -44,6 +49,14 @@ def for_all_runs(group: xr.Dataset, history: xr.Dataset) -> xr.Dataset:
 def measured(group: xr.Dataset, history: xr.Dataset) -> tuple[str, NDArray[np.bool_], dict[Any, Any]]:
     """Which runs of the history a group has, as a variable."""
     return "run", history.get_index("run").isin(group.get_index("run")), group["measured"].attrs
+
+
+def with_quantisers(group: xr.Dataset) -> xr.Dataset:
+    """A measure's group with what it says of the quantisers as a coordinate; any other as it is."""
+    if "quantisers" not in group.attrs:
+        return group
+    said = xr.Variable((), group.attrs["quantisers"], COORDINATES["quantisers"].attrs())
+    return group.assign_coords(quantisers=said)
 
 
 def in_bits(evaluation: xr.Dataset, bytes_per_token: xr.DataArray) -> xr.Dataset:

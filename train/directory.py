@@ -5,20 +5,24 @@ packs/<hash>.nc       the results of one pack
 packs/<hash>.sha256   its checksum
 index/<host>.jsonl    which runs the packs hold (see `index`); a copy of what they say, and made again where it is lost
 checkpoints/<hash>/   the state of a pack under way (see `checkpoint`)
+snapshots/<run>/      weights of a run that [probe] snapshots names (see `snapshots`)
+landscape/            what `exmy landscape` measured of them (see `landscape_files`)
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from train.durable import CHECKSUM
+from train.measures import MEASURES, QUANTISERS
 from train.study import Study, StudyError
 from train.study_file import read_study
 
-STUDY_FILE, PACKS, INDEX = "study.toml", "packs", "index"
+STUDY_FILE, PACKS, INDEX, SNAPSHOTS, LANDSCAPE = "study.toml", "packs", "index", "snapshots", "landscape"
 PACK = ".nc"
 
 
@@ -38,6 +42,15 @@ class Found(NamedTuple):
 
     file: Stamp
     seal: Stamp | None
+
+
+class Point(NamedTuple):
+    """A point's file, and what its name says."""
+
+    path: Path
+    quantisers: str
+    measure: str
+    step: int
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -84,3 +97,11 @@ def study_of(directory: Path) -> Study:
 def study_text(study: Study) -> str:
     """What a study directory's study.toml says."""
     return f"# As resolved, every default spelt out. Hash: {study.hash}\n{study.to_toml()}"
+
+
+def points_in(directory: Path) -> Iterator[Point]:
+    """The points of a study directory, by their names alone; no file is opened."""
+    for path in sorted((directory / LANDSCAPE).glob(f"*/*/*-*{PACK}")):
+        step, quantisers, measure = path.stem.partition("-")[0], path.parent.parent.name, path.parent.name
+        if step.isdigit() and quantisers in QUANTISERS and measure in MEASURES:
+            yield Point(path, quantisers, measure, int(step))

@@ -22,6 +22,7 @@ import torch
 from train.compiling import compiles_steps
 from train.operands import Rules
 from train.plan import PlannedPack
+from train.probe_costs import gradients
 from train.program import Program
 from train.scaled_layers import ROTATION
 
@@ -120,9 +121,9 @@ def pack_operations(pack: PlannedPack) -> float:
 
 
 def _steps_worth(program: Program) -> float:
-    """Steps, evaluations and probes in steps: those have no backward pass, a third of the work."""
+    """Steps, evaluations and probes in steps: a third without a backward pass; other measures as `probe_costs` has them."""
     looks = len(program.evaluation_steps) * program.evaluation_sequences / program.sequences
-    return program.steps + (looks + 2 * len(program.probe_steps)) / 3
+    return program.steps + (looks + 2 * len(program.probe_steps)) / 3 + gradients(program)
 
 
 def _bytes_an_element(program: Program, device_type: str) -> int:

@@ -26,8 +26,10 @@ from train.pack_sizes import PACK_SIZES_FILE, Lowered, write_lowered
 from train.plan import PlannedPack
 from train.program import Program
 from train.progress import RichObserver
+from train.remote import is_url
 from train.schedule import Schedule
 from train.site import ExecutorName, Site, make_site
+from train.snapshots import need, report_gone
 from train.status import StatusFile
 from train.store import PACKS, STUDY_FILE, finished_runs, study_text
 from train.streams import load_texts, report_epochs
@@ -72,6 +74,11 @@ def run_study(
     steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
     """
     study = study if isinstance(study, Study) else read_study(study)
+    if study.probe.snapshots and is_url(out):
+        raise StudyError(
+            f"probe.snapshots {study.probe.snapshots[0]!r}: snapshots are kept in a directory, and {out} is a URL: leave them "
+            "out, or name a directory that all machines share"
+        )
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(site or make_site(executor, device, workers, ray_address, out))
         directory = place.directory
@@ -96,9 +103,10 @@ def _run(
     wanted = {run.identity: run.stream.key for run in study.runs()}
     _same_text(directory, finished, wanted, texts)
     packs, device = site.plan(study, finished)
-    _enough_disk(directory, packs)
+    _enough_disk(directory, packs, need(study, packs).bytes)
     report_unplanned(directory, {pack.hash for pack in packs})
     report_epochs({pack.program for pack in packs}, texts)
+    report_gone(directory, study, finished)
     _write_study(directory, study)
     site.send(STUDY_FILE)
     found = sum(identity in finished for identity in wanted)
@@ -149,13 +157,13 @@ def _same_text(directory: Path, finished: dict[str, str], wanted: dict[str, str]
             )
 
 
-def _enough_disk(directory: Path, packs: list[PlannedPack]) -> None:
-    """Each run's histories and signals, twice over for the rest and for the file written aside."""
-    need = sum(2 * pack.program.history_bytes * len(pack.runs) + 2**20 for pack in packs)
+def _enough_disk(directory: Path, packs: list[PlannedPack], snapshots: int) -> None:
+    """Each run's histories and signals, twice over for the rest and for the file written aside; and bytes of snapshots."""
+    wanted = sum(2 * pack.program.history_bytes * len(pack.runs) + 2**20 for pack in packs) + snapshots
     free = shutil.disk_usage(directory).free
-    if packs and free < need:
+    if packs and free < wanted:
         raise StudyError(
-            f"{directory}: the study needs about {need / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free there"
+            f"{directory}: the study needs about {wanted / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free there"
         )
 
 

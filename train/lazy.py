@@ -23,12 +23,15 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from train.derived import measured
+from train.derived import measured, parts_of
 from train.pack_file import DAMAGE, PackFile, damaged
 from train.stability import DivergenceSettings, outcomes
 from train.waiting import Waiting
 
-TICKS = ("step", "eval_step", "probe_step", "epsilon", "signal_step", "block", "tensor", "role")
+TICKS = (
+    "step", "eval_step", "probe_step", "epsilon", "signal_step", "block", "tensor", "role", "rho", "rank", "sample",
+    "lanczos_step",
+)  # fmt: skip
 CHUNK_BYTES = 2**26  # of the largest variable
 KEPT = 16  # files that were read last, open; HDF5 takes half a megabyte for one
 TOGETHER = 2048  # runs whose histories are looked at together
@@ -239,26 +242,28 @@ class Layout:
     survey: Survey
     patterns: dict[str, xr.Dataset]
     kinds: dict[str, dict[int, xr.Dataset]]  # of each group, what a pack of the kind has
+    of_some: Sequence[str] = ()  # groups that get all runs that /history has, those that they lack as NaN
     packs: Packs = field(default_factory=Packs)
 
     def groups(self, planned: Sequence[str], chunk: int | None) -> dict[str, xr.Dataset]:
-        """All groups, `chunk` runs at a time or as many as `chunk_of` says for all. /signals has all runs that /history has."""
+        """All groups, `chunk` runs at a time or as many as `chunk_of` says for all."""
         rows = {group: self.rows(group, planned) for group in self.patterns}
-        rows = {group: where for group, where in rows.items() if where.size or group != "signals"}
+        rows = {group: where for group, where in rows.items() if where.size or group not in self.of_some}
         chunk = chunk or min(map(chunk_of, self.patterns.values()))
         known: list[tuple[Ints, NDArray[np.bool_], dict[str, Any]]] = []  # what groups have in common is there once
         groups = {
             group: self._dataset(group, where, chunk, self._labels(group, where, known))
             for group, where in rows.items()
         }
-        if "signals" in groups:
-            history, some = groups["history"], groups["signals"]
-            at = {self.survey.runs[row]: row for row in rows["signals"].tolist()}
+        history = groups["history"]
+        labels = {name: of for name, of in history.coords.items() if of.dims == ("run",)}
+        for group in filter(groups.__contains__, self.of_some):
+            some = groups[group]
+            at = {self.survey.runs[row]: row for row in rows[group].tolist()}
             where = np.array([at.get(run, -1) for run in history["run"].values.tolist()], np.int64)
             ticks = {name: of for name, of in some.coords.items() if of.dims != ("run",)}
-            labels = {name: of for name, of in history.coords.items() if of.dims == ("run",)}
-            whole = self._dataset("signals", where, chunk, {**labels, **ticks})
-            groups["signals"] = whole.assign(measured=measured(some, history))
+            whole = self._dataset(group, where, chunk, {**labels, **ticks})
+            groups[group] = whole.assign(measured=measured(some, history))
         return groups
 
     def rows(self, group: str, planned: Sequence[str]) -> Ints:
@@ -343,17 +348,17 @@ class Layout:
 
 def layout(
     found: Survey, read: Callable[[Path], xr.DataTree], join: Callable[[Sequence[xr.Dataset]], xr.Dataset],
-    groups: Sequence[str],
+    groups: Sequence[str], of_some: Sequence[str],
 ) -> Layout:  # fmt: skip
-    """The pattern of each group: a run of the first pack of each kind, joined."""
+    """The pattern of each group: a run of the first pack of each kind, joined. of_some: as `Layout` has it."""
     kinds: dict[str, dict[int, xr.Dataset]] = {group: {} for group in groups}
     for kind, path in enumerate(found.kinds):
         tree = read(path)
         for group in groups:
-            if group in tree:
-                kinds[group][kind] = tree[group].to_dataset().isel(run=[0])
+            for part in parts_of([tree], group):
+                kinds[group][kind] = part.isel(run=[0])
     patterns = {group: join(list(of.values())) for group, of in kinds.items() if of}
-    return Layout(found, patterns, kinds)
+    return Layout(found, patterns, kinds, of_some)
 
 
 def chunk_of(pattern: xr.Dataset) -> int:

@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[int]:
+def locked(directory: Path, who: str = "sweep") -> Iterator[int]:
     """Hold the directory's lock; StudyError, which names the holder, where another process or thread has it. OSError where there
-    can't be a file.
+    can't be a file. who: takes such a lock, in a word.
 
     Gives the lock's file descriptor. A process that inherits it holds the lock too, until it ends: so workers that outlive, for a
     moment, a sweep that was killed keep the next one waiting, and never write beside it.
@@ -36,12 +36,13 @@ def locked(directory: Path) -> Iterator[int]:
         try:
             holder = _taken(file.fileno())
         except OSError as error:  # some network file systems
-            log.warning("%s can't be locked (%s): see to it that no other sweep works there", directory, error.strerror)
+            log.warning(
+                "%s can't be locked (%s): see to it that no other %s works there", directory, error.strerror, who
+            )
             holder = None
         if holder is not None:
-            raise StudyError(
-                f"{directory}: another sweep is at work there ({holder}); wait for it, stop it, or name another with --out"
-            )
+            other = ", or name another with --out" if who == "sweep" else ""
+            raise StudyError(f"{directory}: another {who} is at work there ({holder}); wait for it, stop it{other}")
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

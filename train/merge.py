@@ -4,6 +4,7 @@ One design is equal in everything but the name, the values on its axes and how i
 7 and another 8 to 15, or each a part of the same study's runs. The merged study's axes have the values of all; where that
 multiplies out to runs that nobody trained, a sweep into the merged directory trains them. Where a study is no full grid, the
 others' axes and blocks are joined as blocks instead: the merged study has the runs of all and no others, and no strategy.
+Snapshots, and what was measured of them, are copied too: [probe] snapshots then names the runs that any of the studies names.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from train.blocks import separate_seeds
-from train.directory import INDEX, PACKS, STUDY_FILE, pack_files, study_of, study_text
+from train.directory import INDEX, LANDSCAPE, PACKS, SNAPSHOTS, STUDY_FILE, pack_files, study_of, study_text
 from train.durable import atomically, seal
 from train.finished import record
 from train.pack_file import PackFile, facts_of
@@ -56,10 +57,11 @@ def merge_studies(directories: Sequence[Path], out: Path, name: str | None = Non
             for path in chosen:
                 _copy(path, out, study, design, wanted)
                 bar.advance(1)
+        _copy_measured(directories, out)
         with atomically(out / STUDY_FILE) as aside:
             aside.write_text(study_text(study), encoding="utf-8")
     except OSError as error:
-        for folder in (PACKS, INDEX):
+        for folder in (PACKS, INDEX, SNAPSHOTS, LANDSCAPE):
             shutil.rmtree(out / folder, ignore_errors=True)
         raise StudyError(f"{out}: can't be written ({error.strerror}); make room, or name another directory") from None
     return Merged(study, sum(map(len, chosen.values())), len(chosen), left_out)
@@ -75,9 +77,20 @@ def _copy(path: Path, out: Path, study: Study, design: str, wanted: set[str]) ->
     record(out, copied, facts | {"design": design if wanted.issuperset(facts["runs"].split()) else ""})
 
 
+def _copy_measured(directories: Sequence[Path], out: Path) -> None:
+    """Every snapshot and point, the first directory's where several have one of a name."""
+    for directory in reversed(directories):
+        for folder in (SNAPSHOTS, LANDSCAPE):
+            for path in sorted((directory / folder).rglob("*")):
+                if path.is_file() and not path.name.startswith("."):
+                    copied = out / path.relative_to(directory)
+                    copied.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copied)
+
+
 def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | None = None) -> Study:
     """The study of which all are parts; StudyError where one differs from the first in more than its name and its axes."""
-    contents = [study.model_dump(mode="json", exclude=NOT_THE_DESIGN) for study in studies]
+    contents = [_design_of(study) for study in studies]
     for study, content, directory in zip(studies[1:], contents[1:], where[1:], strict=True):
         key, first, other = next(differences(contents[0], content), ("", None, None))
         if key:
@@ -104,12 +117,21 @@ def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | Non
                 known = axes.setdefault(key, [])
                 known += [value for value in values if value not in known]
     content = studies[0].model_dump(mode="json", exclude_none=True, exclude_unset=True, exclude={"more", "strategy"})
+    if names := list(dict.fromkeys(name for study in studies for name in study.probe.snapshots)):
+        content["probe"] = content.get("probe", {}) | {"snapshots": names}
     if any(study.more for study in studies):
         axes, content["more"] = _joined(studies, kinds[0])
     try:
         return Study.model_validate(content | {"name": name or studies[0].name, "axes": axes})
     except ValueError as error:
         raise StudyError(f"the studies together are none: {str(error).splitlines()[-1]}") from None
+
+
+def _design_of(study: Study) -> dict[str, Any]:
+    """What two studies that are merged have to agree in."""
+    content = study.model_dump(mode="json", exclude=NOT_THE_DESIGN)
+    del content["probe"]["snapshots"]
+    return content
 
 
 def _joined(studies: Sequence[Study], kind: set[str]) -> tuple[dict[str, list[Any]], list[dict[str, Any]]]:

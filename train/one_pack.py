@@ -30,6 +30,7 @@ from train.pack_sizes import is_out_of_memory, program_key
 from train.plan import PlannedPack
 from train.program import PackResult, Progress
 from train.provenance import provenance
+from train.snapshots import keeper
 from train.store import PACKS, pack_tree, write_pack
 from train.study import Study, StudyError
 from train.text import Text, load_text
@@ -206,10 +207,11 @@ class Trainer:
         self, pack: PlannedPack, text: Text, on_progress: Callable[[Progress], None], checkpointer: Checkpointer
     ) -> PackResult:
         """The pack trained to its end, in this process."""
-        dead_after = self.setting.study.execution.dead_after
+        setting = self.setting
+        snapshots = keeper(setting.directory, setting.study, pack, text.sha256, self.origin)
         return train_pack(
-            pack.program, pack.slots, text, self.device, None, on_progress, checkpointer, dead_after,
-            weights=self._drawing.take(pack),
+            pack.program, pack.slots, text, self.device, None, on_progress, checkpointer, setting.study.execution.dead_after,
+            weights=self._drawing.take(pack), on_measured=snapshots.after_step if snapshots else None,
         )  # fmt: skip
 
     def _text(self, pack: PlannedPack) -> Text:

@@ -37,6 +37,7 @@ from train.model import Numerics, forward, is_matrix
 from train.numerics import Draws, Histories, make_numerics, place_of, with_quantizer, with_share
 from train.optim import Factors, Parts, parameter_rules
 from train.precision import Precision, WeightOperand
+from train.probing import Probes
 from train.program import PackResult, Program, Progress, Slot
 from train.recipe import Recipe
 from train.rounding_seeds import run_keys
@@ -44,6 +45,7 @@ from train.schedules import learning_rates
 from train.seeds import Weights, batch_offsets, different, held_out_offsets, stacked_weights
 from train.signal_pass import SignalHistories, signal_pass
 from train.signals import statistics
+from train.snapshots import state_of
 from train.state import Chance, Kept, parameter_words, stored
 from train.step import OF_HEAD, Pieces, batch
 from train.text import Text
@@ -206,6 +208,7 @@ class Pack:
             (len(program.evaluation_steps), R), torch.nan, dtype=program.dtype, device=self.device
         )
         self.probed = torch.full(sizes, torch.nan, dtype=program.dtype, device=self.device)
+        self.probes = Probes(program, R, self.device)
 
     def _load_text(self, text: Text) -> None:
         program, T = self.program, self.program.shape.context
@@ -238,6 +241,7 @@ class Pack:
             state |= {f"operand {name} {i}": part for i, part in enumerate(parts_of(operand))}
         state |= {f"amaxes {name}": amaxes for name, amaxes in self.histories.state().items()}
         state |= {f"signal {name}": values for name, values in self.signals.state().items()}
+        state |= self.probes.state()
         return {name: t.detach() for name, t in state.items() if t is not None}
 
     def load(self, saved: Mapping[str, Tensor]) -> None:
@@ -260,6 +264,25 @@ class Pack:
         for name, tensor in state.items():
             tensor.copy_(saved[name])
         self.made = made
+
+    def put(self, step: int, saved: Sequence[Mapping[str, Tensor]]) -> None:
+        """Stand after so many steps, each run with what a snapshot has of it (`snapshots.state_of`), to be measured.
+
+        Operands that a snapshot lacks are rounded anew, from the same weights. ValueError where one is of another program.
+        """
+        self.made = step
+        self._begin(self._recipes_at(step))
+        state = self.state()
+        for slot, one in enumerate(saved):
+            wanted = state_of(state, slot, delayed=bool(self.histories.names))
+            wrong = sorted(wanted.keys() ^ one.keys()) or [name for name in one if not _alike(one[name], wanted[name])]
+            if wrong:
+                raise ValueError(f"not a state of this program: {', '.join(wrong[:3])}")
+            for name, tensor in one.items():
+                wanted[name].copy_(tensor)
+        self.counter.fill_(step)
+        if not self.histories.names:
+            self._make_operands(self._draws.at(self.numerics, self.counter), {})
 
     def step(self) -> None:
         """One training step of every run: batch, forward, backward, clipping, update, histories."""
@@ -424,12 +447,13 @@ class Pack:
             return forward(self.parameters, tokens, self.program.shape, self._draws.at(self.numerics, self.counter))
 
     def measure(self) -> None:
-        """The validation loss and the sharpness, where they are due after so many steps."""
+        """The validation loss, the sharpness and other measures, where they are due after so many steps."""
         evaluations, probes = self.program.evaluation_steps, self.program.probe_steps
         if self.made in evaluations:
             self.validation[evaluations.index(self.made)] = self.validation_loss()
         if self.made in probes:
             self.probed[probes.index(self.made)] = torch.stack(list(self.sharpness().values()))
+        self.probes.measure(self)
 
     def validation_loss(self) -> Tensor:
         """Mean loss of each run over the held-out batches, nats per token, [R]."""
@@ -522,12 +546,14 @@ def train_pack(
     dead_after: int = 0,
     make: Callable[..., Pack] | None = None,
     weights: Weights | None = None,
+    on_measured: Callable[[Pack], None] | None = None,
 ) -> PackResult:
     """Train a pack to its end, from its checkpoint if there is one; `on_progress` hears every `CHUNK` steps,
     of a GPU one report later.
 
     dead_after: how many steps of NaN a run has to have to be called dead (see `dead`), 0 for never. make: what of, for a pack
-    that several processes share. weights: as `Pack` takes them. `Interrupted` where the checkpointer hears a signal.
+    that several processes share. weights: as `Pack` takes them. on_measured: is shown the pack after each step, once that was
+    measured. `Interrupted` where the checkpointer hears a signal.
     """
     started = time.perf_counter()
     if device.type == "cuda":
@@ -549,6 +575,8 @@ def train_pack(
         if checkpointer:
             checkpointer.after_step(pack.made, pack.state, times)
         pack.measure()
+        if on_measured:
+            on_measured(pack)
         if pack.made == program.steps:
             break
         pack.step()
@@ -578,6 +606,7 @@ def train_pack(
         {name: _numbers(values) for name, values in pack.signals.values.items()} if program.signal_steps else {},
         pack.made,
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        pack.probes.results(),
     )
 
 

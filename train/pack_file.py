@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from train.durable import CHECKSUM, read_intact
 from train.index import rule_of
+from train.measures import PROBES
 from train.settings import DivergenceTable
 from train.stability import DivergenceSettings, no_progress, outcomes
 from train.study import StudyError
@@ -69,8 +70,12 @@ class PackFile:
 
     @property
     def groups(self) -> list[str]:
-        """Its groups, by name."""
-        return [name.decode() for name in h5g.open(self._file, b"/")]
+        """Its groups, by name, and each measure by its path."""
+        found = []
+        for name in h5g.open(self._file, b"/"):
+            within = list(h5g.open(self._file, name)) if name.decode() == PROBES else []
+            found += [f"{name.decode()}/{inner.decode()}" for inner in within] or [name.decode()]
+        return found
 
     def names(self, group: str) -> list[str]:
         """The variables and coordinates of a group."""

@@ -17,12 +17,13 @@ import torch
 from train.collection import no_collection
 from train.compiling import compiles_steps
 from train.loss_scale import DynamicLossScale
+from train.measures import MEASURES
 from train.model import ModelShape
 from train.optim import AdamW, Muon
 from train.pack_sizes import Lowered, program_key
 from train.program import Probe, Program, Slot
 from train.recipe import Recipe
-from train.settings import PACK_SIZES, ModelSettings, TrainingSettings
+from train.settings import PACK_SIZES, ModelSettings, ProbeSettings, TrainingSettings
 from train.study import Run, Study, StudyError
 from train.tokenizer import vocabulary_of
 
@@ -86,10 +87,18 @@ def program_of(run: Run) -> Program:
         optimizer=_optimizer(training),
         evaluate_every=training.evaluate_every,
         evaluation_sequences=training.evaluation_batches * training.sequences,
-        probe=Probe(probe.every, tuple(probe.measures), tuple(probe.epsilons), probe.positions),
+        probe=probe_of(probe),
         decay_fraction=training.decay_fraction,
         signals_every=run.signals.every,
     )
+
+
+def probe_of(probe: ProbeSettings) -> Probe:
+    """[probe] as a program has it: all but whose weights are kept."""
+    return Probe(
+        probe.every, tuple(probe.measures), tuple(probe.epsilons), probe.positions, tuple(probe.intervals.items()),
+        probe.quantisers, probe.eigenvalues, tuple(probe.radii), tuple(probe.adaptive_radii), probe.samples, probe.at_once,
+    )  # fmt: skip
 
 
 def _optimizer(training: TrainingSettings) -> AdamW:
@@ -116,6 +125,7 @@ def plan(
         for number, family in study.families_by_round():
             groups.setdefault((number, program_of(family[0])), []).extend(family)
     packs: list[PlannedPack] = []
+    _check_measures({program: None for _, program in groups}.keys())
     for (_, program), runs in groups.items():
         _check_device(program, runs[0], device)
         _check_recipe(program, runs[0].recipe)
@@ -196,6 +206,22 @@ def _check_recipe(program: Program, recipe: Recipe) -> None:
         raise StudyError(
             f"recipe {recipe.name!r}: until must be less than steps={program.steps}, got {program.until}, or it never begins"
         )
+
+
+def _check_measures(programs: Collection[Program]) -> None:
+    """StudyError for a measure that the model has none of, or that no run of the study could have."""
+    for program in programs:
+        cap = program.shape.logit_softcap
+        if "hidden_sharpness" in program.measures and cap is not None:
+            raise StudyError(
+                f"probe.measures: hidden_sharpness is of logits that are linear in the hidden state, and logit_softcap={cap:g} "
+                "bends them: leave one of the two out"
+            )
+    for measure in programs and next(iter(programs)).probe.measures:
+        if measure in MEASURES and MEASURES[measure].adam and all(isinstance(p.optimizer, Muon) for p in programs):
+            raise StudyError(
+                f"probe.measures: {measure} is of Adam's moments, and every run has training.optimizer = 'muon': leave it out"
+            )
 
 
 def pick_device(name: str) -> torch.device:

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from train.head import CHUNK_OF_ONE_RUN
 from train.loss_scale import DynamicLossScale, check_scale
+from train.measures import LOGITS, MEASURES, Quantisers
 from train.model import ModelShape
 from train.operands import ROLES
-from train.optim import AdamW
+from train.optim import AdamW, Muon
+from train.probe_costs import LANCZOS_STEPS, bytes_of_a_probe, kept_bytes
 from train.recipe import Recipe, RecipeStructure
 from train.schedules import DECAY_FRACTION
 from train.signals import SIGNALS
@@ -23,12 +25,26 @@ from train.state_formats import StateFormats
 
 @dataclass(frozen=True)
 class Probe:
-    """What is measured while training: every `every` steps, on `sequences` held-out sequences; 0 for never."""
+    """What is measured while training: every `every` steps, on `sequences` held-out sequences; 0 for never.
+
+    intervals: of measures that have their own. The rest is as `settings.ProbeSettings` has it.
+    """
 
     every: int = 0
-    measures: tuple[str, ...] = ("logit_sharpness",)
+    measures: tuple[str, ...] = (LOGITS,)
     epsilons: tuple[float, ...] = (5e-4, 1e-3)
     positions: str = "all"
+    intervals: tuple[tuple[str, int], ...] = ()
+    quantisers: Quantisers = "on"
+    eigenvalues: int = 1
+    radii: tuple[float, ...] = (0.05,)
+    adaptive_radii: tuple[float, ...] = (0.5,)
+    samples: int = 8
+    at_once: int = 1
+
+    def interval(self, measure: str) -> int:
+        """Steps between two probes of a measure, 0 for none."""
+        return dict(self.intervals).get(measure, self.every) if measure in self.measures else 0
 
 
 @dataclass(frozen=True)
@@ -68,10 +84,30 @@ class Program:
         """After how many updates the validation loss is taken: 0, every `evaluate_every`, and the end."""
         return _at_intervals(self.steps, self.evaluate_every)
 
+    def steps_of(self, measure: str) -> list[int]:
+        """After how many updates a measure is taken."""
+        return _at_intervals(self.steps, every) if (every := self.probe.interval(measure)) else []
+
     @property
     def probe_steps(self) -> list[int]:
-        """After how many updates the sharpness is taken."""
-        return _at_intervals(self.steps, self.probe.every) if self.probe.every and self.probe.measures else []
+        """After how many updates the logit sharpness is taken."""
+        return self.steps_of(LOGITS)
+
+    @property
+    def measures(self) -> list[str]:
+        """What is taken beside the logit sharpness, of all that an optimiser of this kind leaves."""
+        muon = isinstance(self.optimizer, Muon)
+        return [
+            m
+            for m in self.probe.measures
+            if m in MEASURES and self.probe.interval(m) and not (MEASURES[m].adam and muon)
+        ]
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """After how many updates weights are kept, where a study asks for it: at every probe."""
+        own = _at_intervals(self.steps, self.probe.every) if self.probe.every else []
+        return sorted({*own, *(step for measure in self.probe.measures for step in self.steps_of(measure))})
 
     @property
     def signal_steps(self) -> list[int]:
@@ -120,7 +156,7 @@ class Program:
         activations += self._bytes_of_rules(wide, compiled) + self._bytes_of_written_attention(compiled)
         state = (20 + 4 * self.state.kahan) * self.shape.size * wide
         look = self._bytes_of_a_look(compiled) if self.signals_every else 0
-        return state + max(activations + logits, look) + self.history_bytes
+        return state + kept_bytes(self) + max(activations + logits, look, bytes_of_a_probe(self)) + self.history_bytes
 
     def _bytes_of_a_look(self, compiled: bool) -> int:
         """What the signals of one sequence take at most: an eager pass with all that it leaves, one block's attention scores, and
@@ -139,7 +175,16 @@ class Program:
         sizes = {"block": blocks, "tensor": tensors, "role": len(ROLES)}
         a_look = sum(math.prod(sizes[d] for d in signal.dims) for signal in SIGNALS.values())
         a_step = (4 if self.dynamic_loss_scale else 2) + blocks
-        return 4 * (self.steps * a_step + len(self.signal_steps) * a_look)
+        return 4 * (self.steps * a_step + len(self.signal_steps) * a_look) + self._bytes_of_values
+
+    @property
+    def _bytes_of_values(self) -> int:
+        """What measures leave: mostly a few numbers, of a spectral density some hundred."""
+        numbers = {"spectral_density": 2 * LANCZOS_STEPS * self.probe.samples}
+        most = 4 * max(
+            self.probe.eigenvalues, len(self.probe.epsilons), len(self.probe.radii), len(self.probe.adaptive_radii)
+        )
+        return 4 * sum(len(self.steps_of(measure)) * (numbers.get(measure, 0) + most + 6) for measure in self.measures)
 
     def _bytes_of_rules(self, wide: int, compiled: bool) -> int:
         """What rounding by rules adds: each linear's input again, as wgrad takes it, weights twice, and what it makes
@@ -192,6 +237,7 @@ class PackResult:
     loss_scale and skipped are there only where the program's loss scale is dynamic. grad_norm_block: [steps, R, 1 + L], what is
     outside the blocks first; signals, by the names of `signals`: [signal steps, R, ...]. steps_made: fewer than the program's if
     the pack ended early (see `dead`), None where nobody counted; peak_bytes: the most memory that tensors took on a GPU at once.
+    measures: by "measure/variable", as `measures` names them: [probes of the measure, R, ...].
     """
 
     train_loss: NDArray[np.float32]
@@ -207,6 +253,7 @@ class PackResult:
     signals: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     steps_made: int | None = None
     peak_bytes: int | None = None
+    measures: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def times_alone(self) -> PackResult:
         """The same without its histories, for who has the pack's file and wants no more than how long it took."""

@@ -6,7 +6,9 @@ variables are `landscape`'s and described there; `summary`'s are described where
 
 from __future__ import annotations
 
-from landscape import SHARPNESS, Variable
+from landscape import CURVATURE, SHARPNESS, Variable
+from landscape.schema import LANDSCAPE, QUANTISERS, describe
+from train.measures import MEASURES, group_of
 from train.operands import ROLES
 from train.signals import SIGNALS
 from train.stability import VARIABLES
@@ -80,6 +82,18 @@ SUMMARY = {name: Variable(("run",), *row) for name, row in VARIABLES.items()} | 
     ),
 }  # fmt: skip
 
+
+MEASURED = SHARPNESS["measured"]
+
+
+def _of_measure(name: str, axes: tuple[str, ...]) -> Variable:
+    """A measure's variable as `landscape` describes it, along runs and probes; the loss is in nats a token."""
+    row = CURVATURE.get(name) or describe(name)
+    assert row is not None
+    units = {"loss": "nats/token", "as the loss": "nats/token"}.get(row.units, row.units)
+    return Variable(("run", "probe_step", *axes), units, row.long_name, row.source)
+
+
 GROUPS = {
     "history": HISTORY,
     "evaluation": EVALUATION,
@@ -92,6 +106,15 @@ GROUPS = {
     },
     "summary": SUMMARY,
 }
+OF_MEASURES = {
+    group_of(measure): {name: _of_measure(name, axes) for name, axes in row.variables.items()} | {"measured": MEASURED}
+    for measure, row in MEASURES.items()
+}
+"""The groups of measures, which a study has where it asks for them."""
+TAKEN = Variable(
+    ("run", "probe_step"), "1", "whether the run was measured there", "where False, its values are padding"
+)
+"""Of /landscape, where `exmy landscape` may have measured some steps of some runs alone."""
 OPTIONAL = frozenset({"loss_scale", "skipped"})
 """Variables of runs with a dynamic loss scale alone."""
 COORDINATES = {
@@ -101,6 +124,13 @@ COORDINATES = {
     ),
     "probe_step": SHARPNESS["probe_step"],
     "epsilon": SHARPNESS["epsilon"],
+    "rho": LANDSCAPE["rho"],
+    **QUANTISERS,
+    "rank": Variable(("rank",), "1", "eigenvalue", "counted from 0, the largest"),
+    "sample": Variable(("sample",), "1", "random vector", "counted from 0; the same for every run and probe"),
+    "lanczos_step": Variable(
+        ("lanczos_step",), "1", "node of a random vector's quadrature", "counted from 0, ascending"
+    ),
     "signal_step": Variable(
         ("signal_step",), "step", "training step that was looked at, its weights before the update", "counted from 0"
     ),

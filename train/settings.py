@@ -6,6 +6,7 @@ the value, the limit and the mend. Where in the file that stands is `study_file`
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -17,11 +18,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from train.corruption import Corruption
+from train.measures import LOGITS, Quantisers, check_measure
 from train.presets import check_preset, filled
 from train.schedules import DECAY_FRACTION, MUON_RATE, Schedule, decay_steps
 from train.text import check_dataset, dataset_label
@@ -35,11 +38,13 @@ RUNS_LIMIT, SETTINGS_LIMIT = (
     100_000,
 )  # of a study: its runs, and what its axes make of [model], [training], [data]
 SEEDS_LIMIT, NAME_LIMIT = 100_000, 100  # counted by one number; characters
+EIGENVALUES_LIMIT = 16  # each is a vector of the size of the weights, kept from probe to probe
 
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Radii = list[Annotated[float, Field(gt=0, le=100)]]
 NoDecay = Literal["gains", "embeddings", "head"]
 
 
@@ -217,20 +222,60 @@ class TrainingSettings(Table):
 
 
 class ProbeSettings(Table):
-    """[probe]: sharpness measured while training, every `every` steps (0 for never), on a fixed held-out batch."""
+    """[probe]: sharpness measured while training, every `every` steps (0 for never), on a fixed held-out batch (see `measures`).
+
+    intervals       steps between two probes of a measure that has its own: hessian_eigenvalue = 500
+    positions       of the logit sharpness: mean over all of the probe's tokens, or over each sequence's last
+    snapshots       runs whose weights are kept at every probe, each a recipe's name or as `selection` says; a run's numbers do
+                    not depend on it
+    quantisers      of all other measures: of the loss as the run computes it, its derivatives straight through the rounding; of
+                    the loss without any rounding; or second derivatives by differences of the rounded loss's gradients
+    eigenvalues     how many of the largest
+    radii           of SAM's and m-SAM's ball, and of noise relative to each weight for the average case
+    adaptive_radii  of ASAM's ball and the adaptive worst case
+    samples         random vectors of a trace, a spectral density and the average case
+    at_once         the probe's sequences that are in memory at a time, with all that second derivatives need
+    """
 
     every: Annotated[int, Field(ge=0)] = 50
-    measures: list[Literal["logit_sharpness"]] = ["logit_sharpness"]
+    measures: list[Annotated[str, AfterValidator(check_measure)]] = [LOGITS]
     epsilons: list[Annotated[float, Field(gt=0, le=1)]] = [5e-4, 1e-3]
     positions: Literal["all", "last"] = "all"
-    snapshots: Annotated[list[str], Field(max_length=0)] = []
+    snapshots: list[str] = []
+    intervals: dict[str, Positive] = {}
+    quantisers: Quantisers = "on"
+    eigenvalues: Annotated[int, Field(ge=1, le=EIGENVALUES_LIMIT)] = 1
+    radii: Radii = [0.05]
+    adaptive_radii: Radii = [0.5]
+    samples: Annotated[int, Field(ge=2, le=1000)] = 8
+    at_once: Positive = 1
 
-    @field_validator("epsilons")
+    @field_validator("epsilons", "radii", "adaptive_radii")
     @classmethod
-    def _distinct(cls, epsilons: list[float]) -> list[float]:
-        if not epsilons or len(set(epsilons)) < len(epsilons):
-            raise ValueError(f"epsilons must be one or more different numbers, got {epsilons}")
-        return epsilons
+    def _distinct(cls, values: list[float], info: ValidationInfo) -> list[float]:
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{info.field_name} must be one or more different numbers, got {values}")
+        return values
+
+    @field_validator("measures")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"a measure is named twice: {names}")
+        return names
+
+    @model_validator(mode="after")
+    def _intervals_of_measures(self) -> ProbeSettings:
+        for name in self.intervals:
+            if name not in self.measures:
+                near = difflib.get_close_matches(name, self.measures, n=1)
+                hint = (
+                    f"; did you mean {near[0]!r}?"
+                    if near
+                    else f": add it there, or leave it out; there are {self.measures}"
+                )
+                raise ValueError(f"intervals names {name!r}, which is not among measures{hint}")
+        return self
 
 
 class SignalsTable(Table):

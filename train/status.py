@@ -16,6 +16,8 @@ ISO 8601 in UTC, durations in seconds, memory in bytes:
     packs_finished  how many there are
     packs           finished ones, from their files, oldest first: hash, runs, pack_size, diverged, device, written,
                     seconds, seconds_first_step, ended_early_at: null, or the step after which all runs were dead (`dead`)
+    snapshots       how many weights are kept: runs, files
+    landscape       what `exmy landscape` measured: quantisers, measure, points (files), by these
     under_way       null, or the last `status.json`: state, error, started, heartbeat, live_rule and `watch.Snapshot`
                     (runs_found, runs_planned, packs_planned, packs_finished, run_steps, run_steps_done, seconds, seconds_left,
                     alive, non_finite, no_progress, dead, memory_bytes, packs: those under way, as `watch.PackView`)
@@ -23,6 +25,7 @@ ISO 8601 in UTC, durations in seconds, memory in bytes:
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -38,7 +41,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from train.directory import study_of
+from train.directory import SNAPSHOTS, points_in, study_of
 from train.finished import finished_rows
 from train.index import Row, all_differ, modified, runs_of
 from train.interruption import Interrupted
@@ -188,9 +191,22 @@ def study_status(
             "definition": study.divergence.definition,
         },
         "packs_finished": len(packs),
+        "snapshots": _snapshots(directory),
+        "landscape": _landscape(directory),
         "packs": [_pack_row(row, diverged[row["pack"]]) for row in told],
         "under_way": None if state in ("finished", "not_started", "incomplete") else under_way,
     }
+
+
+def _snapshots(directory: Path) -> dict[str, int]:
+    """By the names of files alone."""
+    found = [path.parent.name for path in (directory / SNAPSHOTS).glob("*/*.safetensors")]
+    return {"runs": len(set(found)), "files": len(found)}
+
+
+def _landscape(directory: Path) -> list[dict[str, Any]]:
+    found = collections.Counter((point.quantisers, point.measure) for point in points_in(directory))
+    return [{"quantisers": q, "measure": measure, "points": n} for (q, measure), n in sorted(found.items())]
 
 
 def _counts(study: Study, design: Design, packs: Collection[Row]) -> tuple[int, dict[str, int]]:

@@ -1,6 +1,6 @@
 """A study directory: one netCDF file a pack, complete or absent, joined on opening into one labelled DataTree.
 
-    packs/<hash>.nc       /history, /evaluation, /sharpness and /signals of one pack's runs
+    packs/<hash>.nc       /history, /evaluation, /sharpness, /signals and /probes of one pack's runs
     packs/<hash>.sha256   its checksum, for `sha256sum -c` too
 
 What else is there, `directory` lists. A pack is written whole or not at all (see `durable`), and read only if it is what its
@@ -22,7 +22,16 @@ import numpy as np
 import xarray as xr
 
 from train import index
-from train.derived import for_all_runs, in_bits, join, shared_attributes, summary_of, with_ratios
+from train.derived import (
+    for_all_runs,
+    in_bits,
+    join,
+    parts_of,
+    shared_attributes,
+    summary_of,
+    with_quantisers,
+    with_ratios,
+)
 from train.directory import PACK, Stamp, stamp_of
 from train.directory import PACKS as PACKS
 from train.directory import STUDY_FILE as STUDY_FILE
@@ -31,20 +40,24 @@ from train.directory import study_of as study_of
 from train.directory import study_text as study_text
 from train.durable import atomically, read_intact, seal, set_aside
 from train.finished import finished_rows, record
+from train.landscape_files import landscape_groups
+from train.measures import MEASURES, group_of
 from train.operands import ROLES
 from train.pack_file import DAMAGE, damaged, facts
 from train.plan import PlannedPack
 from train.program import PackResult
-from train.schema import COORDINATES, GROUPS, RUN_COORDINATES
+from train.schema import COORDINATES, GROUPS, OF_MEASURES, RUN_COORDINATES
 from train.signal_pass import tensor_names
 from train.signals import OUTSIDE
 from train.stability import DivergenceSettings, divergence, judged
 from train.streams import evaluation_bytes_per_token
 from train.study import Design, Run, Study, StudyError
+from train.taking import ticks as ticks_of
 from train.text import Text
 
 ENGINE: Final = "h5netcdf"
-RECORDED = ("history", "evaluation", "sharpness", "signals")  # groups that packs have; /summary is derived
+OF_SOME = ("signals", *map(group_of, MEASURES))  # groups that some runs of a study may lack
+RECORDED = ("history", "evaluation", "sharpness", *OF_SOME)  # groups that packs have; /summary is derived
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +98,8 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
         }  # fmt: skip
         signals = {name: (values[:, :n].swapaxes(0, 1), ticks) for name, values in result.signals.items()}
         groups["signals"] = _dataset("signals", {**signals, "measured": (np.ones(n, bool), {})}, pack)
+    for measure in program.measures:
+        groups[group_of(measure)] = _measured(measure, result, pack)
     tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
     tree.attrs = {
         **provenance,
@@ -115,8 +130,19 @@ def pack_tree(pack: PlannedPack, result: PackResult, text: Text, provenance: Map
     return tree
 
 
+def _measured(measure: str, result: PackResult, pack: PlannedPack) -> xr.Dataset:
+    """A measure's group."""
+    n, probe = len(pack.runs), pack.program.probe
+    arrays: dict[str, tuple[Any, Mapping[str, Any]]] = {"measured": (np.ones(n, bool), {})}
+    for name, axes in MEASURES[measure].variables.items():
+        along = {axis: np.array(ticks_of(probe, measure, axis)) for axis in axes}
+        probed = {"probe_step": np.array(pack.program.steps_of(measure))}
+        arrays[name] = (result.measures[f"{measure}/{name}"][:, :n].swapaxes(0, 1), probed | along)
+    return _dataset(group_of(measure), arrays, pack).assign_attrs(quantisers=probe.quantisers)
+
+
 def _dataset(group: str, arrays: Mapping[str, tuple[Any, Mapping[str, Any]]], pack: PlannedPack) -> xr.Dataset:
-    schema = GROUPS[group]
+    schema = GROUPS.get(group) or OF_MEASURES[group]
     variables = {}
     coordinates = run_coordinates(pack.runs, pack.size)
     for name, (values, axes) in arrays.items():
@@ -233,7 +259,8 @@ def finished_runs(
 
 
 def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = None) -> xr.DataTree:
-    """A study directory as one DataTree: /history, /evaluation, /sharpness, /signals and /summary, aligned to all finished runs.
+    """A study directory as one DataTree: /history, /evaluation, /sharpness, /signals, /probes (a group a further measure) and
+    /summary, aligned to all finished runs; what `exmy landscape` measured since is in /landscape.
 
     Runs stand in the study's order; padding is NaN after `last_step`, and where a run has no such block, tensor or signal.
     chunks: None for all in memory; a number of runs, or "auto", for dask arrays that read that many runs' histories at a time
@@ -247,7 +274,7 @@ def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = Non
     groups: dict[str, xr.Dataset] = {}
     planned = list(study.identities())
     for group in RECORDED:
-        parts = [pack[group].to_dataset() for pack in packs if group in pack]
+        parts = parts_of(packs, group)
         if not parts:
             continue
         joined = join(parts)
@@ -257,13 +284,14 @@ def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = Non
     if "history" not in groups or not groups["history"].sizes["run"]:
         raise _none_finished(directory, len(planned))
     groups["history"] = with_ratios(groups["history"])
-    if "signals" in groups:
-        groups["signals"] = for_all_runs(groups["signals"], groups["history"])
+    for group in OF_SOME:
+        if group in groups:
+            groups[group] = for_all_runs(groups[group], groups["history"])
     if "evaluation" in groups:
         by_byte = _per_run(packs, groups["evaluation"], "evaluation_bytes_per_token")
         groups["evaluation"] = in_bits(groups["evaluation"], by_byte)
     groups["summary"] = summarise(study, groups["history"], packs)
-    return _tree(study, groups, len(planned), [pack.attrs for pack in packs])
+    return _tree(study, directory, groups, planned, [pack.attrs for pack in packs])
 
 
 def _open_lazily(study: Study, directory: Path, chunks: int | Literal["auto"]) -> xr.DataTree:
@@ -275,7 +303,7 @@ def _open_lazily(study: Study, directory: Path, chunks: int | Literal["auto"]) -
     planned = list(study.identities())
     settings = DivergenceSettings(**study.divergence.model_dump())
     found = survey(pack_files(directory), settings)
-    laid = layout(found, read_pack, join, RECORDED)
+    laid = layout(found, read_pack, join, RECORDED, OF_SOME)
     if not laid.rows("history", planned).size:
         raise _none_finished(directory, len(planned))
     groups = laid.groups(planned, None if chunks == "auto" else chunks)
@@ -292,7 +320,7 @@ def _open_lazily(study: Study, directory: Path, chunks: int | Literal["auto"]) -
     within = ("dataset", "model", *(study.axes.model_extra or {}))
     judgement = judged(rows, history["last_step"], number("unigram_entropy"), study.reference, settings, within)
     groups["summary"] = summary_of(judgement, history["last_step"], number)
-    return _tree(study, groups, len(planned), found.attrs)
+    return _tree(study, directory, groups, planned, found.attrs)
 
 
 def _none_finished(directory: Path, planned: int) -> StudyError:
@@ -300,11 +328,14 @@ def _none_finished(directory: Path, planned: int) -> StudyError:
 
 
 def _tree(
-    study: Study, groups: Mapping[str, xr.Dataset], planned: int, packs: Sequence[Mapping[Any, Any]]
-) -> xr.DataTree:
-    tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
+    study: Study, directory: Path, groups: Mapping[str, xr.Dataset], planned: Sequence[str],
+    packs: Sequence[Mapping[Any, Any]],
+) -> xr.DataTree:  # fmt: skip
+    whole = {**groups, **landscape_groups(directory, planned, groups["history"])}
+    named = {name: with_quantisers(dataset) for name, dataset in whole.items()}
+    tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in named.items()})
     tree.attrs = {
-        "name": study.name, "baseline": study.reference, "study_hash": study.hash, "runs_planned": planned,
+        "name": study.name, "baseline": study.reference, "study_hash": study.hash, "runs_planned": len(planned),
         "runs_finished": groups["history"].sizes["run"], "packs": len(packs), **shared_attributes(packs),
     }  # fmt: skip
     return tree

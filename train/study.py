@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from train.presets import ARCHITECTURES
 from train.recipe import Recipe
 from train.recipe_table import AXES, RecipeTable
 from train.resolve import resolve_recipe
+from train.selection import Selection, selection
 from train.settings import (
     NAME_LIMIT,
     RUNS_LIMIT,
@@ -182,9 +183,10 @@ class Run:
             "version": IDENTITY_VERSION,
             "recipe": [self.recipe.name, self.recipe.arithmetic, *self._recipe_words],
             "dataset": self.dataset,
-            # A preset counts by what it came to.
+            # A preset counts by what it came to, and whose weights are kept changes no number.
             "settings": [
-                table.model_dump(mode="json", exclude_defaults=True, exclude={"preset"}) for table in settings
+                table.model_dump(mode="json", exclude_defaults=True, exclude={"preset", "snapshots"})
+                for table in settings
             ],
         }
         # In the order in which JSON sorts the keys, "learning_rate" and "seeds" between them.
@@ -309,7 +311,28 @@ class Study(Table):
                 raise ValueError(f"more, block {number}: {_in_words(error)}") from None
         if self.baseline is not None and self.baseline not in self.recipes_named:
             raise ValueError(f"baseline {self.baseline!r} is not among axes.recipe: {', '.join(self.recipes_named)}")
+        self._check_snapshots()
         return self
+
+    def _check_snapshots(self) -> None:
+        """ValueError for a name in [probe] snapshots that means no run; a strategy's runs are not known beforehand."""
+        try:
+            unmet = self._selections(self.probe.snapshots)
+            runs = self.runs() if self.strategy.kind == "grid" else iter(())
+            while unmet and (run := next(runs, None)):
+                unmet = [name for name in unmet if run not in name]
+            if unmet and self.strategy.kind == "grid":
+                raise ValueError(f"{unmet[0].text!r} matches no run of the study")
+        except ValueError as error:
+            raise ValueError(f"probe.snapshots: {error}") from None
+
+    def _selections(self, names: Iterable[str]) -> list[Selection]:
+        return [selection(name, self.recipes_named, self.axes.model_extra or {}) for name in names]
+
+    def chosen(self, names: Sequence[str], runs: Iterable[Run]) -> list[Run]:
+        """Those of the runs that any of the names means, in their order (see `selection`); ValueError for one without meaning."""
+        selections = self._selections(names)
+        return [run for run in runs if any(run in name for name in selections)]
 
     def _check_block(self, axes: Axes) -> None:
         """ValueError for recipes that mean nothing, axes without values, names that don't print, tables that can't be."""

@@ -32,6 +32,7 @@ from train.study import Study, StudyError
 FILE_LIMIT = 2**20  # bytes
 MESSAGE_LIMIT = 1000  # characters
 RECIPE_DEPTH = 3  # recipes.NAME.word; a product's table is one deeper
+SNAPSHOTS = "probe.snapshots: "  # a line of `Study`'s own that begins with the key
 
 
 def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
@@ -154,6 +155,8 @@ def _first_error(
         keys = ("axes", *keys)  # a value of an axis that the table whose field it is refuses
     if not keys and (named := re.match(r"recipe '([^']+)'", message)):
         keys = ("recipes", named[1]) if _line_of(source, ("recipes", named[1])) > 1 else ()
+    if not keys and message.startswith(SNAPSHOTS):
+        keys, message = ("probe", "snapshots"), message.removeprefix(SNAPSHOTS)
     block = int(location[1]) if location[0:1] == ("more",) and location[1:2] and location[1].isdigit() else 0
     where = "--set" if keys in overridden or blamed == "--set" else f"{blamed}:{_line_of(source, keys, block)}"
     return f"{where}: {'.'.join(keys)}: {message}{more}" if keys else f"{where}: {message}{more}"

@@ -36,6 +36,7 @@ from train.again import again
 from train.head import chunks, of_runs
 from train.layers import Readout, token_losses
 from train.linear import operand
+from train.measures import QUANTISERS, Quantisers
 from train.model import BlockPrecision, Numerics, hidden
 from train.numerics import Draws, make_numerics
 from train.precision import Precision
@@ -48,8 +49,6 @@ from train.seen import Layers
 if TYPE_CHECKING:
     from train.pack import Pack
 
-Quantisers = Literal["on", "off", "finite-difference"]
-QUANTISERS: tuple[Quantisers, ...] = ("on", "off", "finite-difference")
 LOGITS = 2**27  # the most in memory at a time, in elements
 # The step of finite differences where something is rounded, of the weights' length: twice the distance of BF16's numbers. A
 # smaller one meets rounding above all, as outputs are BF16 in most recipes, and over a larger one the loss bends.

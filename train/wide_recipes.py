@@ -31,6 +31,10 @@ def refusal(program: Program, ranks: int, way: Way) -> str | None:
         return f"{ranks} ranks share a batch in equal parts, and it has {program.sequences} sequences: take sequences = {near}"
     if program.shape.dropout:
         return f"dropout {program.shape.dropout:g}: its masks are drawn for whole batches; take dropout = 0, or one GPU"
+    if program.measures:
+        return (
+            f"probe.measures {program.measures[0]!r} takes whole runs, which no rank has: leave it out, or take one GPU"
+        )
     for structure in filter(None, (program.structure, program.before)):
         if why := _of_recipe(structure, program, ranks):
             return why

@@ -94,6 +94,10 @@ class Shared(Here):
                 f"execution.pack_size {asked}: {ranks} ranks share packs of one run; take 1, or leave torchrun out to train "
                 f"{asked} runs side by side"
             )
+        if study.probe.snapshots:
+            raise StudyError(
+                f"probe.snapshots {study.probe.snapshots[0]!r}: {ranks} ranks keep no snapshots; leave it or torchrun out"
+            )
         for name, program in {run.recipe.name: program_of(run) for run in study.runs()}.items():
             if why := refusal(program, ranks, way):
                 raise StudyError(f"recipe {name!r}: {why}")
