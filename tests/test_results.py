@@ -406,3 +406,69 @@ def test_what_scale_asks_and_reaches_is_in_the_page() -> None:
     assert f"{m['write_100_packs_seconds'] / 100:.2f} s a pack" in page
     for minutes in (1, 10, 60):
         assert f"| {minutes} | {1000 / 60 / minutes:.2f} | {60_000 / minutes:,.0f} | {120_000 / minutes:,.0f} |" in page
+
+
+def test_what_whole_sweeps_cost_is_in_the_page() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    h100, h200 = content("h100-sweeps.json"), content("h200-sweeps.json")
+    for file in (h100, h200):
+        busy = file["busy"]
+        assert busy["runs"] == 500
+        passes = sum(kind["a_pack"] * kind["kernel_seconds"] for kind in busy["kinds"].values())
+        assert busy["busy_share"] == pytest.approx(busy["packs"] * passes / busy["wall_seconds"])
+        assert f"{100 * busy['busy_share']:.1f} % of {busy['wall_seconds']:.1f} s" in page
+    kept = h100["checkpoint"]["4x128"]
+    cost = kept["cost_seconds"]["median"] / kept["interval_seconds"]
+    assert kept["times_as_long"] == pytest.approx(1 + cost)
+    assert kept["interval_seconds"] >= 50 * kept["writing_seconds"]["median"]
+    assert f"| 1.02 | **{1 + cost:.4f}** (writing {kept['state_bytes'] / 1e9:.2f} GB" in page
+    assert cost < 0.02
+    again, first = h100["resume"]["again_seconds"], h100["resume"]["first_seconds"]
+    ratio = again["median"] / first["median"]
+    assert f"**{ratio:.2f}** ({spread(again)} s, {spread(first)} s)" in page
+    assert ratio < 1.2
+    code = h100["compile"]["programs"]["e4m3fn"]
+    assert f"**{code['cached_seconds']['median']:.1f}** [" in page
+    assert spread(code["cached_seconds"]) == "14.1 [12.5–15.7]"
+    assert code["cached_seconds"]["median"] < 15
+    one, two = h200["scaling 1"]["workers"]["1"], h200["scaling 2"]["workers"]["2"]
+    for what in ("packs_seconds", "command_seconds"):
+        assert f"| {one[what] / two[what]:.2f} ({one[what]:.0f} s, {two[what]:.0f} s) |" in page
+
+
+def spread(told: dict[str, float]) -> str:
+    return f"{told['median']:.1f} [{told['least']:.1f}–{told['most']:.1f}]"
+
+
+def test_what_one_run_on_two_gpus_reached_is_in_the_page() -> None:
+    page = (ROOT / "docs" / "wide.md").read_text(encoding="utf-8")
+    parts = content("h200-wide.json")["parts"]
+    assert [(part["recipe"], part["how"]) for part in parts] == [
+        ("native-bf16", "one"), ("native-bf16", "ddp"), ("fp8-hybrid", "one"),
+    ]  # fmt: skip
+    for part in parts:
+        used, planned = (part[f"{kind}_memory_bytes"] / 2**30 for kind in ("peak", "planned"))
+        row = f"| {part['tokens_per_second']:,.0f} | {part['seconds_first_step']:.1f} s | {used:.1f} GiB | {planned:.1f} GiB |"
+        assert row in page
+        assert used < planned
+    one, ddp = parts[0], parts[1]
+    assert f"{ddp['tokens_per_second'] / one['tokens_per_second']:.2f} times as fast" in page
+    apart = [abs(a - b) for a, b in zip(one["train_loss"], ddp["train_loss"], strict=True)]
+    assert max(apart[:3]) < 1.6e-5
+    assert f"{apart[-1]:.2f} after 20" in page
+
+
+def test_what_second_derivatives_cost_is_in_the_page() -> None:
+    page, m = (ROOT / "docs" / "landscape.md").read_text(encoding="utf-8"), content("h100-curvature.json")
+    for case, row in m["hvp"]["cases"].items():
+        ratio = row["hvp_seconds"]["median"] / row["gradient_seconds"]["median"]
+        assert (
+            f"| {case} | {row['gradient_seconds']['median']:.3f} s | {row['hvp_seconds']['median']:.3f} s | {ratio:.2f} |"
+            in page
+        )
+        assert ("recorded" not in case) or ratio < 3.3
+    for case, row in m["memory"]["cases"].items():
+        _, pieces, program = case.split(", ")
+        most = max(row.values()) / 1e9
+        assert f"| {pieces} | {program} | {row['first_bytes'] / 1e9:.1f} GB | {row['bytes'] / 1e9:.1f} GB |" in page
+        assert ("8 at" in pieces) or most < 40
