@@ -359,6 +359,48 @@ def compare_recipes(
         raise Refused(str(error)) from None
 
 
+@main.command("verdict")
+@click.argument("recipe", metavar="FORMAT")
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--baseline", metavar="RECIPE", help="What it is held against; the studies' own by default.")
+@click.option(
+    "--margin", default=0.1, show_default=True, help="As stable: shares of diverged runs differ by less than this."
+)
+@click.option("--alpha", default=0.05, show_default=True, help="Chance of a false verdict; intervals are at 1 - alpha.")
+@click.option(
+    "--learning-rate", type=float, metavar="RATE", help="Where divergence is compared; the baseline's best by default."
+)
+@click.option("--allowed", default=0.1, show_default=True, help="Stable window: the share that may diverge,")
+@click.option("--loss-margin", default=0.1, show_default=True, help="and nats/token above the recipe's own best.")
+@click.option(
+    "--search-cost", default=0.1, show_default=True, help="Break-even: runs that a trial of a learning rate costs."
+)
+@click.option(
+    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
+)
+def give_verdict(
+    recipe: str, directories: tuple[Path, ...], baseline: str | None, json_file: Path | None, **numbers: Any
+) -> None:
+    """Is FORMAT (a recipe of the studies) as stable as the baseline? A sentence, and a table with intervals.
+
+    Several studies of one design, of other seeds say, are taken together; docs/stability.md has every formula. Exit status 0:
+    it is shown to be as stable within the margin, or more stable. 1: it is not, less stable or undecided. 2: bad input.
+
+    \b
+    Example: exmy verdict e4m3fn runs/mine
+    Example: exmy verdict e8m3 runs/seeds-0-63 runs/seeds-64-127 --margin 0.05
+    """  # noqa: D301
+    from exmy.verdict import run_verdict
+    from train import StudyError
+    from train.verdict import VerdictSettings
+
+    try:
+        holds = run_verdict(recipe, directories, baseline, VerdictSettings(**numbers), json_file)
+    except (StudyError, ValueError) as error:
+        raise Refused(str(error)) from None
+    sys.exit(0 if holds else 1)
+
+
 @main.group()
 def recipes() -> None:
     """Look training recipes up: what is rounded, where, and after whom."""

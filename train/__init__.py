@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from train.execute import Outcome, run_study
     from train.merge import merge_studies
     from train.progress import RichObserver
-    from train.rates import stability_table, wilson_interval
+    from train.proportions import clopper_pearson_interval, wilson_interval
+    from train.rates import stability_table
     from train.stability import DivergenceSettings, divergence
     from train.status import study_status
     from train.store import open_study
@@ -21,6 +22,7 @@ __all__ = [
     "RichObserver",
     "Study",
     "StudyError",
+    "clopper_pearson_interval",
     "divergence",
     "merge_studies",
     "open_study",
@@ -40,7 +42,8 @@ def __getattr__(name: str) -> Any:
         "execute": ("Outcome", "run_study"),
         "merge": ("merge_studies",),
         "progress": ("RichObserver",),
-        "rates": ("stability_table", "wilson_interval"),
+        "proportions": ("clopper_pearson_interval", "wilson_interval"),
+        "rates": ("stability_table",),
         "stability": ("DivergenceSettings", "divergence"),
         "status": ("study_status",),
         "store": ("open_study",),
