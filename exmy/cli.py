@@ -14,26 +14,18 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from exmy.refused import Refused
+from exmy.stability_commands import COMMANDS
 from exmy.version import __version__
 
 if TYPE_CHECKING:
     from formats.names import Kind
 
 INTERRUPTED = 130
-
-
-class Refused(click.ClickException):
-    """One line on what is wrong and how to mend it; exit status 2."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """To standard error, without a traceback."""
-        click.echo(f"exmy: {self.message}", file=file, err=True)
 
 
 class _Echo(logging.Handler):
@@ -55,6 +47,10 @@ def main() -> None:
     for noisy in ("torch", "matplotlib", "h5py"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 _device = click.option(
@@ -357,48 +353,6 @@ def compare_recipes(
         run_compare(directory, baseline, page, figure, json_file)
     except StudyError as error:
         raise Refused(str(error)) from None
-
-
-@main.command("verdict")
-@click.argument("recipe", metavar="FORMAT")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--baseline", metavar="RECIPE", help="What it is held against; the studies' own by default.")
-@click.option(
-    "--margin", default=0.1, show_default=True, help="As stable: shares of diverged runs differ by less than this."
-)
-@click.option("--alpha", default=0.05, show_default=True, help="Chance of a false verdict; intervals are at 1 - alpha.")
-@click.option(
-    "--learning-rate", type=float, metavar="RATE", help="Where divergence is compared; the baseline's best by default."
-)
-@click.option("--allowed", default=0.1, show_default=True, help="Stable window: the share that may diverge,")
-@click.option("--loss-margin", default=0.1, show_default=True, help="and nats/token above the recipe's own best.")
-@click.option(
-    "--search-cost", default=0.1, show_default=True, help="Break-even: runs that a trial of a learning rate costs."
-)
-@click.option(
-    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
-)
-def give_verdict(
-    recipe: str, directories: tuple[Path, ...], baseline: str | None, json_file: Path | None, **numbers: Any
-) -> None:
-    """Is FORMAT (a recipe of the studies) as stable as the baseline? A sentence, and a table with intervals.
-
-    Several studies of one design, of other seeds say, are taken together; docs/stability.md has every formula. Exit status 0:
-    it is shown to be as stable within the margin, or more stable. 1: it is not, less stable or undecided. 2: bad input.
-
-    \b
-    Example: exmy verdict e4m3fn runs/mine
-    Example: exmy verdict e8m3 runs/seeds-0-63 runs/seeds-64-127 --margin 0.05
-    """  # noqa: D301
-    from exmy.verdict import run_verdict
-    from train import StudyError
-    from train.verdict import VerdictSettings
-
-    try:
-        holds = run_verdict(recipe, directories, baseline, VerdictSettings(**numbers), json_file)
-    except (StudyError, ValueError) as error:
-        raise Refused(str(error)) from None
-    sys.exit(0 if holds else 1)
 
 
 @main.group()
