@@ -113,7 +113,7 @@ def notes(
     short = int((history["last_step"] + 1 <= settings.spike_window).sum())
     if short and settings.definition == "spike":
         lines.append(
-            f"{short} runs logged at most {settings.spike_window} steps: of those, only a loss that is not finite is seen as a spike; "
+            f"{short} runs logged at most {settings.spike_window} steps: there, only a loss that is not finite is a spike; "
             "lower --spike-window, or take another --definition."
         )
     how = set(found["how"].values.tolist()) - {""}

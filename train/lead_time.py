@@ -157,8 +157,8 @@ def incremental(
     )
     base = np.stack([rate, rows.step, *(of.signal for of in each[1:])], axis=1) if rows.step.size else np.zeros((0, 2))
     fold = _folds(list(map(str, range(rows.seeds))), folds, key)[rows.seed] if rows.seeds else np.zeros(0, np.int64)
-    # Scores of two models are not held against each other: the one not fitted to a failing run expects fewer of them, and of scores
-    # that say nothing the failing runs' would be the lower.
+    # Scores of two models are not held against each other: the one not fitted to a failing run expects fewer of them, and of
+    # scores that say nothing the failing runs' would be the lower.
     apart = replace(rows, stratum=rows.stratum * folds + fold)
     pairs = [
         concordance(apart.with_signal(cross_fitted(of, rows.positive, fold)))

@@ -21,9 +21,11 @@ rejects at least as often as Fisher's at the same level; the interval is Newcomb
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -186,5 +188,17 @@ def unpaired_test(k: int, n: int, k_2: int, n_2: int, method: Literal["boschloo"
     _counts([k, k_2], [n, n_2], 0.95)
     if not (n and n_2) or k + k_2 in (0, n + n_2):
         return 1.0
-    test: Callable[..., object] = stats.boschloo_exact if method == "boschloo" else stats.barnard_exact
-    return float(min(1.0, test([[k, k_2], [n - k, n_2 - k_2]]).pvalue))  # type: ignore[attr-defined]
+    test = stats.boschloo_exact if method == "boschloo" else stats.barnard_exact
+    with _quiet():
+        return float(min(1.0, test([[k, k_2], [n - k, n_2 - k_2]]).pvalue))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """SciPy's search for the largest p-value logs its bounds to the root logger, whoever listens there."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
