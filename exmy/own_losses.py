@@ -36,7 +36,7 @@ def run_stability(
     console = output()
     console.print(group_table(found))
     for line in notes(found, summary, history, settings, unlogged):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)
     if json_file is not None:
         try:
             with atomically(json_file) as aside:

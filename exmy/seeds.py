@@ -1,14 +1,18 @@
-"""What a study's seeds can tell, and how many its question needs, in a line that `exmy sweep --dry-run` prints before any is trained.
+"""What a study's seeds can tell, and how many its question needs: the line of `exmy sweep --dry-run`, before any is trained.
 
-The question is that of `exmy verdict`: does a recipe diverge as the baseline does, at one learning rate, on the same seeds? Each recipe
-(at each setting of the other axes) is one comparison, and all share 5 % (Bonferroni).
+The question is that of `exmy verdict`: does a recipe diverge as the baseline does, at one learning rate, on the same seeds? Each
+recipe (at each setting of the other axes) is one comparison, and all share 5 % (Bonferroni). Looks that a study plans share its
+own alpha, among recipes and rates; a plan of looks tells a little less than as many seeds looked at once.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from train import Study
 from train.cells import Cell, by_cell
 from train.equivalence import seeds_for_equivalence
+from train.planned_looks import comparisons
 from train.seeds_needed import least_telling, seeds_needed
 
 ALPHA, POWER = 0.05, 0.8
@@ -26,16 +30,25 @@ def seeds_line(study: Study) -> str:
     plan = study.strategy
     looks = plan.looks if plan.kind == "seeds" else 1
     seeds = looks * min(map(len, counts.values()))
-    compared = [cell for cell in cells if cell.recipe != study.reference and Cell(study.reference, cell.where) in cells]
+    compared: list[Any] = [
+        cell for cell in cells if cell.recipe != study.reference and Cell(study.reference, cell.where) in cells
+    ]
+    if plan.kind == "seeds":
+        compared = list(comparisons(study))
     here = f"seeds: {'at most ' if looks > 1 else ''}{seeds} a recipe and learning rate"
     if not compared:
         return f"{here}; no recipe is held against the baseline {study.reference}"
-    alpha = ALPHA / len(compared)
+    level = plan.alpha if plan.kind == "seeds" else ALPHA
+    alpha = level / len(compared)
     told = least_telling(seeds, alpha, POWER)
-    tell = "tell no share of diverged runs from 0 %" if told is None else f"tell {100 * told:.0f} % diverged from 0 %"
+    tell = (
+        "can tell no share of diverged runs from 0 %"
+        if told is None
+        else f"can tell {100 * told:.0f} % diverged from 0 %"
+    )
     apart, alike = seeds_needed(0.0, SHARE, POWER, alpha), seeds_for_equivalence(MARGIN, 0.0, POWER, alpha)
     many = f"{len(compared)} comparisons" if len(compared) > 1 else "one comparison"
     return (
-        f"{here}, which in {many} with {study.reference} {tell} ({100 * POWER:.0f} % power, 5 % in all); "
+        f"{here}, which in {many} with {study.reference} {tell} ({100 * POWER:.0f} % power, {100 * level:g} % in all); "
         f"{100 * SHARE:.0f} % from 0 % needs {apart}, as stable within {100 * MARGIN:.0f} % at least {alike}"
     )

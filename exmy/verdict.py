@@ -51,9 +51,9 @@ def run_verdict(
     for label, of in found:
         if label:
             console.print(Text(f"{label}:"))
-        console.print(Text(sentence(of)))
+        console.print(Text(sentence(of)), soft_wrap=True)
         console.print(verdict_table(of))
-    console.print(Text(f"Diverged means {definition}."))
+    console.print(Text(f"Diverged means {definition}."), soft_wrap=True)
     if json_file is not None:
         try:
             with atomically(json_file) as aside:
@@ -104,7 +104,7 @@ def sentence(of: xr.Dataset) -> str:
             "learning rate, so there is none to compare at; name one with --learning-rate."
         )
     where = f"at learning rate {row['learning_rate']:g}"
-    counts = f"of {n} pairs of seeds {recipe} alone diverged in {b}, {baseline} alone in {c}"
+    counts = f"of {n} {'pair' if n == 1 else 'pairs'} of seeds {recipe} alone diverged in {b}, {baseline} alone in {c}"
     state = str(row["state"])
     if state == "as stable":
         return f"{recipe} is as stable as {baseline} {where}, within {margin:g} % (p = {_p(row['p_equivalent'])}): {counts}."

@@ -7,8 +7,9 @@ to fail has no say in which rate is looked at, and the share that failed there i
 `best_rates`: which rates may be the optimum: all that are not shown, by paired differences of seeds that trained at both, to lose
 more than another (comparisons with the best, see `contrasts`). At least the stated share of studies keeps the true one.
 
-`loss_penalty`: the difference from the baseline's loss by pairs of the same seed, each recipe at its own optimum. The optimum is
-chosen for each seed by the others, so that no seed picks the rate that suits it; Student's interval (see `paired`).
+`loss_penalty`: the difference from the baseline's loss by pairs of the same seed, each recipe at its own optimum. Its limits
+are bounds of the least mean of each (see `contrasts`): Student's interval at the rates that look best would pass over that
+others may be.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import xarray as xr
 from scipy import stats
 
 from train.contrasts import bound, mean_over
-from train.paired import Difference, paired
 from train.seed_grid import trained_loss
 
 Floats = npt.NDArray[np.float64]
@@ -85,23 +85,30 @@ def optimum_shift(grid: xr.Dataset, recipe: str, baseline: str, confidence: floa
     }
 
 
-def loss_penalty(grid: xr.Dataset, recipe: str, baseline: str) -> tuple[Difference, int]:
-    """Final loss above the baseline's, each at its own optimum by the other seeds, nats/token; and of how many pairs.
+def loss_penalty(
+    grid: xr.Dataset, recipe: str, baseline: str, confidence: float = 0.95
+) -> tuple[float, float, float, int]:
+    """Final loss above the baseline's, each at its own optimum, nats/token: penalty, low, high; and of how many pairs.
 
-    Pairs are seeds that trained in both, there; the others are counted where divergence is. One seed: by its own optimum, and no
-    interval.
+    Pairs are seeds that trained in both, there; the others are counted where divergence is. NaN without pairs, and limits with
+    one. With one rate each, the limits are those of Student's paired interval.
     """
     each = {name: _arrays(grid, name) for name in (recipe, baseline)}
-    found = []
-    for seed in range(grid.sizes["seed"]):
-        others = np.arange(grid.sizes["seed"]) != seed if grid.sizes["seed"] > 1 else np.ones(1, bool)
-        places = {name: best_of(loss[:, others], diverged[:, others]) for name, (loss, diverged) in each.items()}
-        ours, theirs = (
-            math.nan if (at := places[name]) is None else float(each[name][0][at, seed]) for name in (recipe, baseline)
-        )
-        if math.isfinite(ours - theirs):
-            found.append(ours - theirs)
-    return paired(found), len(found)
+    ours, theirs = (best_of(*each[name]) for name in (recipe, baseline))
+    if ours is None or theirs is None:
+        return math.nan, math.nan, math.nan, 0
+    differences = each[recipe][0][ours] - each[baseline][0][theirs]
+    pairs = int(np.isfinite(differences).sum())
+    penalty = float(mean_over(differences))
+    if recipe == baseline:
+        return penalty, penalty, penalty, pairs
+    # min_r m_r - min_s n_s = min_r max_s (m_r - n_s), of which each is a mean over the same seeds.
+    first, second = (each[name][0][candidates(each[name][1])] for name in (recipe, baseline))
+    apart = first[:, None] - second[None]
+    error = (1 - confidence) / 2
+    low = float(bound(apart, error / len(second), -1).max(axis=1).min())
+    high = float(bound(apart, error / len(first), 1).max(axis=1).min())
+    return penalty, low if math.isfinite(low) else math.nan, high if math.isfinite(high) else math.nan, pairs
 
 
 def spread(grid: xr.Dataset, confidence: float = 0.95) -> xr.Dataset:

@@ -47,10 +47,11 @@ def seed_grid(runs: xr.Dataset) -> xr.Dataset:
     rate, seed = known["learning_rate"].values.astype(np.float64), seed_labels(known)
     recipes, rates = list(dict.fromkeys(recipe)), np.unique(rate)
     seeds = sorted(set(seed), key=lambda label: (isinstance(label, str), label))
+    column = {label: i for i, label in enumerate(seeds)}
     place = (
         np.array([recipes.index(name) for name in recipe]),
         np.searchsorted(rates, rate),
-        np.array([{label: i for i, label in enumerate(seeds)}[label] for label in seed]),
+        np.array([column[label] for label in seed]),
     )
     shape = (len(recipes), len(rates), len(seeds))
     cell, count = np.unique(np.ravel_multi_index(place, shape), return_counts=True)

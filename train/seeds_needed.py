@@ -93,6 +93,7 @@ def _boschloo_region(n: int, alpha: float) -> npt.NDArray[np.bool_]:
     return rejected.reshape(fisher.shape)
 
 
+@functools.lru_cache(maxsize=1024)
 def seeds_needed(
     p0: float, p1: float, power: float = 0.8, alpha: float = 0.05, *, paired: bool = True, both: float | None = None
 ) -> int | None:

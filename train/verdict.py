@@ -150,13 +150,14 @@ def _row(grid: xr.Dataset, name: str, baseline: str, rate: float, settings: Verd
     shift = optimum_shift(grid, name, baseline, confidence)
     row |= {f"optimum_shift{end}": shift[of] for end, of in (("", "shift"), ("_low", "low"), ("_high", "high"))}
     row |= {"optimum": optimum(grid, name), "optimum_censored": shift["censored"]}
-    penalty, count = loss_penalty(grid, name, baseline)
-    row |= {
-        "loss_penalty": penalty.mean,
-        "loss_penalty_low": penalty.low,
-        "loss_penalty_high": penalty.high,
-        "loss_pairs": count,
-    }
+    penalty = dict(
+        zip(
+            ("loss_penalty", "loss_penalty_low", "loss_penalty_high", "loss_pairs"),
+            loss_penalty(grid, name, baseline, confidence),
+            strict=True,
+        )
+    )
+    row |= penalty
     spreads = spread(grid.sel(recipe=[name]), confidence)
     at = spreads.sel(recipe=name, learning_rate=row["optimum"]) if math.isfinite(row["optimum"]) else None
     for variable in ("sd", "sd_low", "sd_high"):
@@ -285,9 +286,9 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "optimum_shift_low": ("octaves", "lower limit of the shift", "of the rates that may be best, see train.optimum"),
     "optimum_shift_high": ("octaves", "upper limit of the shift", "of the rates that may be best, see train.optimum"),
     "optimum_censored": ("1", "an optimum is the lowest or highest rate tried", "it may lie beyond"),
-    "loss_penalty": ("nats/token", "final loss above the baseline's", "pairs that trained, each at its optimum by other seeds"),
-    "loss_penalty_low": ("nats/token", "lower limit of the penalty", "Student's paired interval"),
-    "loss_penalty_high": ("nats/token", "upper limit of the penalty", "Student's paired interval"),
+    "loss_penalty": ("nats/token", "final loss above the baseline's", "pairs that trained, each recipe at its own optimum"),
+    "loss_penalty_low": ("nats/token", "lower limit of the penalty", "Student's paired bounds, over all rates that may be best"),
+    "loss_penalty_high": ("nats/token", "upper limit of the penalty", "Student's paired bounds, over all rates that may be best"),
     "loss_pairs": ("1", "pairs of the loss penalty", "seeds that trained in both"),
     "sd": ("nats/token", "spread over seeds of the final loss at the optimum", "standard deviation of runs that trained"),
     "sd_low": ("nats/token", "lower limit of the spread", "chi-squared, for normal losses"),
