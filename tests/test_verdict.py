@@ -49,7 +49,8 @@ def test_states_by_hand(base_fails: int, fails: int, seeds: int, state: str) -> 
 
 def test_no_verdict_rests_on_fewer_pairs_than_could_bear_one() -> None:
     for seeds in (1, 5):
-        assert {row(verdict(study(b, a, seeds), "b"))["state"] for a in range(seeds + 1) for b in (0, min(1, seeds - a))} == {"undecided"}
+        fails = [(b, a) for a in range(seeds + 1) for b in {0, min(1, seeds - a)}]
+        assert {row(verdict(study(*each, seeds), "b"))["state"] for each in fails} == {"undecided"}
 
 
 def test_several_recipes_share_alpha_by_holms_steps() -> None:
@@ -74,7 +75,7 @@ def test_divergence_is_compared_at_the_baselines_optimum_or_where_one_says() -> 
 
 
 def test_break_even_by_its_formula() -> None:
-    """Five rates, an octave apart. b: all in its window, none fails: 1 + 0.1 * 5 / (4 + 1). a: two, a quarter fails at the best."""
+    """Five rates, octaves apart. b: all in its window, none fails: 1 + 0.1 * 5 / (4 + 1). a: two, a quarter fails at the best."""
     rates = [1e-3 * 2**i for i in range(5)]
     b = [[2.0] * 4] * 5
     a = [[2.01, 2.0, 2.0, 2.0], [NAN, 1.99, 1.99, 1.99], [NAN] * 4, [NAN] * 4, [NAN] * 4]
