@@ -153,7 +153,7 @@ def test_a_signal_that_knows_the_rate_alone_scores_a_half_where_pooled_it_would_
     assert float(found["auroc"]) == 0.5
     assert (float(found["auroc_low"]), float(found["auroc_high"])) == (0.5, 0.5)
     assert float(found["pooled_auroc"]) > 0.65
-    # Of whole runs, as they are pooled in papers: of a run that diverged and one that did not, the first has the higher rate in 0.94.
+    # Whole runs, as papers pool them: of one that diverged and one that did not, the first has the higher rate in 0.94 of pairs.
     fails = np.isfinite(onset.values)
     p = np.array(CHANCES)
     expected = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,7 +33,7 @@ def bound(values: npt.ArrayLike, error: float, side: int) -> Floats:
     spread = np.sqrt(square / np.maximum(n - 1, 1) / np.maximum(n, 1))
     # The mean of equal numbers is off by a rounding, and so would be their spread.
     spread = np.where(spread > 1e-14 * np.abs(mean), spread, 0.0)
-    reach = stats.t.isf(error, np.maximum(n - 1, 1)) * spread
+    reach = -stdtrit(np.maximum(n - 1, 1), error) * spread
     return np.asarray(np.where(n >= 2, mean + side * reach, side * np.inf), np.float64)
 
 

@@ -22,7 +22,7 @@ import xarray as xr
 from scipy import stats
 
 from train.contrasts import bound, mean_over
-from train.seed_grid import trained_loss
+from train.seed_grid import by_rate, trained_loss
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -45,7 +45,7 @@ def best_of(loss: Floats, diverged: Floats) -> int | None:
 
 def optimum(grid: xr.Dataset, recipe: str) -> float:
     """A recipe's best learning rate; NaN where more than half of the seeds diverged at each."""
-    place = best_of(*_arrays(grid, recipe))
+    place = best_of(*by_rate(grid, recipe))
     return math.nan if place is None else float(grid["learning_rate"].values[place])
 
 
@@ -54,7 +54,7 @@ def best_rates(grid: xr.Dataset, recipe: str, error: float = 0.05) -> Floats:
 
     Empty where no rate is a candidate.
     """
-    loss, diverged = _arrays(grid, recipe)
+    loss, diverged = by_rate(grid, recipe)
     rivals = np.flatnonzero(candidates(diverged))
     if not rivals.size:
         return np.zeros(0)
@@ -93,7 +93,7 @@ def loss_penalty(
     Pairs are seeds that trained in both, there; the others are counted where divergence is. NaN without pairs, and limits with
     one. With one rate each, the limits are those of Student's paired interval.
     """
-    each = {name: _arrays(grid, name) for name in (recipe, baseline)}
+    each = {name: by_rate(grid, name) for name in (recipe, baseline)}
     ours, theirs = (best_of(*each[name]) for name in (recipe, baseline))
     if ours is None or theirs is None:
         return math.nan, math.nan, math.nan, 0
@@ -140,13 +140,7 @@ def spread(grid: xr.Dataset, confidence: float = 0.95) -> xr.Dataset:
     return result.assign_attrs(confidence=confidence)
 
 
-def _arrays(grid: xr.Dataset, recipe: str) -> tuple[Floats, Floats]:
-    """Trained losses and diverged of a recipe, [rate, seed]."""
-    own = grid.sel(recipe=recipe)
-    return tuple(of.transpose("learning_rate", "seed").values for of in (trained_loss(own), own["diverged"]))  # type: ignore[return-value]
-
-
 def _tried(grid: xr.Dataset, recipe: str) -> Floats:
     """The learning rates at which a recipe has a run, rising."""
-    there = grid["diverged"].sel(recipe=recipe).notnull().any("seed").values
+    there = np.isfinite(by_rate(grid, recipe)[1]).any(axis=1)
     return np.asarray(grid["learning_rate"].values[there], np.float64)

@@ -89,6 +89,13 @@ def trained_loss(grid: xr.Dataset) -> xr.DataArray:
     return grid["final_loss"].where((grid["diverged"] == 0) & np.isfinite(grid["final_loss"]))
 
 
+def by_rate(grid: xr.Dataset, recipe: str) -> tuple[Floats, Floats]:
+    """A recipe's `trained_loss` and diverged, both [rate, seed], in the order of the grid's rates and seeds."""
+    place = grid["recipe"].values.tolist().index(recipe)
+    loss, diverged = (grid[name].transpose(*DIMS).values[place] for name in ("final_loss", "diverged"))
+    return np.where((diverged == 0) & np.isfinite(loss), loss, np.nan), diverged
+
+
 def common_rates(grid: xr.Dataset, recipes: Sequence[str] | None = None) -> Floats:
     """The learning rates at which every recipe (of those named) has a run: the same grid for all."""
     there = grid["diverged"].notnull().any("seed")

@@ -24,7 +24,7 @@ import xarray as xr
 from train.contrasts import bound, mean_over
 from train.optimum import candidates
 from train.proportions import clopper_pearson_interval
-from train.seed_grid import trained_loss
+from train.seed_grid import by_rate
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -75,14 +75,11 @@ def stable_window(
         raise ValueError(f"allowed must be a share from 0 to below 1, got {allowed}")
     if not margin >= 0:
         raise ValueError(f"margin must be at least 0 nats/token, got {margin}")
-    own = grid.sel(recipe=recipe)
-    there = own["diverged"].notnull().any("seed").values
-    rates = own["learning_rate"].values[there]
+    loss, diverged = by_rate(grid, recipe)
+    there = np.isfinite(diverged).any(axis=1)
+    rates, loss, diverged = grid["learning_rate"].values[there], loss[there], diverged[there]
     if not rates.size:
         raise ValueError(f"{recipe} has no runs")
-    loss, diverged = (
-        of.transpose("learning_rate", "seed").values[there] for of in (trained_loss(own), own["diverged"])
-    )
     seen = _widest(_observed(loss, diverged, allowed, margin), rates)
     shown, possible = _shown(loss, diverged, allowed, margin, 1 - confidence)
     inner, outer = _widest(shown, rates), _widest(possible, rates)
