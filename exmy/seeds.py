@@ -13,7 +13,7 @@ from train import Study
 from train.cells import Cell, by_cell
 from train.equivalence import seeds_for_equivalence
 from train.planned_looks import comparisons
-from train.seeds_needed import least_telling, seeds_needed
+from train.sample_size import least_telling, seeds_needed
 
 ALPHA, POWER = 0.05, 0.8
 SHARE = 0.1  # that of the standing example: one run in ten fails

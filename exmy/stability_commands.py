@@ -44,7 +44,7 @@ def give_verdict(
     """  # noqa: D301
     from exmy.verdict import run_verdict
     from train import StudyError
-    from train.verdict import VerdictSettings
+    from train.verdicts import VerdictSettings
 
     try:
         holds = run_verdict(recipe, directories, baseline, VerdictSettings(**numbers), json_file)

@@ -20,8 +20,8 @@ from exmy.console import output
 from exmy.groups import groups
 from train import StudyError, open_study
 from train.durable import atomically
-from train.seed_grid import runs_of, seed_grid
-from train.verdict import HOLDS, VARIABLES, VerdictSettings, verdict
+from train.seed_cube import seed_grid, study_runs
+from train.verdicts import HOLDS, VARIABLES, VerdictSettings, verdict
 
 ABSENT = "-"  # a coordinate that a study has no axis for
 KEPT = ("diverged", "final_loss", "initial_loss")
@@ -69,7 +69,7 @@ def runs_together(directories: Sequence[Path]) -> tuple[xr.Dataset, str, str]:
     parts = []
     said: dict[str, set[str]] = {"baseline": set(), "definition of diverged": set()}
     for tree in trees:
-        runs = runs_of(tree)
+        runs = study_runs(tree)
         word = str(runs["diverged"].attrs["definition"])
         said["baseline"].add(str(tree.attrs["baseline"]))
         said["definition of diverged"].add(f"{word}: {runs[word].attrs['source']}")

@@ -12,7 +12,7 @@ import xarray as xr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from train.alarm_rows import alarm_rows, point_of_no_return
+from train.alarms import alarm_rows, point_of_no_return
 from train.early_warning import (
     average_precision,
     chance_precision,
@@ -21,7 +21,7 @@ from train.early_warning import (
     pooled_auroc,
     warning_skill,
 )
-from train.lead_time import RIDGE, conformal_threshold, incremental, lead_time, logistic
+from train.lead_times import RIDGE, conformal_threshold, incremental, lead_time, logistic
 
 NAN, INF = float("nan"), float("inf")
 RATES, CHANCES = (1e-3, 2e-3, 4e-3, 8e-3), (0.01, 0.1, 0.55, 0.99)

@@ -18,7 +18,7 @@ from train.equivalence import (
     seeds_for_equivalence,
 )
 from train.proportions import Pairs
-from train.seeds_needed import (
+from train.sample_size import (
     least_telling,
     power_of_looks,
     power_paired,

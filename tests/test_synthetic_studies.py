@@ -17,17 +17,17 @@ import xarray as xr
 from scipy import stats
 
 from tests.synthetic_studies import Truth, make_runs
-from train.alarm_rows import alarm_rows
+from train.alarms import alarm_rows
 from train.early_warning import warning_skill
 from train.equivalence import equivalent_rates, power_of_equivalence
-from train.lead_time import incremental, lead_time
+from train.lead_times import incremental, lead_time
 from train.proportions import Pairs, mcnemar
 from train.resample import LEAST_SEEDS
-from train.seed_grid import seed_grid
-from train.seeds_needed import power_paired
+from train.sample_size import power_paired
+from train.seed_cube import seed_grid
 from train.sensitivity import lr_sensitivity
 from train.sequential import flip_looks, repeated_interval, sign_looks, spending_bounds
-from train.verdict import VerdictSettings, verdict
+from train.verdicts import VerdictSettings, verdict
 from train.window import stable_window
 
 LUCK = 1e-4  # how often a check of what holds would fail, each for itself

@@ -17,7 +17,7 @@ from exmy.cli import main
 from exmy.verdict import run_verdict, sentence
 from tests.test_windows import NAN, grid, runs
 from train import StudyError
-from train.verdict import VARIABLES, VerdictSettings, break_even, reference_rate, verdict
+from train.verdicts import VARIABLES, VerdictSettings, break_even, reference_rate, verdict
 
 ROOT = Path(__file__).parent.parent
 CPU, GPU = (ROOT / "studies" / "results" / name for name in ("first-look-cpu", "first-look-gpu"))
@@ -123,7 +123,7 @@ def test_degenerate_studies_have_a_clear_answer(name: str) -> None:
         "missing cells": runs({"a": [[2.0, None], [None, 2.0]], "b": [[None, 1.9], [1.8, 1.9]]}),
         "no pair": runs({"a": [[2.0, None]], "b": [[None, 1.9]]}),
     }[name]
-    from train.seed_grid import seed_grid
+    from train.seed_cube import seed_grid
 
     found = verdict(seed_grid(data), "b")
     assert row(found)["state"] == "undecided"

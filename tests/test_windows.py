@@ -14,7 +14,7 @@ from tests.synthetic_studies import INITIAL, Truth, make_runs
 from train.contrasts import bound
 from train.optimum import best_rates, loss_penalty, optimum, optimum_shift, spread
 from train.resample import LEAST_SEEDS, expanded_interval, seed_draws
-from train.seed_grid import common_rates, seed_grid, trained_loss
+from train.seed_cube import common_rates, seed_grid, trained_loss
 from train.sensitivity import lr_sensitivity
 from train.window import Window, stable_window, window_difference
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import xarray as xr
 from scipy.stats import rankdata
 
-from train.alarm_rows import Rows
+from train.alarms import Rows
 from train.resample import DRAWS, expanded_interval, seed_draws
 
 Floats = npt.NDArray[np.float64]

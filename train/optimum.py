@@ -22,7 +22,7 @@ import xarray as xr
 from scipy import stats
 
 from train.contrasts import bound, mean_over
-from train.seed_grid import by_rate, trained_loss
+from train.seed_cube import by_rate, trained_loss
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -24,7 +24,7 @@ import xarray as xr
 
 from train.contrasts import bound, mean_over
 from train.resample import DRAWS, LEAST_SEEDS, expanded_interval, seed_draws
-from train.seed_grid import common_rates
+from train.seed_cube import common_rates
 
 Floats = npt.NDArray[np.float64]
 Method = Literal["contrasts", "bootstrap"]

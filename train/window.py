@@ -24,7 +24,7 @@ import xarray as xr
 from train.contrasts import bound, mean_over
 from train.optimum import candidates
 from train.proportions import clopper_pearson_interval
-from train.seed_grid import by_rate
+from train.seed_cube import by_rate
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 DIMS = ("recipe", "learning_rate", "seed")
 
 
-def runs_of(tree: xr.DataTree) -> xr.Dataset:
+def study_runs(tree: xr.DataTree) -> xr.Dataset:
     """What `seed_grid` takes, from a study as `open_study` gives it: /summary, and `initial_loss` (run), the first step's."""
     first = tree["history"]["train_loss"].isel(step=0, drop=True)
     return tree["summary"].to_dataset().assign(initial_loss=first.astype(np.float64))

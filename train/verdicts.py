@@ -40,8 +40,8 @@ from train.equivalence import equivalent_rates, seeds_for_equivalence
 from train.optimum import loss_penalty, optimum, optimum_shift, spread
 from train.paired import holm
 from train.proportions import Pairs, clopper_pearson_interval, mcnemar, paired_interval, pairs_of, wilson_interval
-from train.seed_grid import common_rates
-from train.seeds_needed import seeds_needed
+from train.sample_size import seeds_needed
+from train.seed_cube import common_rates
 from train.sensitivity import described, lr_sensitivity
 from train.window import ALLOWED, MARGIN, stable_window, window_difference
 
@@ -245,7 +245,7 @@ def _state(row: dict[str, Any], alpha: float) -> str:
 
 # Units, long name, and how it is made; low and high are the limits of what stands above them.
 VARIABLES: dict[str, tuple[str, str, str]] = {
-    "state": ("1", "the verdict", "as stable, more stable, less stable or undecided than the baseline; see train.verdict"),
+    "state": ("1", "the verdict", "as stable, more stable, less stable or undecided than the baseline; see train.verdicts"),
     "learning_rate": ("1", "learning rate where divergence is compared", "the baseline's optimum, or as stated"),
     "runs": ("1", "runs there", "whose divergence is known"),
     "diverged": ("1", "runs that diverged there", "by the definition of the study"),
@@ -293,7 +293,7 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "sd": ("nats/token", "spread over seeds of the final loss at the optimum", "standard deviation of runs that trained"),
     "sd_low": ("nats/token", "lower limit of the spread", "chi-squared, for normal losses"),
     "sd_high": ("nats/token", "upper limit of the spread", "chi-squared, for normal losses"),
-    "break_even": ("1", "break-even speed-up", "see train.verdict; inf: never"),
+    "break_even": ("1", "break-even speed-up", "see train.verdicts; inf: never"),
     "break_even_low": ("1", "lower limit of the break-even speed-up", "limits of failure rate and window at their best"),
     "break_even_high": ("1", "upper limit of the break-even speed-up", "limits of failure rate and window at their worst"),
 }  # fmt: skip

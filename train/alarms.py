@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from train.seed_grid import seed_labels
+from train.seed_cube import seed_labels
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -25,10 +25,10 @@ import xarray as xr
 from scipy import optimize
 from scipy.special import expit
 
-from train.alarm_rows import STRATA, alarm_rows
+from train.alarms import STRATA, alarm_rows
 from train.early_warning import concordance
 from train.resample import DRAWS, expanded_interval, seed_draws
-from train.seed_grid import seed_labels
+from train.seed_cube import seed_labels
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
