@@ -1,4 +1,4 @@
-"""Commands about stability: `exmy verdict` and `exmy stability`. Heavy imports wait inside, as in `cli`."""
+"""Commands about stability: `exmy verdict`, `exmy stability` and `exmy claims`. Heavy imports wait inside, as in `cli`."""
 
 from __future__ import annotations
 
@@ -105,4 +105,36 @@ def own_losses(
         raise Refused(str(error)) from None
 
 
-COMMANDS = (give_verdict, own_losses)
+@click.command("claims")
+@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--claims",
+    "file",
+    metavar="CLAIMS.toml",
+    type=click.Path(path_type=Path),
+    help="Those that come with exmy by default.",
+)
+@click.option(
+    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
+)
+def test_claims(directories: tuple[Path, ...], file: Path | None, json_file: Path | None) -> None:
+    """Hold claims against studies: supported, refuted or undecided, by rules that were fixed before the runs.
+
+    A claim names its study, statistic, smallest number of seeds and looks; docs/stability.md says how they are judged. Exit
+    status 0: none that is expected is refuted. 1: one is. 2: bad input.
+
+    \b
+    Example: exmy claims runs/masking runs/first-look-gpu
+    Example: exmy claims runs/mine --claims mine-claims.toml
+    """  # noqa: D301
+    from exmy.claims import default_claims, run_claims
+    from train import StudyError
+
+    try:
+        holds = run_claims(directories, file or default_claims(), json_file)
+    except StudyError as error:
+        raise Refused(str(error)) from None
+    sys.exit(0 if holds else 1)
+
+
+COMMANDS = (give_verdict, own_losses, test_claims)

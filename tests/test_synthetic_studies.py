@@ -254,7 +254,7 @@ def test_scores_of_alarms_are_covered(studies: int, strength: float, of_seed: fl
     covered = {"auroc": truth, "average_precision": of["average_precision"].mean()}
     for name, value in covered.items():
         inside = (of[f"{name}_low"] <= value) & (value <= of[f"{name}_high"])
-        # Of a bootstrap of 24 seeds: 2 % below its level are let pass.
+        # Of 24 seeds, resampled: 2 % below the level are let pass.
         assert inside.sum() >= at_least(0.93, studies), name
     if strength:
         assert sum(float(gain["gain_low"]) <= truth - 0.5 <= float(gain["gain_high"]) for gain in gains) >= at_least(

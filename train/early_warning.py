@@ -9,8 +9,8 @@ rate it scores 0.5. So only rows of the same recipe, rate and step are held agai
     average precision   in each stratum, mean over positives of the share of positives among all at least as loud (ties together);
                         averaged over positives, beside what chance gives in strata of those sizes, which is no constant
 
-Strata without both kinds of rows say nothing, and are counted. Intervals are of the bootstrap over seeds (see `resample`): runs
-of one seed share weights and batches. Whether one signal adds to another is `incremental`'s.
+Strata without both kinds of rows say nothing, and are counted. Intervals are over seeds (see `resample`), the bootstrap's for AUROC
+and the jackknife's for average precision: runs of one seed share weights and batches. Whether one signal adds to another is `incremental`'s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from train.alarms import Rows
-from train.resample import DRAWS, expanded_interval, seed_draws
+from train.resample import DRAWS, expanded_interval, jackknife_interval, left_out, seed_draws
 
 Floats = npt.NDArray[np.float64]
 
@@ -119,9 +119,13 @@ def warning_skill(rows: Rows, confidence: float = 0.95, draws: int = DRAWS) -> x
     weights = seed_draws(rows.seeds, draws)
     kinds = [int(rows.positive[of].sum()) for of in informative(rows)]
     values: dict[str, object] = {"auroc": float(pairs.auroc()), "average_precision": float(average_precision(rows))}
-    drawn = {"auroc": pairs.auroc(weights), "average_precision": average_precision(rows, weights)}
-    for name, of in drawn.items():
-        values[f"{name}_low"], values[f"{name}_high"] = map(float, expanded_interval(of, rows.seeds, confidence))
+    without = average_precision(rows, left_out(rows.seeds))
+    limits = {
+        "auroc": tuple(map(float, expanded_interval(pairs.auroc(weights), rows.seeds, confidence))),
+        "average_precision": jackknife_interval(float(average_precision(rows)), without, confidence),
+    }
+    for name, (low, high) in limits.items():
+        values[f"{name}_low"], values[f"{name}_high"] = low, high
     values["average_precision_chance"] = chance_precision(rows)
     values["pooled_auroc"] = pooled_auroc(rows)
     values |= {
@@ -140,8 +144,8 @@ VARIABLES = {
     "auroc_low": "lower limit of the AUROC, bootstrap over seeds",
     "auroc_high": "upper limit of the AUROC, bootstrap over seeds",
     "average_precision": "average precision within recipe, learning rate and step",
-    "average_precision_low": "lower limit of the average precision, bootstrap over seeds",
-    "average_precision_high": "upper limit of the average precision, bootstrap over seeds",
+    "average_precision_low": "lower limit of the average precision, leaving seeds out",
+    "average_precision_high": "upper limit of the average precision, leaving seeds out",
     "average_precision_chance": "average precision expected of a signal that says nothing",
     "pooled_auroc": "AUROC of all rows at once, to which the learning rate adds",
     "strata": "strata with rows",

@@ -74,11 +74,32 @@ def _p_value(b: int, c: int, n: int, margin: float) -> float:
     return float(p[tables[b, c]])
 
 
+def apart_rates(pairs: Pairs, margin: float) -> float:
+    """The p-value that two recipes' shares of diverged runs differ by at most margin, in either direction; 1 of no pairs.
+
+    Twice the smaller of two one-sided p-values, exact as those of `equivalent_rates`.
+    """
+    _checked(margin)
+    if not pairs.n:
+        return 1.0
+    b, c, n = pairs.first, pairs.second, pairs.n
+    if n > EXACT_PAIRS:
+        sides = [float(stats.norm.sf(tango_score(x, y, n, margin))) for x, y in ((b, c), (c, b))]
+    else:
+        tables, p = _exact(n, margin, above=True)
+        sides = [float(p[tables[b, c]]), float(p[tables[c, b]])]
+    return min(1.0, 2 * min(sides))
+
+
 @functools.lru_cache(maxsize=64)
-def _exact(n: int, margin: float) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Each table's place, [first alone, second alone], -1 where there is none; and the exact p-value at each place."""
+def _exact(n: int, margin: float, above: bool = False) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Each table's place, [first alone, second alone], -1 where there is none; and the exact p-value at each place.
+
+    The null is that the first's share is higher by the margin, or more, and small scores speak against it; above: by the margin
+    or less, and large scores do.
+    """
     b, c = np.nonzero(np.add.outer(np.arange(n + 1), np.arange(n + 1)) <= n)
-    score = tango_score(b, c, n, margin)
+    score = (-1 if above else 1) * tango_score(b, c, n, margin)
     order = np.argsort(score, kind="stable")
     at = (1 - margin) / 2 * np.linspace(0, 1, NUISANCE) ** 2
     mass = np.exp(log_chance(b[order], c[order], n, at + margin, at))  # [at, tables]

@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 
 MOST = 20_000  # seeds a side beyond which no paired question is searched
 MOST_UNPAIRED = 500
-COMMON = 101  # common shares at which Boschloo's size is looked at
+COMMON = 50  # common shares up to 1/2 at which Boschloo's size is looked at; at 1 - p it is as at p
 STUDIES = 4000  # simulated for the power of looks: within 0.8 % of it, one standard deviation
 
 
@@ -83,7 +83,7 @@ def _boschloo_region(n: int, alpha: float) -> npt.NDArray[np.bool_]:
     fisher = stats.hypergeom.sf(ours - 1, 2 * n, ours + theirs, n)
     order = np.argsort(fisher, axis=None, kind="stable")
     ascending = fisher.ravel()[order]
-    common = np.linspace(0, 1, COMMON)[1:-1]
+    common = np.linspace(0, 0.5, COMMON + 1)[1:]
     each = stats.binom.pmf(np.arange(n + 1)[:, None], n, common)
     chance = (each[ours.ravel()[order]] * each[theirs.ravel()[order]]).cumsum(axis=0).max(axis=1)
     # Outcomes with an equal p-value of Fisher's are rejected together or not at all.
