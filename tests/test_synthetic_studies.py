@@ -18,6 +18,7 @@ from scipy import stats
 
 from tests.synthetic_studies import Truth, make_runs
 from train.alarms import alarm_rows
+from train.claims import Claims, judge
 from train.early_warning import warning_skill
 from train.equivalence import equivalent_rates, power_of_equivalence
 from train.lead_times import incremental, lead_time
@@ -147,6 +148,31 @@ def test_looks_at_growing_studies_err_in_at_most_alpha(studies: int, definition:
             differences = (grid["clipped_loss"].sel(recipe="a") - grid["clipped_loss"].sel(recipe="b")).values[0]
             rejected += flip_looks(differences, pairs, times, 0.05, "pocock")[-1].rejected
     assert rejected <= at_most(0.05, studies)
+
+
+@sizes(16, 1000)
+def test_claims_are_decided_wrongly_in_at_most_alpha_of_files_and_looks_together(studies: int) -> None:
+    """Four claims about recipes that are alike: any decision, at either of two looks, is an error of the file."""
+    rule = {
+        "claim": "c",
+        "source": "s",
+        "study": "s",
+        "recipe": "a",
+        "baseline": "b",
+        "smallest_n": 8,
+        "looks": [16, 32],
+    }
+    each = [
+        {"statistic": "divergence", "expect": "higher", "spending": "pocock"}, {"statistic": "divergence", "expect": "lower"},
+        {"statistic": "optimum_shift", "expect": "lower"}, {"statistic": "sensitivity", "expect": "higher"},
+    ]  # fmt: skip
+    file = Claims.model_validate({"claims": [rule | {"name": str(i)} | of for i, of in enumerate(each)]})
+    truth = Truth((0.1, 0.3, 0.4), (1.5, 1.45, 1.6))
+    wrong = 0
+    for grid in grids(studies, 32, a=truth, b=truth):
+        looks = (grid.isel(seed=slice(n)) for n in (16, 32))
+        wrong += any(of.state != "undecided" for seen in looks for of in judge(file, lambda _, seen=seen: seen))  # type: ignore[misc]
+    assert wrong <= at_most(0.05, studies)
 
 
 @sizes(400, 4000)

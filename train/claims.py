@@ -250,7 +250,7 @@ def _of_grids(claim: Claim, grid: xr.Dataset, taken: Sequence[int], alpha: float
     planned = len(claim.looks)
     looks = [grid.isel(seed=slice(look)) for look in taken]
     effect, low, high = _interval(claim, looks[-1], 1 - alpha / planned)
-    each = [_least_alpha(lambda a, of=of: _excludes_zero(_interval(claim, of, 1 - a))) for of in looks]  # type: ignore[misc]
+    each = [_least_alpha(_excluding(claim, of), monotone=True) for of in looks]
     return effect, low, high, _least_over_looks(each, planned)
 
 
@@ -267,34 +267,41 @@ def _interval(claim: Claim, grid: xr.Dataset, confidence: float) -> tuple[float,
     return float(shift["shift"]), float(shift["low"]), float(shift["high"])
 
 
-def _excludes_zero(of: tuple[float, float, float]) -> bool:
-    return of[1] > 0 or of[2] < 0
-
-
 def _least_over_looks(each: Sequence[float], planned: int) -> float:
     return min(1.0, planned * min(each))
 
 
-def _least_alpha(rejects: Callable[[float], bool]) -> float:
-    """The least alpha at which, and at all above it, a test rejects; 1 where it never does.
+def _excluding(claim: Claim, grid: xr.Dataset) -> Callable[[float], bool]:
+    """Whether the interval at 1 - alpha leaves zero out."""
 
-    Tests of counts are not quite monotone, so it is looked for from above, on a grid, and refined in the last step.
+    def excludes(alpha: float) -> bool:
+        _, low, high = _interval(claim, grid, 1 - alpha)
+        return low > 0 or high < 0
+
+    return excludes
+
+
+def _least_alpha(rejects: Callable[[float], bool], *, monotone: bool = False) -> float:
+    """The least alpha at which, and at all above it, a test rejects, to 2 %; 1 where it never does, LEAST_P where always.
+
+    monotone: what rejects at one alpha does at all above, as nested intervals do. Tests of counts are not quite so: there it is
+    looked for from above, on a grid, and refined in its last step.
     """
-    grid = np.geomspace(1 - 1e-9, LEAST_P, 61).tolist()
-    before = 1.0
-    for alpha in grid:
-        if not rejects(alpha):
-            break
-        before = alpha
-    else:
+    low, high = LEAST_P, 1.0
+    if rejects(LEAST_P) and monotone:
         return LEAST_P
-    low, high = alpha, before
-    if high == 1.0:
-        return 1.0
-    for _ in range(12):
+    if not monotone:
+        for alpha in np.geomspace(1 - 1e-9, LEAST_P, 61).tolist():
+            if not rejects(alpha):
+                low = alpha
+                break
+            high = alpha
+        else:
+            return LEAST_P
+    while low < 0.98 * high and high > LEAST_P:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if rejects(middle) else (middle, high)
-    return high
+    return high if high < 0.99 else 1.0
 
 
 def by_study(

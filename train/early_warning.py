@@ -9,8 +9,9 @@ rate it scores 0.5. So only rows of the same recipe, rate and step are held agai
     average precision   in each stratum, mean over positives of the share of positives among all at least as loud (ties together);
                         averaged over positives, beside what chance gives in strata of those sizes, which is no constant
 
-Strata without both kinds of rows say nothing, and are counted. Intervals are over seeds (see `resample`), the bootstrap's for AUROC
-and the jackknife's for average precision: runs of one seed share weights and batches. Whether one signal adds to another is `incremental`'s.
+Strata without both kinds of rows say nothing, and are counted. Intervals are over seeds (see `resample`), the bootstrap's for
+AUROC and the jackknife's for average precision: runs of one seed share weights and batches. Whether one signal adds to another
+is `incremental`'s.
 """
 
 from __future__ import annotations
