@@ -320,3 +320,15 @@ def test_learning_rate_and_step_alone_say_nothing_within_a_stratum() -> None:
     found = incremental(values["rate"], {}, onset, HORIZON, last)
     assert float(found["baseline_auroc"]) == 0.5
     assert float(found["gain"]) == 0.0
+
+
+def test_what_is_known_is_taken_at_the_signals_steps() -> None:
+    values, onset, last = signals()
+    rare = values["noise"].isel(step=slice(0, None, 5)).rename(step="probe_step")
+    found = incremental(rare, {"loss": values["perfect"]}, onset, HORIZON, last)
+    direct = incremental(
+        rare, {"loss": values["perfect"].isel(step=slice(0, None, 5)).rename(step="probe_step")}, onset, HORIZON, last
+    )
+    assert float(found["baseline_auroc"]) == float(direct["baseline_auroc"]) > 0.98
+    lacking = incremental(rare, {"loss": values["perfect"].isel(step=slice(0, 30))}, onset, HORIZON, last)
+    assert int(lacking["rows"]) < int(found["rows"])

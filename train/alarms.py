@@ -5,7 +5,8 @@ step t is positive if the onset comes within it, t < onset <= t + H, and negativ
 at and after the onset are no rows: nobody needs a warning then. Nor are steps whose horizon reaches beyond the end of a run
 that did not diverge: what would have come is not known.
 
-A row's stratum is its recipe, learning rate and step: only rows of one stratum are ever held against each other.
+A row's stratum is its recipe, learning rate and step, and its text, model and whatever else varies: only rows of one stratum
+are ever held against each other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-STRATA = ("recipe", "learning_rate")
+NO_STRATA = frozenset({"run", "init_seed", "data_seed", "seed", "format", "pack_size"})  # coordinates that part no runs
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def point_of_no_return(
     return xr.DataArray(onset, dims=("run",), coords={"run": train_loss["run"]} if "run" in train_loss.coords else None)
 
 
+def kinds(signal: xr.DataArray) -> list[str]:
+    """The coordinates on run by which runs are of different kinds: recipe, learning rate, and all others but seeds."""
+    return [str(name) for name, of in signal.coords.items() if of.dims == ("run",) and name not in NO_STRATA]
+
+
 def alarm_rows(
     signal: xr.DataArray,
     onset: xr.DataArray,
@@ -100,9 +106,7 @@ def alarm_rows(
     positive = fails & (steps < start) & (start <= steps + horizon)
     negative = np.where(fails, steps + horizon < start, steps + horizon <= last) & (steps <= last)
     row = positive | negative
-    strata = _numbers(
-        [signal[name].values.tolist() for name in STRATA if name in signal.coords] or [[0] * values.shape[0]]
-    )
+    strata = _numbers([signal[name].values.tolist() for name in kinds(signal)] or [[0] * values.shape[0]])
     seeds = _numbers([list(map(str, seed_labels(signal.to_dataset(name="signal"))))])
     at = row & known
     run, step = np.nonzero(at)

@@ -16,8 +16,9 @@ recipe, rate and step.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ import xarray as xr
 from scipy import optimize
 from scipy.special import expit
 
-from train.alarms import STRATA, alarm_rows
+from train.alarms import alarm_rows, kinds
 from train.early_warning import concordance
 from train.resample import DRAWS, expanded_interval, seed_draws
 from train.seed_cube import seed_labels
@@ -45,16 +46,16 @@ def lead_time(
     onset: xr.DataArray,
     false_alarms: float = 0.1,
     last_step: xr.DataArray | None = None,
-    within: Sequence[str] = STRATA,
+    within: Sequence[str] | None = None,
     folds: int = FOLDS,
     key: int = 0,
 ) -> xr.Dataset:
     """When each run's alarm rings: threshold, alarm_step (NaN: silent), judged, diverged, lead (steps; NaN), all (run).
 
-    signal, onset, last_step: as `alarm_rows`; only steps before the onset count. false_alarms: the rate per run that did not
-    diverge. lead = onset - alarm_step of diverged runs that rang. attrs: the shares of judged runs that rang, diverged
-    (`detected`) or not (`false_alarm_rate`), the median lead of those detected, and the counts. ValueError unless 0 <
-    false_alarms < 1 and folds >= 2.
+    signal, onset, last_step: as `alarm_rows`; only steps before the onset count. within: coordinates of runs alike, `kinds` if
+    None. false_alarms: the rate per run that did not diverge. lead = onset - alarm_step of diverged runs that rang. attrs: the
+    shares of judged runs that rang, diverged (`detected`) or not (`false_alarm_rate`), the median lead of those detected, and
+    the counts. ValueError unless 0 < false_alarms < 1 and folds >= 2.
     """
     if not 0 < false_alarms < 1:
         raise ValueError(f"false_alarms must be a rate per run between 0 and 1, got {false_alarms}")
@@ -67,7 +68,8 @@ def lead_time(
         (steps[None] < np.where(fails, start, np.inf)[:, None]) & (steps[None] <= last[:, None]) & ~np.isnan(values)
     )
     heard = np.where(counts, values, -np.inf)
-    kinds = list(zip(*(signal[name].values.tolist() for name in within), strict=True)) or [()] * start.size
+    alike_by = kinds(signal) if within is None else within
+    kind = list(zip(*(signal[name].values.tolist() for name in alike_by), strict=True)) or [()] * start.size
     seed = seed_labels(signal.to_dataset(name="signal"))
     fold = _folds(seed, folds, key)
     threshold = np.full(start.size, np.nan)
@@ -75,7 +77,7 @@ def lead_time(
         alike = [
             j
             for j in range(start.size)
-            if kinds[j] == kinds[i] and not fails[j] and fold[j] != fold[i] and counts[j].any()
+            if kind[j] == kind[i] and not fails[j] and fold[j] != fold[i] and counts[j].any()
         ]
         threshold[i] = conformal_threshold(heard[alike].max(axis=1) if alike else np.zeros(0), false_alarms)
     judged = np.isfinite(threshold) & counts.any(axis=1)
@@ -145,7 +147,7 @@ def incremental(
     """
     measured = np.ones(signal.shape, np.bool_)
     (axis,) = [dim for dim in signal.dims if dim != "run"]
-    sheets = [of.transpose("run", axis) for of in (signal, *known.values())]
+    sheets = [signal.transpose("run", axis), *(_at_steps(of, axis, signal[axis].values) for of in known.values())]
     for sheet in sheets:
         measured &= ~np.isnan(sheet.values.astype(np.float64))
     each = [alarm_rows(sheet, onset, horizon, last_step, measured) for sheet in sheets]
@@ -179,6 +181,12 @@ def incremental(
     return xr.Dataset(
         variables, attrs={"confidence": confidence, "known": ", ".join(["learning_rate", "step", *known])}
     )
+
+
+def _at_steps(of: xr.DataArray, axis: Hashable, steps: npt.NDArray[Any]) -> xr.DataArray:
+    """A sheet of the same runs at those steps, by their labels, with the dimension so named; NaN at steps that it lacks."""
+    (own,) = [dim for dim in of.dims if dim != "run"]
+    return of.transpose("run", own).rename({own: axis}).reindex({axis: steps})
 
 
 def cross_fitted(features: Floats, positive: Bools, fold: npt.NDArray[np.int64]) -> Floats:
