@@ -35,18 +35,20 @@ def run_verdict(
     baseline = named if baseline is None else baseline
     if recipe == baseline:
         raise StudyError(f"{recipe} is the baseline itself: name another recipe, or another --baseline")
+    absent = [name for name in (recipe, baseline) if name not in runs["recipe"].values]
+    if absent:
+        there = ", ".join(dict.fromkeys(runs["recipe"].values.astype(str).tolist()))
+        raise StudyError(f"{absent[0]!r} has no finished run here; there are {there}")
     found = []
     for group in groups(runs):
         part = runs.isel(run=group.runs)
-        absent = [name for name in (recipe, baseline) if name not in part["recipe"].values]
-        if absent:
-            there = ", ".join(dict.fromkeys(part["recipe"].values.astype(str).tolist()))
-            where = f" ({group.label})" if group.label else ""
-            raise StudyError(f"{absent[0]!r} has no finished run{where}; there are {there}")
-        try:
-            found.append((group.label, verdict(seed_grid(part), baseline, [recipe], settings)))
-        except ValueError as error:
-            raise StudyError(str(error)) from None
+        if {recipe, baseline} <= set(part["recipe"].values.tolist()):
+            try:
+                found.append((group.label, verdict(seed_grid(part), baseline, [recipe], settings)))
+            except ValueError as error:
+                raise StudyError(f"{group.label}: {error}" if group.label else str(error)) from None
+    if not found:
+        raise StudyError(f"{recipe} and {baseline} share no text and model: nothing holds the one against the other")
     console = output()
     for label, of in found:
         if label:

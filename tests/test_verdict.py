@@ -189,7 +189,7 @@ def test_the_same_runs_count_once_and_a_wide_margin_is_met(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("arguments", "what"), [
-    (["e9m9", GPU], "'e9m9' has no finished run; there are native-bf16"),
+    (["e9m9", GPU], "'e9m9' has no finished run here; there are native-bf16"),
     (["native-bf16", GPU], "native-bf16 is the baseline itself"),
     (["e4m3", GPU, CPU], "the studies differ in their baseline"),
     (["e8m3", GPU, "--learning-rate", "0.5"], "has no run at learning rate 0.5"),
@@ -201,6 +201,27 @@ def test_bad_input_has_one_line_and_status_2(arguments: list[str | Path], what: 
     assert done.exit_code == 2
     assert what in done.output
     assert len(done.output.strip().splitlines()) == 1
+
+
+def test_groups_are_judged_apart_and_all_must_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two texts: as stable on one, fails on the other; and a third on which the recipe was not run."""
+    parts = []
+    for text, fails, recipes in (("python", 0, "ab"), ("maths", 40, "ab"), ("hebrew", 0, "b")):
+        data = runs({name: [[NAN if name == "a" and i < fails else 2.0 for i in range(40)]] for name in recipes})
+        labels = [f"{text}{i}" for i in range(data.sizes["run"])]
+        parts.append(data.assign_coords(dataset=("run", [text] * data.sizes["run"]), run=labels))
+    together = xr.concat(parts, "run")
+    monkeypatch.setattr("exmy.verdict.runs_together", lambda _: (together, "b", "made up"))
+    assert not run_verdict("a", [], None, VerdictSettings(), None)
+    printed = capsys.readouterr().out
+    assert "dataset python:\na is as stable as b" in printed
+    assert "dataset maths:\na is less stable than b" in printed
+    assert "hebrew" not in printed
+    assert run_verdict("a", [], None, VerdictSettings(margin=0.2), None) is False
+    monkeypatch.setattr("exmy.verdict.runs_together", lambda _: (together.isel(run=slice(0, 80)), "b", "made up"))
+    assert run_verdict("a", [], None, VerdictSettings(), None)
 
 
 def test_a_file_that_can_t_be_written_is_told(tmp_path: Path) -> None:

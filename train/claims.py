@@ -230,7 +230,9 @@ def _of_pairs(
             high,
             _least_over_looks([_alike_means(differences[:look], margin) for look in taken], planned),
         )
-    rejected = _least_alpha(lambda a: flip_looks(differences[:last], taken, times, a, claim.spending)[-1].rejected)
+    rejected = _least_alpha(
+        lambda a: flip_looks(differences[:last], taken, times, a, claim.spending)[-1].rejected, monotone=True
+    )
     return effect, low, high, rejected
 
 

@@ -145,7 +145,7 @@ def _row(grid: xr.Dataset, name: str, baseline: str, rate: float, settings: Verd
     row["rate_difference"] = pairs.difference
     row["rate_difference_low"], row["rate_difference_high"] = paired_interval(pairs, confidence)
     row["p_differ"], row["p_equivalent"] = mcnemar(pairs), equivalent_rates(pairs, settings.margin).p
-    row["pairs_needed"] = _needed(pairs, settings)
+    row["pairs_needed"] = math.nan if name == baseline else _needed(pairs, settings)
     row |= _of_windows(grid, name, baseline, settings)
     shift = optimum_shift(grid, name, baseline, confidence)
     row |= {f"optimum_shift{end}": shift[of] for end, of in (("", "shift"), ("_low", "low"), ("_high", "high"))}
