@@ -135,6 +135,22 @@ def test_statistics_over_learning_rates_are_decided_by_their_intervals() -> None
     assert [of.more for of in found] == [None, None, None]
 
 
+@pytest.mark.parametrize("statistic", ["sensitivity", "optimum_shift"])
+def test_what_is_not_spent_by_looks_is_divided_among_them(statistic: str) -> None:
+    """One look of three that are planned: three times the p-value of one that is the only one."""
+    rng = np.random.default_rng(3)
+    a, b = (
+        [(2 + steep * (i - best) ** 2 + rng.normal(0, 0.05, 12)).tolist() for i in range(3)]
+        for best, steep in ((1, 0.15), (2, 0.02))
+    )
+    cube = grid({"a": a, "b": b})
+    rule = {"statistic": statistic, "smallest_n": 12}
+    (only,), (first,) = (judge(claims(rule | {"looks": looks}), lambda _: cube) for looks in ([12], [12, 24, 36]))
+    assert 1e-6 < only.p < 1 / 3
+    assert first.p == pytest.approx(3 * only.p)
+    assert first.low <= only.low <= only.high <= first.high
+
+
 @pytest.mark.parametrize(("change", "what"), [
     ({"looks": [8, 8]}, "looks must rise"), ({"looks": [2, 8]}, "the first look is at 2 seeds, below smallest_n = 4"),
     ({"recipe": "b"}, "recipe and baseline are both 'b'"), ({"expect": "alike"}, "needs a margin"),

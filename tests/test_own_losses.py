@@ -55,6 +55,8 @@ def test_runs_may_have_other_steps_and_lengths_and_stand_in_any_order() -> None:
     assert by_run == {"a": False, "b": True}
     assert float(found["diverged_step"].sel(run="b")) == 200.0  # the table's own step, not the third
     assert float(found["final_loss"].sel(run="a")) == 2.0
+    last = own_stability(history_of_frame(table), DivergenceSettings("non_finite", window=1))
+    assert float(last["final_loss"].sel(run="a")) == 1.0  # of the last step, wherever its row stands
     assert "no_progress" not in found
 
 

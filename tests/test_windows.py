@@ -99,6 +99,11 @@ def test_draws_are_of_as_many_seeds_and_few_seeds_have_no_interval() -> None:
     low, high = expanded_interval(draws, LEAST_SEEDS - 1)
     assert np.isnan(low).all()
     assert np.isnan(high).all()
+    # Of normal draws: Student's 2.776 (4 degrees, printed tables) takes the place of 1.960, and the spread is that of n - 1.
+    normal = stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+    assert [float(end) for end in expanded_interval(normal, 5)] == pytest.approx(
+        [-2.776 * math.sqrt(5 / 4), 2.776 * math.sqrt(5 / 4)], abs=2e-3
+    )
     # Student's interval, by the bootstrap of a normal mean, to the draws' own noise.
     values = np.random.default_rng(1).normal(0, 1, 20)
     theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
