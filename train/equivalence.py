@@ -30,9 +30,8 @@ from train.proportions import Pairs, tango_score
 Floats = npt.NDArray[np.float64]
 
 EXACT_PAIRS = 300
-NUISANCE = (
-    96  # values of P(second alone) at which the null's chance is looked at, closer together near 0, where it is largest
-)
+# Values of P(second alone) at which the null's chance is looked at, closer together near 0, where it bends most.
+NUISANCE = 96
 WITHIN = 1e-9  # scores this close are the same table's, or a mirrored one's
 
 

@@ -35,9 +35,8 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 FOLDS = 5
-RIDGE = (
-    1e-3  # of the squared coefficients, for each row: for classes that a plane parts, whose likelihood has no maximum
-)
+# Of the squared coefficients, for each row: classes that a plane parts have a likelihood without a maximum.
+RIDGE = 1e-3
 CAP = 8.0  # standard deviations at which a feature is cut off
 
 

@@ -16,7 +16,7 @@ alone, c the second alone, d neither; n = a + b + c + d. Only b and c tell the r
 
 On seeds of their own: Boschloo's (1970, Stat. Neerl. 24:1) and Barnard's (1945, Nature 156:177) exact tests, of which the first
 rejects at least as often as Fisher's at the same level; the interval is Newcombe's for independent shares (1998, Stat. Med.
-17:873). Score intervals cover at their level on average over the truth, not at each; `docs/stability.md` has the worst.
+17:873). Score intervals cover at their level on average over the truth, not at each; `docs/stability.md` has Wilson's worst.
 """
 
 from __future__ import annotations

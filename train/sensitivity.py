@@ -49,8 +49,8 @@ def lr_sensitivity(
 ) -> xr.Dataset:
     """LR sensitivity with its interval, over recipe, and `rate` of the grid, as `VARIABLES` says; differences with a baseline.
 
-    grid: of `seed_grid`, with clipped_loss. Rates at which some recipe has no run are no part of the grid: attrs name them. One
-    seed, or none at all rates: a number without an interval. One rate: 0. ValueError without an initial loss, with no rate that
+    grid: of `seed_grid`, with clipped_loss. Rates at which some recipe has no run are no part of the grid: attrs name them.
+    Fewer than LEAST_SEEDS seeds: a number without an interval. One rate: 0. ValueError without an initial loss, with no rate that
     all recipes have, and for a baseline that is no recipe.
     """
     if "clipped_loss" not in grid:
