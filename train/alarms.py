@@ -106,8 +106,8 @@ def alarm_rows(
     positive = fails & (steps < start) & (start <= steps + horizon)
     negative = np.where(fails, steps + horizon < start, steps + horizon <= last) & (steps <= last)
     row = positive | negative
-    strata = _numbers([signal[name].values.tolist() for name in kinds(signal)] or [[0] * values.shape[0]])
-    seeds = _numbers([list(map(str, seed_labels(signal.to_dataset(name="signal"))))])
+    strata = numbered([signal[name].values.tolist() for name in kinds(signal)] or [[0] * values.shape[0]])
+    seeds = numbered([list(map(str, seed_labels(signal.to_dataset(name="signal"))))])
     at = row & known
     run, step = np.nonzero(at)
     return Rows(
@@ -116,7 +116,7 @@ def alarm_rows(
     )  # fmt: skip
 
 
-def _numbers(columns: list[list[object]]) -> Ints:
+def numbered(columns: list[list[object]]) -> Ints:
     """A number for each row, the same where all columns agree, by first appearance."""
     keys = list(zip(*columns, strict=True))
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}

@@ -26,7 +26,7 @@ import xarray as xr
 from scipy import optimize
 from scipy.special import expit
 
-from train.alarms import alarm_rows, kinds
+from train.alarms import alarm_rows, kinds, numbered
 from train.early_warning import concordance
 from train.resample import DRAWS, expanded_interval, seed_draws
 from train.seed_cube import seed_labels
@@ -68,17 +68,13 @@ def lead_time(
     )
     heard = np.where(counts, values, -np.inf)
     alike_by = kinds(signal) if within is None else within
-    kind = list(zip(*(signal[name].values.tolist() for name in alike_by), strict=True)) or [()] * start.size
-    seed = seed_labels(signal.to_dataset(name="signal"))
-    fold = _folds(seed, folds, key)
+    kind = numbered([signal[name].values.tolist() for name in alike_by] or [[0] * start.size])
+    fold = _folds(seed_labels(signal.to_dataset(name="signal")), folds, key)
+    largest, healthy = heard.max(axis=1, initial=-np.inf), ~fails & counts.any(axis=1)
     threshold = np.full(start.size, np.nan)
-    for i in range(start.size):
-        alike = [
-            j
-            for j in range(start.size)
-            if kind[j] == kind[i] and not fails[j] and fold[j] != fold[i] and counts[j].any()
-        ]
-        threshold[i] = conformal_threshold(heard[alike].max(axis=1) if alike else np.zeros(0), false_alarms)
+    for one, apart in {*zip(kind.tolist(), fold.tolist(), strict=True)}:
+        of_others = healthy & (kind == one) & (fold != apart)
+        threshold[(kind == one) & (fold == apart)] = conformal_threshold(largest[of_others], false_alarms)
     judged = np.isfinite(threshold) & counts.any(axis=1)
     rings = judged[:, None] & (heard > np.where(judged, threshold, np.inf)[:, None])
     rang = rings.any(axis=1)
