@@ -14,26 +14,18 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from exmy.refused import Refused
+from exmy.stability_commands import COMMANDS
 from exmy.version import __version__
 
 if TYPE_CHECKING:
     from formats.names import Kind
 
 INTERRUPTED = 130
-
-
-class Refused(click.ClickException):
-    """One line on what is wrong and how to mend it; exit status 2."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """To standard error, without a traceback."""
-        click.echo(f"exmy: {self.message}", file=file, err=True)
 
 
 class _Echo(logging.Handler):
@@ -55,6 +47,10 @@ def main() -> None:
     for noisy in ("torch", "matplotlib", "h5py"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 _device = click.option(

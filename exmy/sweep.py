@@ -16,6 +16,7 @@ from rich.table import Table
 from exmy.console import output, stability_tables
 from exmy.data import epochs_seen
 from exmy.report import write_report
+from exmy.seeds import seeds_line
 from exmy.strategies import findings, findings_view
 from train import Study, StudyError, open_study, run_strategy, run_study
 from train.adaptive import round_under_way
@@ -129,6 +130,7 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
             f"strategy {study.strategy.kind}: the rounds so far, or the first; the next follow from their results",
             soft_wrap=True,
         )
+    console.print(seeds_line(study), soft_wrap=True)
     if not packs:
         return
     rates = measured_rates(where)

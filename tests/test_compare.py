@@ -26,9 +26,10 @@ from exmy.cli import main
 from exmy.compare import as_json, comparison_table
 from exmy.compare_figure import compare_figure
 from exmy.compare_page import findings, notes
-from exmy.costs import Comparison, Row, compare, holm, paired
+from exmy.costs import Comparison, Row, compare
 from tests.test_figure import marks, texts
 from train import StudyError
+from train.paired import holm, paired
 from train.stability import divergence
 
 ROOT = Path(__file__).parent.parent

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 FORMATS = ROOT / "docs" / "formats.md"
 BOXES = ROOT / "docs" / "landscape-boxes.md"
+STABILITY = ROOT / "docs" / "stability.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -97,6 +98,12 @@ def test_the_page_on_boxes_does_what_it_says_and_its_table_names_functions(
     assert {"hidden_sharpness", "slice_between"} <= functions <= set(landscape.__all__)
 
 
+def test_the_page_on_stability_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "studies" / "results" / "first-look-gpu", tmp_path / "runs" / "first-look-gpu")
+    monkeypatch.chdir(tmp_path)
+    follow(STABILITY, tmp_path)
+
+
 def test_the_tutorial_does_what_it_says(after_make_sweep: Path) -> None:
     follow(TUTORIAL, after_make_sweep)
     left = {path.relative_to(after_make_sweep).as_posix() for path in after_make_sweep.rglob("*") if path.is_file()}
@@ -108,7 +115,7 @@ def test_the_tutorial_does_what_it_says(after_make_sweep: Path) -> None:
     } <= left
 
 
-@pytest.mark.parametrize("page", [TUTORIAL, FORMATS, BOXES])
+@pytest.mark.parametrize("page", [TUTORIAL, FORMATS, BOXES, STABILITY])
 def test_what_a_python_block_prints_is_shown(page: Path) -> None:
     """So that a reader without a shell can follow, and no printed number goes unchecked."""
     listed = blocks(page)

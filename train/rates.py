@@ -1,7 +1,8 @@
 """How often runs diverge: a table by recipe and learning rate, each rate with its uncertainty.
 
-The rates come with Wilson's score interval (Wilson 1927), which keeps its coverage where rates of failure live, near 0
-and with few seeds, and never leaves [0, 1]. NumPy and xarray in, xarray out; loss in nats per token.
+The rates come with Wilson's score interval (Wilson 1927), which keeps its coverage where rates of failure live, near 0 and with
+few seeds, and never leaves [0, 1], and with Clopper and Pearson's (1934), which never covers too little. NumPy and xarray in,
+xarray out; loss in nats per token.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.stats import norm
+
+from train.proportions import clopper_pearson_interval
+from train.proportions import wilson_interval as wilson_interval
 
 Floats = npt.NDArray[np.float64]
 
@@ -19,32 +22,19 @@ TABLE_VARIABLES: dict[str, dict[str, str]] = {
     "rate": {"units": "1", "long_name": "share of runs that diverged"},
     "rate_lower": {"units": "1", "long_name": "lower 95 % limit of the rate", "source": "Wilson 1927, score interval"},
     "rate_upper": {"units": "1", "long_name": "upper 95 % limit of the rate", "source": "Wilson 1927, score interval"},
+    "exact_lower": {
+        "units": "1",
+        "long_name": "lower 95 % limit of the rate",
+        "source": "Clopper and Pearson 1934, exact",
+    },
+    "exact_upper": {
+        "units": "1",
+        "long_name": "upper 95 % limit of the rate",
+        "source": "Clopper and Pearson 1934, exact",
+    },
     "final_loss_mean": {"units": "nats/token", "long_name": "mean final loss of the runs where it is finite"},
     "finite": {"units": "1", "long_name": "runs with a finite final loss"},
 }
-
-
-def wilson_interval(
-    k: npt.ArrayLike, n: npt.ArrayLike, confidence: float = 0.95
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Wilson's score interval for the rate behind k events in n trials, elementwise: (low, high); n = 0 gives NaN.
-
-    The rates p with |k/n - p| <= z sqrt(p (1 - p) / n), solved for p (Wilson 1927, JASA 22:209). Raises ValueError
-    unless 0 <= k <= n and 0 < confidence < 1.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    events, trials = np.broadcast_arrays(np.asarray(k, np.float64), np.asarray(n, np.float64))
-    if not ((events >= 0) & (events <= trials)).all():
-        raise ValueError(f"k must be between 0 and n, got k = {k!r} with n = {n!r}")
-    z = norm.ppf((1 + confidence) / 2)
-    with np.errstate(invalid="ignore"):
-        middle = (events + z**2 / 2) / (trials + z**2)
-        half = z / (trials + z**2) * np.sqrt(events * (trials - events) / trials + z**2 / 4)
-    # At the ends one limit is 0 or 1 exactly, and the subtraction would leave 1e-17 of either sign.
-    low = np.where(events == 0, 0.0 * half, middle - half)
-    high = np.where(events == trials, 1 + 0.0 * half, middle + half)
-    return low, high
 
 
 def stability_table(summary: xr.Dataset) -> xr.Dataset:
@@ -74,8 +64,9 @@ def stability_table(summary: xr.Dataset) -> xr.Dataset:
     with np.errstate(invalid="ignore"):
         rate_kn, mean = k / n, per_cell(np.where(finite, loss, 0.0)) / count
     lower, upper = wilson_interval(k, n)
+    exact = dict(zip(("exact_lower", "exact_upper"), clopper_pearson_interval(k, n), strict=True))
     values = {"n": n.astype(np.int64), "k": k.astype(np.int64), "rate": rate_kn, "rate_lower": lower}
-    values |= {"rate_upper": upper, "final_loss_mean": mean, "finite": count.astype(np.int64)}
+    values |= {"rate_upper": upper, **exact, "final_loss_mean": mean, "finite": count.astype(np.int64)}
     described = {"units": "1", "long_name": "learning rate"}
     table = xr.Dataset(
         {name: (("recipe", "learning_rate"), value, dict(TABLE_VARIABLES[name])) for name, value in values.items()},

@@ -1,0 +1,162 @@
+"""`exmy stability`: anyone's losses in a CSV file, judged by the definitions that studies are judged by."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from rich.table import Table
+from rich.text import Text
+
+from exmy.console import output
+from train import StudyError
+from train.durable import atomically
+from train.own_losses import by_group, history_of_frame, own_stability
+from train.stability import DivergenceSettings
+
+
+def run_stability(
+    path: Path, columns: dict[str, str | None], settings: DivergenceSettings, entropy: float | None, baseline: str | None,
+    json_file: Path | None,
+) -> None:  # fmt: skip
+    """Print what became of the runs, by group. StudyError, in a line, where the file can't be read or says too little."""
+    frame, unlogged = read_losses(path, columns)
+    try:
+        named: dict[str, Any] = dict(columns)
+        history = history_of_frame(frame, named.pop("run"), named.pop("step"), named.pop("loss"), **named)
+        summary = own_stability(history, settings, entropy, baseline)
+        found = by_group(summary, baseline)
+    except ValueError as error:
+        raise StudyError(f"{path}: {error}") from None
+    console = output()
+    console.print(group_table(found))
+    for line in notes(found, summary, history, settings, unlogged):
+        console.print(Text(line), soft_wrap=True)
+    if json_file is not None:
+        try:
+            with atomically(json_file) as aside:
+                aside.write_text(as_json(found, summary), encoding="utf-8")
+        except OSError as error:
+            raise StudyError(f"{json_file}: can't be written ({error.strerror}); name another place") from None
+
+
+def read_losses(path: Path, columns: dict[str, str | None]) -> tuple[pd.DataFrame, int]:
+    """The table, and how many rows had an empty loss: those are not logged, while "nan" is a loss that is not a number."""
+    try:
+        frame = pd.read_csv(path, keep_default_na=False, dtype=str, skipinitialspace=True)
+    except OSError as error:
+        raise StudyError(f"{path}: can't be read ({error.strerror or error})") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise StudyError(f"{path}: is no CSV table ({error})") from None
+    loss = columns["loss"]
+    empty = frame[loss].str.strip() == "" if loss in frame.columns else pd.Series(False, index=frame.index)
+    return frame[~empty].apply(_typed, axis=0), int(empty.sum())
+
+
+def _typed(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Numbers where all are; what is no number as it stands."""
+    words = column.str.strip()
+    try:
+        return words.map(lambda word: float(word or "nan"))
+    except ValueError:
+        return words
+
+
+def group_table(found: xr.Dataset) -> Table:
+    """A row for each group and learning rate."""
+    baseline = found.attrs["baseline"]
+    several = len(set(found["group"].values.tolist())) > 1
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
+    shown.add_column("group", overflow="fold")
+    headings = ["lr"] if "learning_rate" in found.coords else []
+    headings += ["diverged", "Wilson", "exact", "final loss (SD)"]
+    headings += [f"diverged - {baseline}'s", "p", f"loss - {baseline}'s", "p"] if several else []
+    for heading in headings:
+        shown.add_column(heading, justify="right", overflow="fold")
+    for i in range(found.sizes["row"]):
+        row = found.isel(row=i)
+        cells = [str(row["group"].values)]
+        cells += [f"{float(row['learning_rate']):g}"] if "learning_rate" in found.coords else []
+        cells += [f"{int(row['diverged'])}/{int(row['runs'])}"]
+        cells += [
+            f"{100 * float(row[f'{kind}_low']):.0f}–{100 * float(row[f'{kind}_high']):.0f} %"
+            for kind in ("wilson", "exact")
+        ]
+        cells += [
+            _number(float(row["loss_mean"]), ".4f")
+            + (f" ({float(row['loss_sd']):.4f})" if float(row["finite"]) > 1 else "")
+        ]
+        if several:
+            cells += [_interval(row, "rate_difference", 100, "+.1f", " %"), _number(float(row["p_rate_holm"]), ".3g")]
+            cells += [_interval(row, "loss_difference", 1, "+.4f"), _number(float(row["p_loss_holm"]), ".3g")]
+        shown.add_row(*cells)
+    return shown
+
+
+def notes(
+    found: xr.Dataset, summary: xr.Dataset, history: xr.Dataset, settings: DivergenceSettings, unlogged: int
+) -> list[str]:
+    """What the table rests on, and what could not be judged."""
+    word = str(summary["diverged"].attrs["definition"])
+    lines = [f"Diverged means {word}: {summary[word].attrs['source']}."]
+    counts = ", ".join(
+        f"{name} {int(summary[name].sum())}"
+        for name in ("non_finite", "no_progress", "spike", "gap")
+        if name in summary
+    )
+    lines.append(f"Of {summary.sizes['run']} runs, by each definition: {counts}.")
+    short = int((history["last_step"] + 1 <= settings.spike_window).sum())
+    if short and settings.definition == "spike":
+        lines.append(
+            f"{short} runs logged at most {settings.spike_window} steps: there, only a loss that is not finite is a spike; "
+            "lower --spike-window, or take another --definition."
+        )
+    how = set(found["how"].values.tolist()) - {""}
+    if "paired" in how:
+        lines.append(
+            "Against the baseline, in pairs of the same seed: Tango's interval and McNemar's test, Student's t; Holm's p."
+        )
+    elif how:
+        lines.append(
+            "Against the baseline, unpaired: Newcombe's interval and Boschloo's test, Welch's t; Holm's p. --seed pairs runs."
+        )
+    if unlogged:
+        lines.append(f"{unlogged} rows without a loss were left out.")
+    return lines
+
+
+def _interval(row: xr.Dataset, name: str, scale: float, form: str, unit: str = "") -> str:
+    value, low, high = (scale * float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    if math.isnan(value):
+        return "-"
+    limits = f" [{low:{form}}, {high:{form}}]" if math.isfinite(low) else ""
+    return f"{value:{form}}{unit}{limits}"
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if math.isfinite(value) else "-"
+
+
+def as_json(found: xr.Dataset, summary: xr.Dataset) -> str:
+    """Groups and runs, for machines; null where there is no number."""
+
+    def rows(of: xr.Dataset, axis: str) -> list[dict[str, Any]]:
+        names = [*(str(name) for name in of.coords if of[name].dims == (axis,)), *map(str, of.data_vars)]
+        return [{name: _plain(of[name].values[i]) for name in names} for i in range(of.sizes[axis])]
+
+    content = {
+        **{str(name): _plain(of) for name, of in found.attrs.items()},
+        "groups": rows(found, "row"),
+        "runs": rows(summary, "run"),
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain

@@ -1,0 +1,326 @@
+"""Claims that are tested: each in a sentence, with its source, its study, and a rule that is fixed before the study is run.
+
+    [[claims]]
+    name = "F3"
+    claim = "Three exponent bits fewer make runs fail that train with eight."
+    source = "Lee et al. 2405.18710"
+    study = "first-look-gpu"        # the name in the study's file
+    recipe = "e5m7"
+    baseline = "e8m7"
+    statistic = "divergence"        # or loss, window, sensitivity, optimum_shift: the recipe's above the baseline's
+    expect = "higher"               # or lower; or alike, within `margin`, of divergence and loss
+    smallest_n = 8                  # seeds below which nothing is decided
+    looks = [8, 32, 128]            # seeds at which it is looked at, and at no other number
+    expected = true                 # exit status 1 if it is refuted
+
+A claim is supported or refuted where its p-value, adjusted by Holm (1979) for all claims of the file, is at most alpha; the sign
+of the effect says which. It is judged at the last planned look that its seeds reach, on the first so many seeds, so that adding
+seeds one by one decides nothing earlier. p-values hold at all looks together (repeated p-values, Jennison and Turnbull 1989): of
+divergence and loss the least alpha whose group-sequential boundary was crossed (see `sequential`), of the others the least over
+looks times the number of looks. Claims that are not tested yet count in Holm's steps as much as others do.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from train.equivalence import apart_rates, equivalent_means, equivalent_rates
+from train.optimum import optimum_shift
+from train.paired import holm
+from train.proportions import Pairs, paired_interval, pairs_of
+from train.sensitivity import lr_sensitivity
+from train.sequential import Spending, flip_looks, repeated_interval, sign_looks, spending_bounds
+from train.study import StudyError
+from train.verdicts import reference_rate
+from train.window import stable_window, window_difference
+
+Statistic = Literal["divergence", "loss", "window", "sensitivity", "optimum_shift"]
+State = Literal["supported", "refuted", "undecided", "not tested"]
+LEAST_P = 1e-6
+UNITS = {
+    "divergence": "of runs",
+    "loss": "nats/token",
+    "window": "octaves",
+    "sensitivity": "nats/token",
+    "optimum_shift": "octaves",
+}
+
+
+class Claim(BaseModel):
+    """One claim; see the module."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    claim: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    study: str = Field(min_length=1)
+    recipe: str
+    baseline: str
+    statistic: Statistic
+    expect: Literal["higher", "lower", "alike"]
+    smallest_n: int = Field(ge=1)
+    looks: tuple[int, ...] = Field(min_length=1)
+    margin: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    where: dict[str, str] = Field(
+        default_factory=dict
+    )  # the group of runs, where the study has several: dataset = "python"
+    spending: Spending = "obrien-fleming"
+    expected: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Claim:
+        if list(self.looks) != sorted(set(self.looks)):
+            raise ValueError(f"looks must rise, got {list(self.looks)}")
+        if self.looks[0] < self.smallest_n:
+            raise ValueError(f"the first look is at {self.looks[0]} seeds, below smallest_n = {self.smallest_n}")
+        if self.recipe == self.baseline:
+            raise ValueError(f"recipe and baseline are both {self.recipe!r}")
+        if self.expect == "alike" and (self.margin is None or self.statistic not in ("divergence", "loss")):
+            raise ValueError('expect = "alike" is tested of divergence and loss, and needs a margin')
+        if self.expect != "alike" and self.margin is not None:
+            raise ValueError('a margin belongs to expect = "alike"')
+        return self
+
+
+class Claims(BaseModel):
+    """A file of claims; alpha: the chance that any of them is decided wrongly."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    claims: tuple[Claim, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> Claims:
+        names = [claim.name for claim in self.claims]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two claims are named {next(name for name in names if names.count(name) > 1)!r}")
+        return self
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of a claim: effect with its limits, which hold at all looks, seeds n, p and Holm's; looks taken, seeds needed.
+
+    more: seeds until its next look, None where there is none. Numbers are NaN where it was not looked at.
+    """
+
+    claim: Claim
+    state: State
+    effect: float
+    low: float
+    high: float
+    n: int
+    p: float
+    p_holm: float
+    looks: int
+    more: int | None
+
+
+def read_claims(path: Path) -> Claims:
+    """The claims of a TOML file; StudyError, in a line, where it can't be read or a claim is not whole."""
+    try:
+        return Claims.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror}; name a file of claims with --claims") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StudyError(
+            f"{path}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from None
+    except ValueError as error:
+        raise StudyError(f"{path}: not a TOML file: {error}") from None
+
+
+def judge(claims: Claims, grid_of: Callable[[Claim], xr.Dataset | None]) -> list[Judged]:
+    """Every claim; grid_of: the `seed_grid` of a claim's runs, None where its study is not here. ValueError: no such recipe."""
+    found = [_at_looks(claim, grid_of(claim), claims.alpha) for claim in claims.claims]
+    adjusted = holm([1.0 if math.isnan(p) else p for _, _, _, _, p, _, _ in found]).tolist()
+    judged = []
+    for claim, (effect, low, high, n, p, looks, tested), p_holm in zip(claims.claims, found, adjusted, strict=True):
+        ahead = [look for look in claim.looks if look > n]
+        more = ahead[0] - n if ahead else None
+        state: State = "not tested" if not tested else "undecided"
+        if p_holm <= claims.alpha:
+            state = "supported" if _agrees(claim, effect, low, high) else "refuted"
+        judged.append(Judged(claim, state, effect, low, high, n, p, p_holm if looks else math.nan, looks, more))
+    return judged
+
+
+def _agrees(claim: Claim, effect: float, low: float, high: float) -> bool:
+    if claim.expect == "alike":
+        return abs(effect) < (claim.margin or 0.0)
+    # Where one recipe has no window there is no difference of two, and the limits alone say which is the wider.
+    above = effect > 0 if math.isfinite(effect) else low > 0
+    below = effect < 0 if math.isfinite(effect) else high < 0
+    return above if claim.expect == "higher" else below
+
+
+Found = tuple[float, float, float, int, float, int, bool]  # effect, low, high, n, p, looks, whether its study is here
+
+
+def _at_looks(claim: Claim, grid: xr.Dataset | None, alpha: float) -> Found:
+    nothing = (math.nan, math.nan, math.nan, 0, math.nan, 0)
+    if grid is None:
+        return (*nothing, False)
+    for name in (claim.recipe, claim.baseline):
+        if name not in grid["recipe"].values:
+            raise ValueError(
+                f"claim {claim.name}: {name!r} has no run in {claim.study}; it has {', '.join(grid['recipe'].values)}"
+            )
+    both = grid["diverged"].sel(recipe=[claim.recipe, claim.baseline])
+    if claim.statistic in ("divergence", "loss"):
+        rate = reference_rate(grid, claim.baseline, claim.learning_rate)
+        if math.isnan(rate):
+            return (*nothing, True)
+        both = both.sel(learning_rate=rate)
+        shared = both.notnull().all("recipe").values
+    else:
+        shared = both.notnull().any("learning_rate").all("recipe").values
+    n = int(shared.sum())
+    taken = [look for look in claim.looks if look <= n]
+    if not taken:
+        return math.nan, math.nan, math.nan, n, math.nan, 0, True
+    paired = grid.isel(seed=np.flatnonzero(shared))
+    if claim.statistic in ("divergence", "loss"):
+        answer = _of_pairs(claim, paired.sel(learning_rate=rate), taken, alpha)
+    else:
+        answer = _of_grids(claim, paired, taken, alpha)
+    return (*answer[:3], n, answer[3], len(taken), True)
+
+
+def _of_pairs(
+    claim: Claim, at_rate: xr.Dataset, taken: Sequence[int], alpha: float
+) -> tuple[float, float, float, float]:
+    """Effect, limits and repeated p of divergence or loss at one learning rate, over the first seeds of each look."""
+    times = [look / claim.looks[-1] for look in taken]
+    last, planned = taken[-1], len(claim.looks)
+    ours, theirs = (at_rate.sel(recipe=name) for name in (claim.recipe, claim.baseline))
+    if claim.statistic == "divergence":
+        tables = [
+            pairs_of(*(of["diverged"].isel(seed=slice(look)).drop_vars("recipe") for of in (ours, theirs)))
+            for look in taken
+        ]
+        effect, limits = tables[-1].difference, paired_interval(tables[-1], 1 - alpha / planned)
+        if claim.expect == "alike":
+            return effect, *limits, _least_over_looks([_alike_rates(of, claim.margin or 0.0) for of in tables], planned)
+        first, second = [of.first for of in tables], [of.second for of in tables]
+        return effect, *limits, _least_alpha(lambda a: sign_looks(first, second, times, a, claim.spending)[-1].rejected)
+    differences = ours["clipped_loss"].values - theirs["clipped_loss"].values
+    bound = float(spending_bounds(times, alpha, claim.spending)[-1])
+    effect = float(differences[:last].mean())
+    low, high = repeated_interval(differences[:last], bound)
+    if claim.expect == "alike":
+        margin = claim.margin or 0.0
+        return (
+            effect,
+            low,
+            high,
+            _least_over_looks([_alike_means(differences[:look], margin) for look in taken], planned),
+        )
+    rejected = _least_alpha(
+        lambda a: flip_looks(differences[:last], taken, times, a, claim.spending)[-1].rejected, monotone=True
+    )
+    return effect, low, high, rejected
+
+
+def _alike_rates(pairs: Pairs, margin: float) -> float:
+    """Of either decision, alike or apart by more than the margin: twice the smaller p-value."""
+    return min(1.0, 2 * min(equivalent_rates(pairs, margin).p, apart_rates(pairs, margin)))
+
+
+def _alike_means(differences: np.ndarray[tuple[int, ...], np.dtype[np.float64]], margin: float) -> float:
+    of = equivalent_means(differences, margin)
+    apart = 2 * min(1 - of.p_higher, 1 - of.p_lower)  # that the mean is beyond the margin, in either direction
+    return min(1.0, 2 * min(of.p, apart))
+
+
+def _of_grids(claim: Claim, grid: xr.Dataset, taken: Sequence[int], alpha: float) -> tuple[float, float, float, float]:
+    """The same of a statistic over learning rates, from its intervals."""
+    planned = len(claim.looks)
+    looks = [grid.isel(seed=slice(look)) for look in taken]
+    effect, low, high = _interval(claim, looks[-1], 1 - alpha / planned)
+    each = [_least_alpha(_excluding(claim, of), monotone=True) for of in looks]
+    return effect, low, high, _least_over_looks(each, planned)
+
+
+def _interval(claim: Claim, grid: xr.Dataset, confidence: float) -> tuple[float, float, float]:
+    if claim.statistic == "window":
+        both = [stable_window(grid, name, confidence=(1 + confidence) / 2) for name in (claim.recipe, claim.baseline)]
+        return window_difference(*both)
+    if claim.statistic == "sensitivity":
+        found = lr_sensitivity(grid.sel(recipe=[claim.recipe, claim.baseline]), claim.baseline, confidence).sel(
+            recipe=claim.recipe
+        )
+        return float(found["difference"]), float(found["difference_low"]), float(found["difference_high"])
+    shift = optimum_shift(grid, claim.recipe, claim.baseline, confidence)
+    return float(shift["shift"]), float(shift["low"]), float(shift["high"])
+
+
+def _least_over_looks(each: Sequence[float], planned: int) -> float:
+    return min(1.0, planned * min(each))
+
+
+def _excluding(claim: Claim, grid: xr.Dataset) -> Callable[[float], bool]:
+    """Whether the interval at 1 - alpha leaves zero out."""
+
+    def excludes(alpha: float) -> bool:
+        _, low, high = _interval(claim, grid, 1 - alpha)
+        return low > 0 or high < 0
+
+    return excludes
+
+
+def _least_alpha(rejects: Callable[[float], bool], *, monotone: bool = False) -> float:
+    """The least alpha at which, and at all above it, a test rejects, to 2 %; 1 where it never does, LEAST_P where always.
+
+    monotone: what rejects at one alpha does at all above, as nested intervals do. Tests of counts are not quite so: there it is
+    looked for from above, on a grid, and refined in its last step.
+    """
+    low, high = LEAST_P, 1.0
+    if rejects(LEAST_P) and monotone:
+        return LEAST_P
+    if not monotone:
+        for alpha in np.geomspace(1 - 1e-9, LEAST_P, 61).tolist():
+            if not rejects(alpha):
+                low = alpha
+                break
+            high = alpha
+        else:
+            return LEAST_P
+    while low < 0.98 * high and high > LEAST_P:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if rejects(middle) else (middle, high)
+    return high if high < 0.99 else 1.0
+
+
+def by_study(
+    grids: Mapping[str, Mapping[tuple[tuple[str, str], ...], xr.Dataset]],
+) -> Callable[[Claim], xr.Dataset | None]:
+    """`judge`'s grid_of: grids by the study's name and group, ((axis, value), ...); StudyError where no one group is meant."""
+
+    def find(claim: Claim) -> xr.Dataset | None:
+        groups = grids.get(claim.study)
+        if groups is None:
+            return None
+        fitting = [key for key in groups if set(claim.where.items()) <= set(key)]
+        if len(fitting) != 1:
+            labels = "; ".join(", ".join(f"{axis} = {value!r}" for axis, value in key) for key in groups)
+            raise StudyError(
+                f"claim {claim.name}: where must name one group of {claim.study}, {len(fitting)} fit; there are {labels}"
+            )
+        return groups[fitting[0]]
+
+    return find
