@@ -23,11 +23,11 @@ from click.testing import CliRunner
 from exmy.cli import main
 from tests.kill_harness import differences
 from tests.test_execute import ROOT, Recorder, tiny
-from train import Study, StudyError, local, lock, open_study, run_study
+from train import Study, StudyError, local, lock, open_study, run_study, site
 from train.interruption import Interrupted
 from train.local import count_workers
 from train.lock import locked
-from train.plan import PlannedPack
+from train.plan import PlannedPack, plan
 from train.program import PackResult, Progress
 
 UNLIKE = {"seconds", "seconds_first_step"}  # attributes of a study that tell of the clock
@@ -104,6 +104,47 @@ def test_a_pack_whose_worker_was_killed_goes_on_in_another_behind_the_others(
     assert hashes[-1] in hashes[:2]
     assert f"checkpoints/{hashes[-1]}: going on after step 9" in caplog.text, "a worker's line of the log"
     assert_same(tmp_path / "study", alone)
+
+
+def test_workers_start_while_the_study_is_planned_and_end_where_they_are_not_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[local.Worker] = []
+
+    class Counted(local.Worker):
+        def __init__(self, device: str, number: int, lock: int) -> None:
+            super().__init__(device, number, lock)
+            started.append(self)
+
+    def planned(*arguments: Any) -> Any:
+        assert [worker.number for worker in started] == [0, 1], "no more than there are runs"
+        assert all(worker.process.poll() is None for worker in started)
+        return plan(*arguments)
+
+    def refused(*_: Any) -> Any:
+        raise StudyError("no such memory")
+
+    class Alone(Witness):
+        def pack_started(self, pack: PlannedPack) -> None:
+            super().pack_started(pack)
+            assert all(worker.process.poll() is not None for worker in started)
+
+    monkeypatch.setattr(site, "Worker", Counted)
+    two = tiny(axes={"recipe": ["e8m7"], "learning_rate": [1e-3], "seed": 2})
+    monkeypatch.setattr(site, "plan", refused)
+    with pytest.raises(StudyError, match="no such memory"):
+        run_study(two, tmp_path, "cpu", Witness(), workers=2)
+    assert [worker.process.poll() is None for worker in started] == [False, False]
+    started.clear()
+    monkeypatch.setattr(site, "plan", planned)
+    witness = Alone()
+    monkeypatch.setattr(Witness, "pack_progress", Recorder.pack_progress)
+    run_study(two, tmp_path, "cpu", witness, workers=2)
+    assert len(witness.packs) == 1, "one pack, trained in this process"
+    started.clear()
+    monkeypatch.setattr(site, "plan", plan)
+    run_study(two, tmp_path, "cpu", Witness(), workers=2)
+    assert started == [], "there is nothing left to train"
 
 
 def test_a_worker_that_can_not_start_is_tried_four_times_and_its_last_words_are_told(

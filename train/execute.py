@@ -102,6 +102,7 @@ def _run(
     texts = load_texts(study, cache)
     wanted = {run.identity: run.stream.key for run in study.runs()}
     _same_text(directory, finished, wanted, texts)
+    site.get_ready(len(wanted.keys() - finished.keys()), lock)
     packs, device = site.plan(study, finished)
     _enough_disk(directory, packs, need(study, packs).bytes)
     report_unplanned(directory, {pack.hash for pack in packs})

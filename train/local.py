@@ -80,10 +80,20 @@ def train_here(schedule: Schedule, trainer: Trainer, observer: Observer, interru
 
 
 def train_in_processes(
-    schedule: Schedule, setting: Setting, workers: int, lock: int, observer: Observer, interruption: Interruption
-) -> None:
-    """As many packs at once as there are workers, on a GPU each where the setting has them. lock: the directory's."""
+    schedule: Schedule, setting: Setting, workers: int, lock: int, observer: Observer, interruption: Interruption,
+    ready: list[Worker],
+) -> None:  # fmt: skip
+    """As many packs at once as there are workers, on a GPU each where the setting has them.
+
+    lock: the directory's. ready: workers that are started already; what is needed of them is taken out.
+    """
     crew: list[Worker] = []
+
+    def start(number: int) -> Worker:
+        worker = ready.pop(0) if ready and ready[0].number == number else Worker(setting.device, number, lock)
+        worker.begin(setting)
+        return worker
+
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: _end(crew))
         told = False
@@ -93,7 +103,7 @@ def train_in_processes(
                 for worker in crew:
                     worker.tell("stop", interruption.number)
             if not told:
-                _give(schedule, crew, workers, lambda number: Worker(setting, number, lock), observer)
+                _give(schedule, crew, workers, start, observer)
             busy = {worker.connection: worker for worker in crew if worker.packs or worker.pack}
             if not busy:
                 return
@@ -156,18 +166,21 @@ class Worker:
     packs: by their hash, of which it has not reported: that one, and one whose file it may still be writing.
     """
 
-    def __init__(self, setting: Setting, number: int, lock: int) -> None:
+    def __init__(self, device: str, number: int, lock: int) -> None:
         mine, theirs = socket.socketpair()
         with theirs:
             self.number, self.pack, self.last, self.packs = number, None, None, {}
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115
             self.process = subprocess.Popen(
                 # Without -P a folder `train` where the sweep was started would come before ours.
-                [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(lock)], env=_environment(setting.device, number),
+                [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(lock), device], env=_environment(device, number),
                 pass_fds=(theirs.fileno(), lock), stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
                 start_new_session=True,
             )  # fmt: skip
         self.connection = Connection(mine.detach())
+
+    def begin(self, setting: Setting) -> None:
+        """Tell it what its packs will have in common; before any of them."""
         self._send(setting)
 
     pack: PlannedPack | None

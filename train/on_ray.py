@@ -171,6 +171,9 @@ class OnRay:
         if self._remote:
             self._remote.send(self.directory, name)
 
+    def get_ready(self, runs: int, lock: int) -> None:
+        """The cluster's matter."""
+
     def plan(self, study: Study, finished: Mapping[str, str]) -> tuple[list[PlannedPack], str]:
         """By the memory of one of the cluster's devices; waits for one."""
         ask = _task(plan_there, self.device)

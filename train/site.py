@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 
 from train.interruption import Interruption
-from train.local import count_workers, train_here, train_in_processes
+from train.local import Worker, count_workers, train_here, train_in_processes
 from train.observer import Observer
 from train.one_pack import Setting, Trainer
 from train.pack_sizes import read_lowered
@@ -36,6 +36,9 @@ class Site(Protocol):
     def send(self, name: str) -> None:
         """Keep a file of `directory` in the study's other place, if it has one."""
 
+    def get_ready(self, runs: int, lock: int) -> None:
+        """Begin what takes long to start, for so many runs. lock: as `train` takes it."""
+
     def plan(self, study: Study, finished: Mapping[str, str]) -> tuple[list[PlannedPack], str]:
         """The packs that are missing, and the device model's name."""
 
@@ -51,12 +54,25 @@ class Here:
 
     def __init__(self, directory: Path, device: torch.device, workers: int) -> None:
         self.directory, self.device, self._where, self._workers = directory, device.type, device, workers
+        self._ready: list[Worker] = []
 
     def fetch(self) -> None:
         """The directory is the only place."""
 
     def send(self, name: str) -> None:
         """The directory is the only place."""
+
+    def get_ready(self, runs: int, lock: int) -> None:
+        """Start the workers, which take seconds to import what they need, while the study is planned."""
+        count = min(self._workers, runs)
+        if count > 1:
+            self._ready += [Worker(self.device, number, lock) for number in range(count)]
+
+    def close(self) -> None:
+        """End workers that were started and not needed."""
+        for worker in self._ready:
+            worker.kill()
+        self._ready.clear()
 
     def plan(self, study: Study, finished: Mapping[str, str]) -> tuple[list[PlannedPack], str]:
         """By the memory that is free here."""
@@ -69,9 +85,10 @@ class Here:
     ) -> None:  # fmt: skip
         """In this process, where there is one worker or one pack."""
         if min(self._workers, len(schedule.packs)) < 2:
+            self.close()
             train_here(schedule, Trainer(setting, self._where, interruption, texts), observer, interruption)
         else:
-            train_in_processes(schedule, setting, self._workers, lock, observer, interruption)
+            train_in_processes(schedule, setting, self._workers, lock, observer, interruption, self._ready)
 
 
 @contextlib.contextmanager
@@ -94,4 +111,5 @@ def make_site(
     if is_url(out):
         raise StudyError(f"{out}: a URL is for the executor 'ray': add --executor ray, or name a directory with --out")
     where = pick_device(device)
-    yield Here(Path(out), where, count_workers(where, workers))
+    with contextlib.closing(Here(Path(out), where, count_workers(where, workers))) as here:
+        yield here

@@ -1,4 +1,4 @@
-"""A process that trains the packs that it is sent, one after the other: `python -P -m train.worker CHANNEL LOCK`.
+"""A process that trains the packs that it is sent, one after the other: `python -P -m train.worker CHANNEL LOCK DEVICE`.
 
 CHANNEL is a socket that it shares with the sweep's own process (`local` writes down the messages), LOCK the study directory's
 lock, which it holds too by having it open. Where that process is gone, the socket ends, and so does this process, at once: what
@@ -8,6 +8,7 @@ compiled code is kept by the device's number, and so one worker's serves all.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import queue
@@ -62,6 +63,12 @@ class Lines(logging.Handler):
         self._channel.send("log", record.name, record.levelno, record.getMessage())
 
 
+def warm_up(device: str) -> None:
+    """Import what the first pack would wait for. The GPU's memory is left alone: how much is free decides the plan."""
+    if device == "cuda":
+        importlib.import_module("torch._inductor.compile_fx")
+
+
 def serve(channel: Channel) -> None:
     """Train until the channel ends."""
     setting: Setting = channel.receive()
@@ -113,6 +120,7 @@ def main() -> None:
     for noisy in ("torch", "matplotlib", "h5py"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
+    warm_up(sys.argv[3])
     serve(channel)
 
 
