@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from landscape import CURVATURE, SHARPNESS, Variable
 from landscape.schema import LANDSCAPE, QUANTISERS, describe
-from train.measures import MEASURES, group_of
+from train.measures import AFTERWARDS, group_of
 from train.operands import ROLES
 from train.signals import SIGNALS
 from train.stability import VARIABLES
@@ -108,7 +108,7 @@ GROUPS = {
 }
 OF_MEASURES = {
     group_of(measure): {name: _of_measure(name, axes) for name, axes in row.variables.items()} | {"measured": MEASURED}
-    for measure, row in MEASURES.items()
+    for measure, row in AFTERWARDS.items()
 }
 """The groups of measures, which a study has where it asks for them."""
 TAKEN = Variable(
