@@ -346,7 +346,12 @@ def report(directory: Path, out: Path | None) -> None:
 )
 @_device
 def landscape_command(
-    directory: Path, measures: tuple[str, ...], runs: tuple[str, ...], quantisers: Any, epsilons: tuple[float, ...], device: str
+    directory: Path,
+    measures: tuple[str, ...],
+    runs: tuple[str, ...],
+    quantisers: Any,
+    epsilons: tuple[float, ...],
+    device: str,
 ) -> None:
     """Measure how sharp the loss is at the weights that a study has kept: its snapshots, and the packs under way.
 

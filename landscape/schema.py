@@ -85,6 +85,9 @@ LANDSCAPE: dict[str, Variable] = {
         "epsilon", "percent", "sharpness at a token's logits", _KESKAR + "box epsilon (|z| + 1), or (|z - mean z| + 1) if centred"
     ),
     **QUANTISERS,
+    "taken": Variable(
+        ("run", "probe_step"), "1", "whether the run was measured there", "where False, its values are padding"
+    ),
     "logit_sharpness_lbfgsb": _measure(
         "epsilon", "percent", "sharpness at a token's logits, by ten iterations of L-BFGS-B",
         _BOX + "for replication: it under-reports",
@@ -136,7 +139,7 @@ LANDSCAPE: dict[str, Variable] = {
 }  # fmt: skip
 
 # Names that stand beside a measure, and beside other people's too: by themselves they are no sign of one.
-BESIDE = {"measured", "loss", "residual", "converged", "n_hvp", "n_gradient", "n_forward", "weight", "density"}
+BESIDE = {"measured", "taken", "loss", "residual", "converged", "n_hvp", "n_gradient", "n_forward", "weight", "density"}
 
 # What an ending adds to the long name, and the units where they are not the measure's.
 ENDINGS: dict[str, tuple[str, str | None]] = {

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import xarray as xr
 from torch import Tensor
 
-from landscape import LandscapeError
+from landscape import LandscapeError, validate
 from tests.recipe_packs import program_for, slot
 from tests.small import SHAPE, SHAPES, make_program
 from tests.test_checkpoint import OF, After, assert_same
@@ -28,7 +29,7 @@ from train.pack import Pack, train_pack
 from train.probe_costs import bytes_of_a_probe, gradients_of, kept_bytes
 from train.program import PackResult, Probe, Program, Slot
 from train.resolve import resolve_recipe
-from train.schema import OF_MEASURES
+from train.schema import COORDINATES, OF_MEASURES
 from train.seen import Layers
 from train.taking import STARTED, TAKEN, take, ticks
 from train.text import Text
@@ -57,10 +58,21 @@ def all_measures() -> PackResult:
     return train_pack(*setting(), make_text(), CPU)
 
 
+def described(measure: str) -> xr.Dataset:
+    """A measure's group as a study has it, of two runs."""
+    rows = OF_MEASURES[f"probes/{measure}"]
+    axes = {axis for row in rows.values() for axis in row.dims if axis != "run"}
+    return xr.Dataset(
+        {name: (row.dims, np.ones([2] * len(row.dims)), row.attrs()) for name, row in rows.items()},
+        {axis: (axis, [0, 1], COORDINATES[axis].attrs()) for axis in axes},
+    )
+
+
 def test_every_measure_is_taken_described_and_costed(all_measures: PackResult) -> None:
     assert {*TAKEN, *STARTED} == set(AFTERWARDS)
     probes = 3
     for measure, row in MEASURES.items():
+        assert validate(described(measure)) == []
         assert set(row.variables) | {"measured"} == set(OF_MEASURES[f"probes/{measure}"])
         assert gradients_of(measure, ALL) > 0
         for name, axes in row.variables.items():
@@ -174,7 +186,14 @@ def test_values_are_those_of_the_dense_hessian(text: Text) -> None:
     for _ in range(4):
         pack.step()
     at = AtPoint(pack, probe)
-    plain = ("hessian_eigenvalue", "smallest_eigenvalue", "preconditioned_eigenvalue", "hessian_trace", "gradient_curvature", "sam_sharpness")
+    plain = (
+        "hessian_eigenvalue",
+        "smallest_eigenvalue",
+        "preconditioned_eigenvalue",
+        "hessian_trace",
+        "gradient_curvature",
+        "sam_sharpness",
+    )
     found = {measure: take(measure, at)[0] for measure in plain}
     noisy = dataclasses.replace(probe, samples=200, radii=(0.01,))
     found["average_sharpness"] = take("average_sharpness", AtPoint(pack, noisy))[0]

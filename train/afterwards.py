@@ -100,9 +100,7 @@ def measure_study(
         return work.do(todo)
 
 
-def _probe(
-    study: Study, measures: Sequence[str], quantisers: Quantisers | None, epsilons: Sequence[float]
-) -> Probe:
+def _probe(study: Study, measures: Sequence[str], quantisers: Quantisers | None, epsilons: Sequence[float]) -> Probe:
     own = [name for name in study.probe.measures if name in MEASURES]
     for name in measures:
         if name not in AFTERWARDS:
@@ -111,7 +109,9 @@ def _probe(
             raise StudyError(f"{name!r} is nothing that is measured afterwards; {hint}")
     for epsilon in epsilons:
         if not 0 < epsilon <= 1:
-            raise StudyError(f"an epsilon must be above 0 and at most 1, got {epsilon:g}: it is a box's half-width, relative")
+            raise StudyError(
+                f"an epsilon must be above 0 and at most 1, got {epsilon:g}: it is a box's half-width, relative"
+            )
     chosen = tuple(dict.fromkeys(measures or own or DEFAULT))
     if epsilons and not any("epsilon" in AFTERWARDS[name].axes for name in chosen):
         boxes = ", ".join(name for name, row in AFTERWARDS.items() if "epsilon" in row.axes)

@@ -85,7 +85,7 @@ class AtPoint:
         return torch.cat(found, 1), self.params[head] * self.shape.readout.multiplier, targets
 
     def logits(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Runs, their logits [r, s, V] and targets [r, s], a chunk of the probe's tokens at a time, or of each sequence's last."""
+        """Runs, their logits [r, s, V] and targets [r, s], a chunk of tokens at a time: of all, or of each sequence's last."""
         every = self.shape.context if self.probe.positions == "last" else 1
         for batch in self.batches.parts:
             yield from self.surface.logits(self.params, batch, every)

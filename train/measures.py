@@ -1,8 +1,8 @@
 """What `[probe] measures` may name: each measure of `landscape` that makes sense of a training run, and what it leaves behind.
 
 A measure is a group of a study's tree, `/probes/<measure>`, with the variables below along (run, probe_step) and, where it has
-some, axes of its own. Only `logit_sharpness` has another home while training, `/sharpness`. How they are taken is `taking`'s; here
-are names alone, so that a study file is read without waiting for torch.
+some, axes of its own. Only `logit_sharpness` has another home while training, `/sharpness`. How they are taken is `taking`'s;
+here are names alone, so that a study file is read without waiting for torch.
 """
 
 from __future__ import annotations

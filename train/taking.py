@@ -55,7 +55,11 @@ from train.program import Probe
 
 TOLERANCE = 1e-2  # of an eigenvalue
 ADAPTIVE = ("asam_sharpness", "adaptive_sharpness")  # whose radii are `adaptive_radii`
-STARTED = ("hessian_eigenvalue", "smallest_eigenvalue", "preconditioned_eigenvalue")  # whose vectors are the next probe's start
+STARTED = (
+    "hessian_eigenvalue",
+    "smallest_eigenvalue",
+    "preconditioned_eigenvalue",
+)  # whose vectors are the next probe's start
 
 Found = dict[str, NDArray[Any]]
 
