@@ -228,6 +228,12 @@ def test_weights_that_changed_are_measured_again(study: Path) -> None:
     again = open_study(study)["landscape/on/m_sam_sharpness"].to_dataset()["m_sam_sharpness"].sel(run=run.identity)
     # What was measured last counts, by whatever name: here of a run alone, before of it among others.
     assert measure_study(study, ["m_sam_sharpness"], [name], device="cpu").taken == 0
+    *_, one, other = sorted(point.path for point in points_in(study) if point.step == 12)
+    was = [path.stat().st_mtime_ns for path in (one, other)]
+    os.utime(one, ns=(was[1], was[1]))
+    os.utime(other, ns=(was[0], was[0]))
+    stale = open_study(study)["landscape/on/m_sam_sharpness"].to_dataset()["m_sam_sharpness"].sel(run=run.identity)
+    np.testing.assert_array_equal(stale, values)
     assert again.sel(probe_step=12).item() == again.sel(probe_step=4).item() != values.sel(probe_step=12).item()
 
 
