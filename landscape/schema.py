@@ -103,6 +103,9 @@ LANDSCAPE: dict[str, Variable] = {
     "box_sharpness": _measure(
         "epsilon", "percent", "sharpness in a box around some or all parameters", _BOX + "sought by ascent", _RUN
     ),
+    "embedding_sharpness": _measure(
+        "epsilon", "percent", "sharpness in a box around the token embeddings", _BOX + "sought by ascent", _RUN
+    ),
     "sam_sharpness": _measure(
         "rho", "loss", "rise of the loss at SAM's perturbation",
         "f(w + rho g / ||g||) - f(w), Foret et al. 2021 (2010.01412)", _RUN,

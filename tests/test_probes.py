@@ -197,6 +197,8 @@ def test_values_are_those_of_the_dense_hessian(text: Text) -> None:
     found = {measure: take(measure, at)[0] for measure in plain}
     noisy = dataclasses.replace(probe, samples=200, radii=(0.01,))
     found["average_sharpness"] = take("average_sharpness", AtPoint(pack, noisy))[0]
+    tiny = dataclasses.replace(probe, epsilons=(1e-6,))
+    boxes = {m: take(m, AtPoint(pack, tiny))[0] for m in ("box_sharpness", "embedding_sharpness")}
     adam = program.optimizer
     for run in range(2):
         h, g, w = dense(pack, run)
@@ -221,6 +223,15 @@ def test_values_are_those_of_the_dense_hessian(text: Text) -> None:
         rho = probe.radii[0]  # so small that the second order is the last that counts
         rise = rho * g.norm() + rho**2 / 2 * (g @ h @ g) / (g @ g)
         np.testing.assert_allclose(found["sam_sharpness"]["sam_sharpness"][run, 0], rise.item(), rtol=1e-4)
+        # In a box so small the rise is along the gradient's signs.
+        f, along = (
+            found["gradient_curvature"]["loss"][run],
+            (g.abs() * (w.abs() + 1)).split([pack.parameters[name][run].numel() for name in pack.parameters]),
+        )
+        embedding = along[list(pack.parameters).index("wte")].sum()
+        for measure, of in (("box_sharpness", torch.cat(along).sum()), ("embedding_sharpness", embedding)):
+            lower = boxes[measure][f"{measure}_lower"][run, 0]
+            np.testing.assert_allclose(lower, 100 * 1e-6 * of.item() / (1 + f), rtol=1e-3, err_msg=measure)
         # Noise of 1 % of each weight tells of the slope: 200 samples know its spread to 5 %.
         spread = found["average_sharpness"]["average_sharpness_stderr"][run, 0] * 200**0.5
         np.testing.assert_allclose(spread, 0.01 * (g * w).norm().item(), rtol=0.25)

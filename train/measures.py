@@ -79,6 +79,10 @@ MEASURES: dict[str, Measure] = {
         "sharpness in a box around the weights, from below",
         ("box_sharpness_lower", "box_sharpness_converged", "box_sharpness_n_forward"), ("epsilon",),
     ),
+    "embedding_sharpness": Measure(
+        "sharpness in a box around the token embeddings, from below",
+        ("embedding_sharpness_lower", "embedding_sharpness_converged", "embedding_sharpness_n_forward"), ("epsilon",),
+    ),
     "hidden_sharpness": Measure(
         "sharpness in a box around the last hidden states, mean over the sequences' last tokens",
         ("hidden_sharpness_lower", "hidden_sharpness_upper", "hidden_sharpness_converged", "hidden_sharpness_n_forward"),

@@ -42,6 +42,7 @@ def gradients_of(measure: str, probe: Probe) -> float:
         "adaptive_sharpness": 1 + ASCENT * adaptive,
         "average_sharpness": FORWARD * (1 + probe.samples * radii),
         "box_sharpness": 1.0 + ASCENT * len(probe.epsilons),
+        "embedding_sharpness": 1.0 + ASCENT * len(probe.epsilons),
         "hidden_sharpness": FORWARD + 1,
     }
     return costs[measure]
@@ -87,5 +88,6 @@ def _vectors(measure: str, probe: Probe) -> int:
         "hessian_trace": 10 + 2 * probe.samples,
         "spectral_density": LANCZOS_STEPS + 13 + 2 * probe.samples,
         "box_sharpness": 24,
+        "embedding_sharpness": 24,
     }
     return several.get(measure, 12)

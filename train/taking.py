@@ -11,7 +11,7 @@
     sam_sharpness, asam_sharpness, m_sam_sharpness   a gradient and a forward pass a radius
     adaptive_sharpness                               `ASCENT` gradients a radius
     average_sharpness                                `samples` forward passes a radius
-    box_sharpness                                    up to `ASCENT` gradients an epsilon
+    box_sharpness, embedding_sharpness               up to `ASCENT` gradients an epsilon
     hidden_sharpness                                 a forward pass, and a search at a token of each sequence
 
 What a run has no number for, it has NaN for, and nobody else.
@@ -159,6 +159,9 @@ TAKEN: Mapping[str, Callable[[AtPoint], Found]] = {
     "average_sharpness": _ball("average_sharpness", average_sharpness),
     "box_sharpness": lambda at: _of_bracket(
         "box_sharpness", at.around(box_sharpness, list(at.probe.epsilons), iterations=ASCENT)
+    ),
+    "embedding_sharpness": lambda at: _of_bracket(
+        "embedding_sharpness", at.around(box_sharpness, list(at.probe.epsilons), names=["wte"], iterations=ASCENT)
     ),
     "hidden_sharpness": _hidden,
 }
