@@ -2,8 +2,8 @@
 
 Run it by `make bench`. In extra_info: `hvp_over_gradient`, medians in turns; how many times as long as a pack each peer takes for
 a run's lambda_max, by how much their eigenvalues differ at most and what residuals they leave; bytes that a product of GPT-2 124M
-takes; the share of a pack's training that exact logit sharpness takes. curvlinops is among the peers where it is installed. Peers
-take two runs; `python -m benchmarks.curvature` takes as many as asked for, and keeps a JSON file of its own.
+takes. curvlinops is among the peers where it is installed. Peers take two runs; `python -m benchmarks.curvature` takes as many as
+asked for, and keeps a JSON file of its own. What a probe of logit sharpness takes of training is in `test_packs`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from benchmarks.curvature import (
     make_weights,
     memory,
     ours,
-    probe,
     product_against_gradient,
     run_by_run,
     tidy,
@@ -100,13 +99,4 @@ def test_memory_of_a_product(benchmark: Any) -> None:
     asked = argparse.Namespace(programs="eager,recorded")
     benchmark.pedantic(lambda: memory(SIZE, asked, found.__setitem__), rounds=1)
     benchmark.extra_info |= {name: of.get("first_bytes", of.get("failed")) for name, of in found.items()}
-    note_device(benchmark)
-
-
-def test_share_of_a_probe(benchmark: Any) -> None:
-    found: dict[str, dict[str, Any]] = {}
-    benchmark.group = "logit_sharpness"
-    benchmark.pedantic(lambda: probe(SIZE, argparse.Namespace(), found.__setitem__), rounds=1)
-    [of] = found.values()
-    benchmark.extra_info |= {"share": of["share"], "every": of["every"], "epsilons": of["epsilons"]}
     note_device(benchmark)
