@@ -337,9 +337,17 @@ def report(directory: Path, out: Path | None) -> None:
     "--quantisers", type=click.Choice(["on", "off", "finite-difference"]),
     help="Of the loss as the run rounds it, or without; [probe]'s by default.",
 )  # fmt: skip
+@click.option(
+    "--epsilon", "epsilons", metavar="E", type=float, multiple=True, help="Half-widths of boxes; [probe]'s by default."
+)
 @_device
 def landscape_command(
-    directory: Path, measures: tuple[str, ...], runs: tuple[str, ...], quantisers: Any, device: str
+    directory: Path,
+    measures: tuple[str, ...],
+    runs: tuple[str, ...],
+    quantisers: Any,
+    epsilons: tuple[float, ...],
+    device: str,
 ) -> None:
     """Measure how sharp the loss is at the weights that a study has kept: its snapshots, and the packs under way.
 
@@ -350,12 +358,13 @@ def landscape_command(
     Example: exmy landscape runs/mine
     Example: exmy landscape runs/mine --measure hessian_eigenvalue --measure sam_sharpness --run "e4m3, seed=0"
     Example: exmy landscape runs/mine --quantisers off
+    Example: exmy landscape runs/mine --measure logit_sharpness --epsilon 2e-3 --epsilon 5e-3
     """  # noqa: D301
     from exmy.landscape import run_landscape
     from train import StudyError
 
     try:
-        done = run_landscape(directory, measures, runs, quantisers, device)
+        done = run_landscape(directory, measures, runs, quantisers, device, epsilons)
     except StudyError as error:
         raise Refused(str(error)) from None
     except KeyboardInterrupt:

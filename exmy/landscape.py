@@ -56,12 +56,13 @@ class Shown:
 
 
 def run_landscape(
-    directory: Path, measures: Sequence[str], runs: Sequence[str], quantisers: Quantisers | None, device: str
-) -> Measured:
+    directory: Path, measures: Sequence[str], runs: Sequence[str], quantisers: Quantisers | None, device: str,
+    epsilons: Sequence[float] = (),
+) -> Measured:  # fmt: skip
     """Measure, and print what was done and how to read it. StudyError as `measure_study`."""
     began = time.monotonic()
     with Shown() as shown:
-        done = measure_study(directory, measures, runs, quantisers, device, on_progress=shown)
+        done = measure_study(directory, measures, runs, quantisers, device, on_progress=shown, epsilons=epsilons)
     console = output()
     console.print(
         f"{directory}: {done.taken} values measured in {duration(time.monotonic() - began)}, {done.found} were there already",

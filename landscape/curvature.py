@@ -33,14 +33,14 @@ _ROWS: dict[str, Variable] = {
     "n_forward": Variable(("run",), "1", "evaluations of the loss over the whole batch", "counted"),
     "hessian_trace": Variable(("run",), "loss", "trace of the loss's Hessian", "the sum of its eigenvalues"),
     "hessian_trace_stderr": Variable(("run",), "loss", "standard error of the trace", "of the mean over the samples"),
-    "trace_sample": Variable(("run", "probe"), "loss", "estimate of the trace by each probe", "the trace is their mean"),
-    "node": Variable(("run", "probe", "step"), "loss", "nodes of the spectral density, as they are", _SLQ),
-    "weight": Variable(("run", "probe", "step"), "1", "weights of the nodes, 1 in sum for each probe", _SLQ),
+    "trace_sample": Variable(("run", "sample"), "loss", "estimate of the trace by each sample", "the trace is their mean"),
+    "node": Variable(("run", "sample", "lanczos_step"), "loss", "nodes of the spectral density, as they are", _SLQ),
+    "weight": Variable(("run", "sample", "lanczos_step"), "1", "weights of the nodes, 1 in sum for each sample", _SLQ),
     "density": Variable(
         ("run", "eigenvalue"), "1 / loss", "density of H's eigenvalues, smoothed", "nodes as normal distributions, 1 in all"
     ),
     "density_stderr": Variable(
-        ("run", "eigenvalue"), "1 / loss", "standard error of the density", "of the mean over the probes; NaN for a single one"
+        ("run", "eigenvalue"), "1 / loss", "standard error of the density", "of the mean over the samples; NaN for a single one"
     ),
     "eigenvalue": Variable(("eigenvalue",), "loss", "eigenvalue", "where the density is given"),
     "gradient_curvature": Variable(("run",), "loss", "curvature along the gradient", "g^T H g / g^T g"),
@@ -53,8 +53,10 @@ _ROWS: dict[str, Variable] = {
     "critical_sharpness_lower": Variable(("run",), "1 / learning rate", "its lower bound", "2 / the step that raised it"),
     "critical_sharpness_upper": Variable(("run",), "1 / learning rate", "its upper bound", "2 / the step that did not"),
 }  # fmt: skip
+_MANY = ("run", "probe_step")  # either may be absent: a run alone, at one point
 CURVATURE: dict[str, Variable] = {
-    name: row._replace(optional=("run",) if "run" in row.dims else ()) for name, row in _ROWS.items()
+    name: row._replace(dims=(*_MANY, *row.dims[1:]), optional=_MANY) if "run" in row.dims else row
+    for name, row in _ROWS.items()
 }
 
 
@@ -67,7 +69,7 @@ def labelled(problem: Problem, values: Mapping[str, Tensor | int | bool], **attr
     for name, value in values.items():
         entry = CURVATURE[name]
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.full(problem.R, value)
-        dims = entry.dims
+        dims = tuple(d for d in entry.dims if d != "probe_step")
         if not problem.run_axis:
             array, dims = array[0], dims[1:]
         variables[name] = (dims, array, entry.attrs() | {"units": units_of(entry, problem.units)})

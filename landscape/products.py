@@ -12,7 +12,8 @@ in it has no derivative that tells of the rounding; of such a one the third way 
 
     H v ~ (grad f(theta + h v) - grad f(theta - h v)) / 2 h,       h ||v|| = difference ||theta||,
 
-over a step that has to be wider than what the loss can tell apart: where both ends give the same bits it is refused.
+over a step that has to be wider than what the loss can tell apart: where both ends give the same bits it is refused, or NaN for
+a run of several.
 
 A batch may come in pieces, as `Batches` with their numbers of tokens or examples. Then everything is of the weighted mean
 
@@ -197,12 +198,19 @@ class Problem:
         h = self.difference * torch.where(size > 0, size, 1.0) / torch.where(moves, length, 1.0)
         (up, after), (down, before) = (self.gradient(self.point + sign * h * v) for sign in (1, -1))
         same = (up == down) & (after == before).all(1) & moves[:, 0]
-        if same.any() and (self.value(self.point + h * v / self.difference) != up)[same].any():
-            raise LandscapeError(
+        product = torch.where(moves, (after - before) / (2 * h), torch.zeros_like(v))
+        if not same.any():
+            return product
+        vanished = same & (self.value(self.point + h * v / self.difference) != up)
+        if vanished.any():
+            why = (
                 f"a step of {self.difference:.2g} of the parameters' length vanishes, as narrow formats round: the loss and its "
                 "gradient have the same bits at both ends; make difference larger"
             )
-        return torch.where(moves, (after - before) / (2 * h), torch.zeros_like(v))
+            if vanished.all():
+                raise LandscapeError(why)
+            _say_once(f"{why}; NaN for runs where it does")
+        return torch.where(vanished[:, None], torch.nan, product)
 
     def _loss_and_gradient(self, point: Tensor, piece: Any) -> Tensor:
         """[R, 1 + P]."""

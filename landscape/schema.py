@@ -85,6 +85,9 @@ LANDSCAPE: dict[str, Variable] = {
         "epsilon", "percent", "sharpness at a token's logits", _KESKAR + "box epsilon (|z| + 1), or (|z - mean z| + 1) if centred"
     ),
     **QUANTISERS,
+    "taken": Variable(
+        ("run", "probe_step"), "1", "whether the run was measured there", "where False, its values are padding"
+    ),
     "logit_sharpness_lbfgsb": _measure(
         "epsilon", "percent", "sharpness at a token's logits, by ten iterations of L-BFGS-B",
         _BOX + "for replication: it under-reports",
@@ -99,6 +102,9 @@ LANDSCAPE: dict[str, Variable] = {
     ),
     "box_sharpness": _measure(
         "epsilon", "percent", "sharpness in a box around some or all parameters", _BOX + "sought by ascent", _RUN
+    ),
+    "embedding_sharpness": _measure(
+        "epsilon", "percent", "sharpness in a box around the token embeddings", _BOX + "sought by ascent", _RUN
     ),
     "sam_sharpness": _measure(
         "rho", "loss", "rise of the loss at SAM's perturbation",
@@ -136,7 +142,7 @@ LANDSCAPE: dict[str, Variable] = {
 }  # fmt: skip
 
 # Names that stand beside a measure, and beside other people's too: by themselves they are no sign of one.
-BESIDE = {"measured", "loss", "residual", "converged", "n_hvp", "n_gradient", "n_forward", "weight", "density"}
+BESIDE = {"measured", "taken", "loss", "residual", "converged", "n_hvp", "n_gradient", "n_forward", "weight", "density"}
 
 # What an ending adds to the long name, and the units where they are not the measure's.
 ENDINGS: dict[str, tuple[str, str | None]] = {

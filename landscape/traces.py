@@ -41,9 +41,9 @@ def hutchinson_trace(problem: Problem, probes: int = 32, *, seed: int = 0) -> xr
 def xtrace(problem: Problem, products: int = 32, *, seed: int = 0) -> xr.Dataset:
     """Trace of H by XTrace in an even number of products >= 4, or exactly where that is no fewer than the parameters.
 
-    `hessian_trace (run)`, `_stderr` (0 where exact), `trace_sample (run, probe)`, `n_hvp`; the attribute `method` says which. The
-    standard error takes the samples as independent, as its authors do, which they nearly are. Exact too, but for rounding, where
-    the rank of H is below products / 2. Memory: `products` vectors [R, P].
+    `hessian_trace (run)`, `_stderr` (0 where exact), `trace_sample (run, sample)`, `n_hvp`; the attribute `method` says which.
+    The standard error takes the samples as independent, as its authors do, which they nearly are. Exact too, but for rounding,
+    where the rank of H is below products / 2. Memory: `products` vectors [R, P].
     """
     if products < 4 or products % 2:
         raise LandscapeError(f"products must be an even number of at least 4, got {products}")
@@ -68,7 +68,7 @@ def xtrace(problem: Problem, products: int = 32, *, seed: int = 0) -> xr.Dataset
 
 
 def spectral_density(problem: Problem, probes: int = 8, steps: int = 32, *, seed: int = 0) -> xr.Dataset:
-    """Nodes and weights of the density of H's eigenvalues, `node`, `weight (run, probe, step)`, and `n_hvp` = probes steps.
+    """Nodes and weights of the density of H's eigenvalues: `node`, `weight (run, sample, lanczos_step)`, `n_hvp` = probes steps.
 
     From Rademacher vectors. The mean over probes of sum_j weight_j f(node_j), times P, estimates tr f(H); the attribute
     `parameters` is P. steps are at most P.
@@ -94,14 +94,16 @@ def smoothed_density(dataset: xr.Dataset, at: ArrayLike, width: float) -> xr.Dat
         raise LandscapeError(f"width must be a positive number, in the eigenvalues' unit, got {width}")
     place = xr.DataArray(np.asarray(at, dtype=np.float64), dims="eigenvalue")
     bell = np.exp(-(((place - dataset.node) / width) ** 2) / 2) / (width * math.sqrt(2 * math.pi))
-    each = (dataset.weight * bell).sum("step", skipna=False)
-    probes = dataset.sizes["probe"]
+    each = (dataset.weight * bell).sum("lanczos_step", skipna=False)
+    probes = dataset.sizes["sample"]
     spread = (
-        each.std("probe", ddof=1, skipna=False) / math.sqrt(probes) if probes > 1 else each.mean("probe") * math.nan
+        each.std("sample", ddof=1, skipna=False) / math.sqrt(probes) if probes > 1 else each.mean("sample") * math.nan
     )
     units = dataset["node"].attrs.get("units", "loss")
     found = xr.Dataset(
-        {"density": each.mean("probe", skipna=False), "density_stderr": spread}, {"eigenvalue": place}, {"width": width}
+        {"density": each.mean("sample", skipna=False), "density_stderr": spread},
+        {"eigenvalue": place},
+        {"width": width},
     )
     for name in ("density", "density_stderr", "eigenvalue"):
         found[name].attrs = CURVATURE[name].attrs() | {"units": units_of(CURVATURE[name], units)}

@@ -286,7 +286,7 @@ def test_the_densitys_moments_are_those_of_the_random_vectors() -> None:
     w = torch.where(drawn < 0, -1.0, 1.0).to(F64)
     for q in range(12):
         want = torch.einsum("ni,rij,nj->rn", w, torch.linalg.matrix_power(A, q), w) / 30
-        np.testing.assert_allclose((found.weight * found.node**q).sum("step"), want, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose((found.weight * found.node**q).sum("lanczos_step"), want, rtol=1e-9, atol=1e-12)
     assert (found.n_hvp == 18).all()
 
 
@@ -299,8 +299,8 @@ def test_with_as_many_steps_as_parameters_the_nodes_are_the_spectrum() -> None:
 
 def test_a_space_that_ends_early_leaves_nodes_without_weight() -> None:
     found = spectral_density(quadratic(3 * torch.eye(10, dtype=F64)[None]), 2, 5)
-    np.testing.assert_allclose((found.weight * (found.node == 3)).sum("step"), 1)
-    np.testing.assert_allclose(found.weight.sum("step"), 1)
+    np.testing.assert_allclose((found.weight * (found.node == 3)).sum("lanczos_step"), 1)
+    np.testing.assert_allclose(found.weight.sum("lanczos_step"), 1)
 
 
 def test_a_smoothed_density_has_unit_mass_and_the_nodes_mean() -> None:
@@ -313,8 +313,8 @@ def test_a_smoothed_density_has_unit_mass_and_the_nodes_mean() -> None:
     assert density.dims == ("run", "eigenvalue")
     mass, mean = (float(np.trapezoid(density[0] * f, at)) for f in (np.ones_like(at), at))
     assert mass == pytest.approx(1, abs=1e-9)
-    assert mean == pytest.approx(float((found.weight * found.node).sum("step").mean()), rel=1e-9)
-    each = [smoothed_density(found.isel(probe=[i]), at, 0.1) for i in range(4)]
+    assert mean == pytest.approx(float((found.weight * found.node).sum("lanczos_step").mean()), rel=1e-9)
+    each = [smoothed_density(found.isel(sample=[i]), at, 0.1) for i in range(4)]
     assert each[0].density_stderr.isnull().all()
     spread = np.std([one.density for one in each], axis=0, ddof=1) / 2
     np.testing.assert_allclose(smoothed.density_stderr, spread, rtol=1e-9, atol=1e-12)
@@ -405,7 +405,7 @@ def test_every_variable_is_named_in_the_table_with_its_dimensions() -> None:
             assert validate(dataset) == []
             for name, variable in dataset.items():
                 entry = CURVATURE[str(name)]
-                assert variable.dims == entry.dims[dropped:]
+                assert variable.dims == tuple(d for d in entry.dims if d != "probe_step")[dropped:]
                 assert variable.attrs == entry.attrs()
                 seen.add(name)
             assert dataset.attention == "math"

@@ -151,7 +151,9 @@ def test_the_density_is_the_smoothed_one_with_its_standard_error(tmp_path: Path)
     nodes = np.array([[[-1.0, 0.0, 2.0], [-1.0, 0.5, 2.0]]])
     rows = {n: CURVATURE[n].attrs() for n in ("node", "weight")}
     weights = np.full((1, 2, 3), 1 / 3)
-    data = xr.Dataset({n: (("run", "probe", "step"), v, rows[n]) for n, v in zip(rows, (nodes, weights), strict=True)})
+    data = xr.Dataset(
+        {n: (("run", "sample", "lanczos_step"), v, rows[n]) for n, v in zip(rows, (nodes, weights), strict=True)}
+    )
     data["node"].attrs["units"] = "nats"
     at = np.linspace(-2, 3, 7)
     ax = drawn(data.exmy.plot.spectral_density(width=0.25, at=at), tmp_path)

@@ -291,4 +291,4 @@ def test_every_row_says_what_it_is() -> None:
         assert row.long_name, name
         assert row.source, name
         assert set(row.optional) <= set(row.dims), name
-        assert set(row.dims) <= (LANDSCAPE | CURVATURE).keys() | {"run", "rank", "probe", "step"}, name
+        assert set(row.dims) <= (LANDSCAPE | CURVATURE).keys() | {"run", "rank", "sample", "lanczos_step"}, name

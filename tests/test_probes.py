@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import xarray as xr
 from torch import Tensor
 
-from landscape import LandscapeError
+from landscape import LandscapeError, validate
 from tests.recipe_packs import program_for, slot
 from tests.small import SHAPE, SHAPES, make_program
 from tests.test_checkpoint import OF, After, assert_same
@@ -22,13 +23,13 @@ from train import probing, taking
 from train.at_point import AtPoint
 from train.checkpoint import Checkpointer
 from train.interruption import Interrupted
-from train.measures import MEASURES, NAMES
+from train.measures import AFTERWARDS, MEASURES, NAMES
 from train.model import ModelShape, forward
 from train.pack import Pack, train_pack
 from train.probe_costs import bytes_of_a_probe, gradients_of, kept_bytes
 from train.program import PackResult, Probe, Program, Slot
 from train.resolve import resolve_recipe
-from train.schema import OF_MEASURES
+from train.schema import COORDINATES, OF_MEASURES
 from train.seen import Layers
 from train.taking import STARTED, TAKEN, take, ticks
 from train.text import Text
@@ -57,10 +58,21 @@ def all_measures() -> PackResult:
     return train_pack(*setting(), make_text(), CPU)
 
 
+def described(measure: str) -> xr.Dataset:
+    """A measure's group as a study has it, of two runs."""
+    rows = OF_MEASURES[f"probes/{measure}"]
+    axes = {axis for row in rows.values() for axis in row.dims if axis != "run"}
+    return xr.Dataset(
+        {name: (row.dims, np.ones([2] * len(row.dims)), row.attrs()) for name, row in rows.items()},
+        {axis: (axis, [0, 1], COORDINATES[axis].attrs()) for axis in axes},
+    )
+
+
 def test_every_measure_is_taken_described_and_costed(all_measures: PackResult) -> None:
-    assert {*TAKEN, *STARTED} == set(MEASURES)
+    assert {*TAKEN, *STARTED} == set(AFTERWARDS)
     probes = 3
     for measure, row in MEASURES.items():
+        assert validate(described(measure)) == []
         assert set(row.variables) | {"measured"} == set(OF_MEASURES[f"probes/{measure}"])
         assert gradients_of(measure, ALL) > 0
         for name, axes in row.variables.items():
@@ -174,15 +186,27 @@ def test_values_are_those_of_the_dense_hessian(text: Text) -> None:
     for _ in range(4):
         pack.step()
     at = AtPoint(pack, probe)
-    plain = ("hessian_eigenvalue", "preconditioned_eigenvalue", "hessian_trace", "gradient_curvature", "sam_sharpness")
+    plain = (
+        "hessian_eigenvalue",
+        "smallest_eigenvalue",
+        "preconditioned_eigenvalue",
+        "hessian_trace",
+        "gradient_curvature",
+        "sam_sharpness",
+    )
     found = {measure: take(measure, at)[0] for measure in plain}
     noisy = dataclasses.replace(probe, samples=200, radii=(0.01,))
     found["average_sharpness"] = take("average_sharpness", AtPoint(pack, noisy))[0]
+    tiny = dataclasses.replace(probe, epsilons=(1e-6,))
+    boxes = {m: take(m, AtPoint(pack, tiny))[0] for m in ("box_sharpness", "embedding_sharpness")}
     adam = program.optimizer
     for run in range(2):
         h, g, w = dense(pack, run)
-        top = torch.linalg.eigvalsh(h)[-1].item()
+        bottom, top = torch.linalg.eigvalsh(h)[[0, -1]].tolist()
         np.testing.assert_allclose(found["hessian_eigenvalue"]["hessian_eigenvalue"][run, 0], top, rtol=2e-3)
+        assert bottom < -0.01 * top, "far enough from zero to tell the ends apart"
+        smallest = found["smallest_eigenvalue"]["smallest_eigenvalue"][run, 0]
+        np.testing.assert_allclose(smallest, bottom, atol=1e-2 * top)
         v = torch.cat([pack.kept[name].second[run].double().flatten() for name in pack.parameters])  # type: ignore[index]
         p = (1 - adam.beta1**4) * ((v / (1 - adam.beta2**4)).sqrt() + adam.eps)
         scale = torch.where(v > 0, p.rsqrt(), 0.0)
@@ -199,6 +223,15 @@ def test_values_are_those_of_the_dense_hessian(text: Text) -> None:
         rho = probe.radii[0]  # so small that the second order is the last that counts
         rise = rho * g.norm() + rho**2 / 2 * (g @ h @ g) / (g @ g)
         np.testing.assert_allclose(found["sam_sharpness"]["sam_sharpness"][run, 0], rise.item(), rtol=1e-4)
+        # In a box so small the rise is along the gradient's signs.
+        f, along = (
+            found["gradient_curvature"]["loss"][run],
+            (g.abs() * (w.abs() + 1)).split([pack.parameters[name][run].numel() for name in pack.parameters]),
+        )
+        embedding = along[list(pack.parameters).index("wte")].sum()
+        for measure, of in (("box_sharpness", torch.cat(along).sum()), ("embedding_sharpness", embedding)):
+            lower = boxes[measure][f"{measure}_lower"][run, 0]
+            np.testing.assert_allclose(lower, 100 * 1e-6 * of.item() / (1 + f), rtol=1e-3, err_msg=measure)
         # Noise of 1 % of each weight tells of the slope: 200 samples know its spread to 5 %.
         spread = found["average_sharpness"]["average_sharpness_stderr"][run, 0] * 200**0.5
         np.testing.assert_allclose(spread, 0.01 * (g * w).norm().item(), rtol=0.25)
@@ -277,4 +310,4 @@ def test_the_memory_of_a_probe_is_estimated_from_above_and_not_far(
     measured = most_memory(lambda: take(measure, AtPoint(pack, probe))) / 2
     assert measured <= bytes_of_a_probe(program) <= 4 * measured
     assert program.bytes_per_run(False) >= bytes_of_a_probe(program)
-    assert kept_bytes(make_program(probe=ALL)) == 2 * 2 * 4 * SHAPE.size
+    assert kept_bytes(make_program(probe=ALL)) == 3 * 2 * 4 * SHAPE.size

@@ -489,6 +489,47 @@ def test_differences_see_the_rounding_that_derivatives_do_not() -> None:
         Problem(loss, x, None, dtype=F64, products="finite-difference", difference=1e-3).hvp(one)
 
 
+@pytest.mark.parametrize("name", ["native-bf16", "e4m3", "nvfp4"])
+def test_logits_are_those_of_the_loss_and_the_same_in_chunks_of_runs_or_of_tokens(name: str) -> None:
+    made, params, both = of(name)
+    targets, T = both[1].flatten(1), both[1].shape[2]
+    [(_, whole, _)] = made.logits(params, both)
+    found = F.cross_entropy(whole.transpose(1, 2), targets, reduction="none").mean(1)
+    torch.testing.assert_close(found, made.loss(params, both))
+    for limit in (whole[0].numel(), whole[0].numel() // 2):
+        for every in (1, T):
+            parts = list(dataclasses.replace(made, limit=limit).logits(params, both, every))
+            for run in range(2):
+                mine = [(z[run - r.start], t[run - r.start]) for r, z, t in parts if r.start <= run < r.stop]
+                torch.testing.assert_close(torch.cat([z for z, _ in mine]), whole[run, every - 1 :: every])
+                assert torch.equal(torch.cat([t for _, t in mine]), targets[run, every - 1 :: every])
+
+
+def test_a_step_that_vanishes_for_one_run_is_nan_for_it_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Two runs of x^2, rounded to quarters the one, not rounded the other."""
+    from train.straight_through import straight_through
+
+    def loss(p: Any, _: None) -> Tensor:
+        x: Tensor = p["x"]
+        rounded = straight_through(x, (4 * x.detach()).round() / 4)
+        return torch.stack([rounded[0], x[1]]).square().sum(1)
+
+    x = {"x": torch.full((2, 3), 1.1, dtype=F64)}
+    problem = Problem(
+        loss, x, None, dtype=F64, run_axis=True, products="finite-difference", difference=1e-3, quantisers="on"
+    )
+    products._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        found = problem.hvp(torch.ones(2, 3, dtype=F64))
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1], torch.full((3,), 2.0, dtype=F64))
+    assert "vanishes" in caplog.text
+    top = hessian_eigenvalues(problem).dataset
+    assert np.isnan(top.hessian_eigenvalue[0]).all()
+    assert top.converged.values.tolist() == [False, True]
+    assert top.hessian_eigenvalue[1].item() == pytest.approx(2)
+
+
 def test_a_step_that_vanishes_in_bf16_is_refused_and_the_default_does_not() -> None:
     """Of sum(a x^2) / 2 of x cast to BF16: a step that FP32 sees leaves every BF16 number where it is, and H v would be zero.
     The default moves some of 4,000 numbers, v' H v is right on average, and off by 4 % or so: 1 / sqrt(4,000 times their share).

@@ -28,9 +28,9 @@ from train.determinism import deterministic
 from train.directory import LANDSCAPE, points_in, study_of
 from train.documents import TextError
 from train.durable import CHECKSUM, remove_parts
-from train.landscape_files import point_dataset, read_point, write_point
+from train.landscape_files import by_age, point_dataset, read_point, write_point
 from train.lock import locked
-from train.measures import MEASURES, Quantisers
+from train.measures import AFTERWARDS, LOGITS, MEASURES, Quantisers
 from train.pack import Pack
 from train.plan import capacity, chunked, pick_device, probe_of, program_of
 from train.program import Probe, Program
@@ -78,15 +78,16 @@ class Weights:
 def measure_study(
     directory: Path, measures: Sequence[str] = (), names: Sequence[str] = (), quantisers: Quantisers | None = None,
     device: str = "auto", cache: Path | None = None, on_progress: Callable[[Progress], None] | None = None,
+    epsilons: Sequence[float] = (),
 ) -> Measured:  # fmt: skip
     """Measure what there is, and keep each point in `landscape/` of the directory; `open_study` then has it.
 
     measures: what [probe] names beside the logit sharpness where none is given, or `DEFAULT`. names: which runs, as `selection`
-    has them; all by default. quantisers: the study's own by default. StudyError where there is no study, no weights, or no such
-    run.
+    has them; all by default. quantisers, epsilons: the study's own by default. StudyError where there is no study, no weights, or
+    no such run.
     """
     study, where = study_of(directory), pick_device(device)
-    probe = _probe(study, measures, quantisers)
+    probe = _probe(study, measures, quantisers, epsilons)
     todo = list(_weights(directory, study, names))
     (directory / LANDSCAPE).mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -99,17 +100,26 @@ def measure_study(
         return work.do(todo)
 
 
-def _probe(study: Study, measures: Sequence[str], quantisers: Quantisers | None) -> Probe:
+def _probe(study: Study, measures: Sequence[str], quantisers: Quantisers | None, epsilons: Sequence[float]) -> Probe:
     own = [name for name in study.probe.measures if name in MEASURES]
     for name in measures:
-        if name not in MEASURES:
-            near = difflib.get_close_matches(name, MEASURES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MEASURES)}"
+        if name not in AFTERWARDS:
+            near = difflib.get_close_matches(name, AFTERWARDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(AFTERWARDS)}"
             raise StudyError(f"{name!r} is nothing that is measured afterwards; {hint}")
+    for epsilon in epsilons:
+        if not 0 < epsilon <= 1:
+            raise StudyError(
+                f"an epsilon must be above 0 and at most 1, got {epsilon:g}: it is a box's half-width, relative"
+            )
     chosen = tuple(dict.fromkeys(measures or own or DEFAULT))
+    if epsilons and not any("epsilon" in AFTERWARDS[name].axes for name in chosen):
+        boxes = ", ".join(name for name, row in AFTERWARDS.items() if "epsilon" in row.axes)
+        raise StudyError(f"an epsilon is of boxes, and none of {', '.join(chosen)} is one: name {boxes}")
     return dataclasses.replace(
-        probe_of(study.probe), measures=chosen, every=1, intervals=(), quantisers=quantisers or study.probe.quantisers
-    )
+        probe_of(study.probe), measures=chosen, every=1, intervals=(), quantisers=quantisers or study.probe.quantisers,
+        epsilons=tuple(dict.fromkeys(epsilons or study.probe.epsilons)),
+    )  # fmt: skip
 
 
 def _weights(directory: Path, study: Study, names: Sequence[str]) -> Iterator[Weights]:
@@ -178,10 +188,12 @@ class _Work:
         self._pack: tuple[Any, Pack] | None = None
         self._origin = provenance(study, device)
         self._done: dict[str, dict[tuple[str, int], str]] = {measure: {} for measure in probe.measures}
-        for point in points_in(directory):
+        for point in by_age(points_in(directory)):
             if point.quantisers == probe.quantisers and point.measure in self._done:
                 with contextlib.suppress(StudyError):  # one that is damaged is measured again, and written over
                     data = read_point(point)
+                    if "epsilon" in data.dims and not {*probe.epsilons} <= {*data["epsilon"].values.tolist()}:
+                        continue
                     pairs = zip(data["run"].values.tolist(), data["weights"].values.tolist(), strict=True)
                     self._done[point.measure].update({(run, point.step): sha256 for run, sha256 in pairs})
 
@@ -215,7 +227,8 @@ class _Work:
 
     def _measures(self, of: Weights) -> list[str]:
         """Those that the runs' optimiser leaves."""
-        return dataclasses.replace(program_of(of.runs[0]), probe=self.probe).measures
+        left = dataclasses.replace(program_of(of.runs[0]), probe=self.probe).measures
+        return [measure for measure in self.probe.measures if measure == LOGITS or measure in left]
 
     def _parts(self, of: Weights) -> Iterator[tuple[Weights, list[str]]]:
         """What is still to be measured: runs that fit into memory together, each part with its measures."""
@@ -291,7 +304,7 @@ class _Work:
         with deterministic(False):
             values, _ = take(measure, at)
         slots = [self._slot(run, of) for run in of.runs]
-        along = {axis: ticks(self.probe, measure, axis) for axis in MEASURES[measure].axes}
+        along = {axis: ticks(self.probe, measure, axis) for axis in AFTERWARDS[measure].axes}
         size = of.checkpoint.pack_size if of.checkpoint else len(of.runs)
         attrs = {**self._origin, "measured_together": size, "at_once": self.probe.at_once}
         data = point_dataset(

@@ -11,7 +11,7 @@ Everything here reads the pack, and leaves weights, moments, histories and gener
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,6 +83,12 @@ class AtPoint:
                 found.append(x.view(self.runs, -1, self.shape.context, self.shape.width)[:, :, -1])
         targets = torch.cat([of[:, :, -1] for _, of in self.batches.parts], 1)
         return torch.cat(found, 1), self.params[head] * self.shape.readout.multiplier, targets
+
+    def logits(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Runs, their logits [r, s, V] and targets [r, s], a chunk of tokens at a time: of all, or of each sequence's last."""
+        every = self.shape.context if self.probe.positions == "last" else 1
+        for batch in self.batches.parts:
+            yield from self.surface.logits(self.params, batch, every)
 
     @property
     def updates(self) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.durable import CHECKSUM
-from train.measures import MEASURES, QUANTISERS
+from train.measures import AFTERWARDS, QUANTISERS
 from train.study import Study, StudyError
 from train.study_file import read_study
 
@@ -103,5 +103,5 @@ def points_in(directory: Path) -> Iterator[Point]:
     """The points of a study directory, by their names alone; no file is opened."""
     for path in sorted((directory / LANDSCAPE).glob(f"*/*/*-*{PACK}")):
         step, quantisers, measure = path.stem.partition("-")[0], path.parent.parent.name, path.parent.name
-        if step.isdigit() and quantisers in QUANTISERS and measure in MEASURES:
+        if step.isdigit() and quantisers in QUANTISERS and measure in AFTERWARDS:
             yield Point(path, quantisers, measure, int(step))

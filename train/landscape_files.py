@@ -11,7 +11,7 @@ measured while training: NaN where nothing was, and `taken` telling where someth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,13 +33,19 @@ def write_point(directory: Path, data: xr.Dataset, measure: str, quantisers: str
     """A point as `point_dataset` makes it, whole or not at all; OSError where it can't be written."""
     folder = directory / LANDSCAPE / quantisers / measure
     folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(" ".join(data["run"].values.tolist()).encode()).hexdigest()[:16]
+    of = [*data["run"].values.tolist(), *map(str, data["epsilon"].values.tolist() if "epsilon" in data.dims else ())]
+    name = hashlib.sha256(" ".join(of).encode()).hexdigest()[:16]
     path = folder / f"{step}-{name}{PACK}"
     content = bytes(data.to_netcdf(engine=ENGINE, group=GROUP))
     seal(path, content)
     with atomically(path) as aside:
         aside.write_bytes(content)
     return path
+
+
+def by_age(points: Iterable[Point]) -> list[Point]:
+    """The oldest first: of weights that changed, or were measured again, what was written last counts."""
+    return sorted(points, key=lambda point: (point.path.stat().st_mtime_ns, point.path))
 
 
 def read_point(point: Point) -> xr.Dataset:
@@ -82,7 +88,7 @@ def point_dataset(
 def landscape_groups(directory: Path, planned: Sequence[str], history: xr.Dataset) -> dict[str, xr.Dataset]:
     """/landscape/<quantisers>/<measure> of all points: over the runs of /history, and those measured before they ended."""
     by_group: dict[tuple[str, str], list[xr.Dataset]] = {}
-    for point in points_in(directory):
+    for point in by_age(points_in(directory)):
         by_group.setdefault((point.quantisers, point.measure), []).append(read_point(point))
     finished = set(history["run"].values.tolist())
     groups = {}
@@ -97,7 +103,7 @@ def landscape_groups(directory: Path, planned: Sequence[str], history: xr.Datase
 
 
 def _joined(measure: str, points: Sequence[xr.Dataset], runs: Sequence[str]) -> xr.Dataset:
-    """One dataset of all points; of what was measured twice, the last in the order of their names."""
+    """One dataset of all points; of what was measured twice, the last."""
     schema = {name: row for name, row in OF_MEASURES[group_of(measure)].items() if name != "measured"} | {
         "taken": TAKEN
     }

@@ -1,8 +1,8 @@
 """What `[probe] measures` may name: each measure of `landscape` that makes sense of a training run, and what it leaves behind.
 
 A measure is a group of a study's tree, `/probes/<measure>`, with the variables below along (run, probe_step) and, where it has
-some, axes of its own. Only `logit_sharpness` has another home, `/sharpness`. How they are taken is `taking`'s; here are names
-alone, so that a study file is read without waiting for torch.
+some, axes of its own. Only `logit_sharpness` has another home while training, `/sharpness`. How they are taken is `taking`'s;
+here are names alone, so that a study file is read without waiting for torch.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ MEASURES: dict[str, Measure] = {
     "hessian_eigenvalue": Measure(
         "largest eigenvalues of the Hessian", ("hessian_eigenvalue", "residual"), ("rank",), ("converged", "n_hvp"), second=True
     ),
+    "smallest_eigenvalue": Measure(
+        "smallest eigenvalues of the Hessian: below zero where the point is no minimum",
+        ("smallest_eigenvalue", "residual"), ("rank",), ("converged", "n_hvp"), second=True,
+    ),
     "preconditioned_eigenvalue": Measure(
         "largest eigenvalues of the Hessian as Adam sees it, by the run's own second moments",
         ("preconditioned_eigenvalue", "residual"), ("rank",), ("converged", "n_hvp"), second=True, adam=True,
@@ -75,13 +79,22 @@ MEASURES: dict[str, Measure] = {
         "sharpness in a box around the weights, from below",
         ("box_sharpness_lower", "box_sharpness_converged", "box_sharpness_n_forward"), ("epsilon",),
     ),
+    "embedding_sharpness": Measure(
+        "sharpness in a box around the token embeddings, from below",
+        ("embedding_sharpness_lower", "embedding_sharpness_converged", "embedding_sharpness_n_forward"), ("epsilon",),
+    ),
     "hidden_sharpness": Measure(
         "sharpness in a box around the last hidden states, mean over the sequences' last tokens",
         ("hidden_sharpness_lower", "hidden_sharpness_upper", "hidden_sharpness_converged", "hidden_sharpness_n_forward"),
         ("epsilon",),
     ),
 }  # fmt: skip
-NAMES = (LOGITS, *MEASURES)
+AFTERWARDS: dict[str, Measure] = {
+    LOGITS: Measure("exact sharpness at the logits", ("logit_sharpness", "logit_sharpness_centred"), ("epsilon",)),
+    **MEASURES,
+}
+"""What `exmy landscape` takes of weights that were kept: the same, and logit sharpness as one among them."""
+NAMES = tuple(AFTERWARDS)
 
 
 def group_of(measure: str) -> str:

@@ -30,6 +30,7 @@ def gradients_of(measure: str, probe: Probe) -> float:
     radii, adaptive = len(probe.radii), len(probe.adaptive_radii)
     costs = {
         "hessian_eigenvalue": HVP * (TYPICAL_HVP + probe.eigenvalues),
+        "smallest_eigenvalue": HVP * (TYPICAL_HVP + probe.eigenvalues),
         "preconditioned_eigenvalue": HVP * (TYPICAL_HVP + probe.eigenvalues),
         "hessian_trace": HVP * probe.samples,
         "spectral_density": HVP * probe.samples * LANCZOS_STEPS,
@@ -41,6 +42,7 @@ def gradients_of(measure: str, probe: Probe) -> float:
         "adaptive_sharpness": 1 + ASCENT * adaptive,
         "average_sharpness": FORWARD * (1 + probe.samples * radii),
         "box_sharpness": 1.0 + ASCENT * len(probe.epsilons),
+        "embedding_sharpness": 1.0 + ASCENT * len(probe.epsilons),
         "hidden_sharpness": FORWARD + 1,
     }
     return costs[measure]
@@ -81,9 +83,11 @@ def _vectors(measure: str, probe: Probe) -> int:
     basis, k = max(BASIS, probe.eigenvalues + 2), probe.eigenvalues
     several = {
         "hessian_eigenvalue": basis + 13 + 2 * k,
+        "smallest_eigenvalue": basis + 13 + 2 * k,
         "preconditioned_eigenvalue": basis + 15 + 2 * k,
         "hessian_trace": 10 + 2 * probe.samples,
         "spectral_density": LANCZOS_STEPS + 13 + 2 * probe.samples,
         "box_sharpness": 24,
+        "embedding_sharpness": 24,
     }
     return several.get(measure, 12)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from landscape import CURVATURE, SHARPNESS, Variable
 from landscape.schema import LANDSCAPE, QUANTISERS, describe
-from train.measures import MEASURES, group_of
+from train.measures import AFTERWARDS, group_of
 from train.operands import ROLES
 from train.signals import SIGNALS
 from train.stability import VARIABLES
@@ -108,12 +108,10 @@ GROUPS = {
 }
 OF_MEASURES = {
     group_of(measure): {name: _of_measure(name, axes) for name, axes in row.variables.items()} | {"measured": MEASURED}
-    for measure, row in MEASURES.items()
+    for measure, row in AFTERWARDS.items()
 }
 """The groups of measures, which a study has where it asks for them."""
-TAKEN = Variable(
-    ("run", "probe_step"), "1", "whether the run was measured there", "where False, its values are padding"
-)
+TAKEN = LANDSCAPE["taken"]
 """Of /landscape, where `exmy landscape` may have measured some steps of some runs alone."""
 OPTIONAL = frozenset({"loss_scale", "skipped"})
 """Variables of runs with a dynamic loss scale alone."""
@@ -126,7 +124,7 @@ COORDINATES = {
     "epsilon": SHARPNESS["epsilon"],
     "rho": LANDSCAPE["rho"],
     **QUANTISERS,
-    "rank": Variable(("rank",), "1", "eigenvalue", "counted from 0, the largest"),
+    "rank": Variable(("rank",), "1", "eigenvalue", "counted from 0, the outermost: the largest, or the smallest"),
     "sample": Variable(("sample",), "1", "random vector", "counted from 0; the same for every run and probe"),
     "lanczos_step": Variable(
         ("lanczos_step",), "1", "node of a random vector's quadrature", "counted from 0, ascending"

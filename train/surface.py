@@ -21,7 +21,7 @@ computed again for its derivatives (see `again`). Everything else grows with the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -73,18 +73,42 @@ class Surface:
 
         params: those of `program.shape`, [R, ...] each, FP32 or FP64. batch: tokens and targets, integers [R, N, T] or [R, N·T].
         """
+        x, numerics = self._hidden(params, batch)
+        targets = batch[1].reshape(batch[1].shape[0], -1)
+        return self._through_head(x, params[self.program.shape.head], targets, numerics.lm_head)
+
+    def logits(
+        self, params: Mapping[str, Tensor], batch: tuple[Tensor, Tensor], every: int = 1
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Runs, their logits [r, s, V] and targets [r, s], at most `limit` logits at a time; of the last of `every` tokens."""
         tokens, targets = (part.reshape(part.shape[0], -1) for part in batch)
-        shape, numerics = self.program.shape, self._numerics(params["wte"].dtype)
+        x, numerics = self._hidden(params, batch)
+        whole, precision = self._operands(x, params[self.program.shape.head], numerics.lm_head)
+        count, V = tokens.shape[1] // every, self.program.shape.vocabulary
+        for r, n in chunks(tokens.shape[0], count, V, limits=(self.limit, self.limit)):
+            s = slice(n.start * every + every - 1, n.stop * every, every)
+            z = smooth.multiply(whole.part(r, s), of_runs(precision, r))
+            yield r, self.program.shape.readout.logits(z), targets[r, s]
+
+    def _hidden(self, params: Mapping[str, Tensor], batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Numerics]:
+        """What meets the LM head, [R, S, D], and how it was computed."""
+        tokens, shape = batch[0], self.program.shape
+        numerics = self._numerics(params["wte"].dtype)
+        T = min(shape.context, tokens.shape[1]) if tokens.ndim == 2 else tokens.shape[2]
         layers = Layers(params, shape.head, scales=self.scales)
-        T = min(shape.context, tokens.shape[1]) if batch[0].ndim == 2 else batch[0].shape[2]
-        x = hidden(params, tokens.view(tokens.shape[0], -1, T), shape, numerics, layers)
-        return self._through_head(x, params[shape.head], targets, numerics.lm_head)
+        return hidden(params, tokens.reshape(tokens.shape[0], -1, T), shape, numerics, layers), numerics
+
+    def _operands(self, x: Tensor, w: Tensor, precision: Precision) -> tuple[smooth.Operands, Precision]:
+        """Of the LM head's product, and the precision that it has."""
+        scales = None if self.scales is None else self.scales.get(self.program.shape.head)
+        precision = precision._replace(scales=scales)
+        w = w if precision.plan is not None else operand(w, precision, "weight")
+        x = operand(x, precision, "activation")
+        return smooth.operands(x, w, precision, HEAD_SITE, is_transposed=True), precision
 
     def _through_head(self, x: Tensor, w: Tensor, targets: Tensor, precision: Precision) -> Tensor:
         shape, readout, (R, S, _) = self.program.shape, self.program.shape.readout, x.shape
-        precision = precision._replace(scales=None if self.scales is None else self.scales.get(shape.head))
-        w = w if precision.plan is not None else operand(w, precision, "weight")
-        whole = smooth.operands(operand(x, precision, "activation"), w, precision, HEAD_SITE, is_transposed=True)
+        whole, precision = self._operands(x, w, precision)
 
         parts = list(chunks(R, S, shape.vocabulary, limits=(self.limit, self.limit)))
         if len(parts) == 1:

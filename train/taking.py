@@ -2,7 +2,8 @@
 
     one gradient of the probe's batch costs 1;  a forward pass 1/3;  a Hessian-vector product about 3
 
-    hessian_eigenvalue, preconditioned_eigenvalue    up to `MAX_HVP` products, less from the last probe's vectors
+    logit_sharpness                                  a forward pass, of weights that were kept
+    *_eigenvalue                                     up to `MAX_HVP` products, less from the last probe's vectors
     hessian_trace                                    `samples` products
     spectral_density                                 `samples` x `LANCZOS_STEPS` products
     gradient_curvature                               a gradient and a product
@@ -10,7 +11,7 @@
     sam_sharpness, asam_sharpness, m_sam_sharpness   a gradient and a forward pass a radius
     adaptive_sharpness                               `ASCENT` gradients a radius
     average_sharpness                                `samples` forward passes a radius
-    box_sharpness                                    up to `ASCENT` gradients an epsilon
+    box_sharpness, embedding_sharpness               up to `ASCENT` gradients an epsilon
     hidden_sharpness                                 a forward pass, and a search at a token of each sequence
 
 What a run has no number for, it has NaN for, and nobody else.
@@ -40,19 +41,25 @@ from landscape import (
     hessian_eigenvalues,
     hidden_sharpness,
     hutchinson_trace,
+    logit_sharpness,
     m_sam_sharpness,
     preconditioned_eigenvalues,
     sam_sharpness,
     spectral_density,
 )
 from train.at_point import AtPoint
-from train.measures import MEASURES
+from train.determinism import deterministic
+from train.measures import AFTERWARDS, LOGITS
 from train.probe_costs import ASCENT, BASIS, LANCZOS_STEPS, MAX_HVP
 from train.program import Probe
 
 TOLERANCE = 1e-2  # of an eigenvalue
 ADAPTIVE = ("asam_sharpness", "adaptive_sharpness")  # whose radii are `adaptive_radii`
-STARTED = ("hessian_eigenvalue", "preconditioned_eigenvalue")  # whose vectors are the next probe's start
+STARTED = (
+    "hessian_eigenvalue",
+    "smallest_eigenvalue",
+    "preconditioned_eigenvalue",
+)  # whose vectors are the next probe's start
 
 Found = dict[str, NDArray[Any]]
 
@@ -62,7 +69,7 @@ def take(measure: str, at: AtPoint, start: Tensor | None = None) -> tuple[Found,
 
     start: the vectors of an earlier probe; zeros are as good as none. LandscapeError where the question has no answer.
     """
-    there = at.stepped if MEASURES[measure].adam else at.finite
+    there = at.stepped if AFTERWARDS[measure].adam else at.finite
     vectors: Tensor | None = None
     found: Found = {}
     if there.any():
@@ -74,7 +81,7 @@ def take(measure: str, at: AtPoint, start: Tensor | None = None) -> tuple[Found,
             found = TAKEN[measure](at)
     none = ~there.cpu().numpy()
     whole = {}
-    for name, axes in MEASURES[measure].variables.items():
+    for name, axes in AFTERWARDS[measure].variables.items():
         values = np.asarray(found[name] if found else np.nan, np.float64)
         whole[name] = np.broadcast_to(values, (at.runs, *(len(ticks(at.probe, measure, axis)) for axis in axes))).copy()
         whole[name][none] = np.nan
@@ -99,12 +106,26 @@ def _eigenvalues(measure: str, at: AtPoint, start: Tensor | None) -> Eigenpairs:
     how: dict[str, Any] = {"start": start, "basis": max(BASIS, k + 2), "max_hvp": MAX_HVP, "tolerance": TOLERANCE}
     if measure == "hessian_eigenvalue":
         return hessian_eigenvalues(at.problem, k, **how)
+    if measure == "smallest_eigenvalue":
+        return hessian_eigenvalues(at.problem, k, which="smallest", **how)
     p = at.in_place(at.preconditioner, at.stepped)
     return preconditioned_eigenvalues(at.problem, p, k, beta1=at.pack.program.optimizer.beta1, **how)
 
 
 def _critical(at: AtPoint) -> Found:
     return _variables(critical_sharpness(at.problem, at.in_place(at.update, at.stepped)))
+
+
+def _logits(at: AtPoint) -> Found:
+    """Means over all tokens or each sequence's last, of the box around the logits and around these less their mean."""
+    count, sums = 0, torch.zeros(2, at.runs, len(at.probe.epsilons), dtype=torch.float64)
+    with torch.no_grad(), deterministic(False):
+        for r, logits, targets in at.logits():
+            count += targets.shape[1] if r.start == 0 else 0
+            for of, centred in zip(sums, (False, True), strict=True):
+                of[r] += logit_sharpness(logits, targets, at.probe.epsilons, centred=centred).double().sum(1).cpu()
+    names = AFTERWARDS[LOGITS].own
+    return {name: (of / count).numpy() for name, of in zip(names, sums, strict=True)}
 
 
 def _hidden(at: AtPoint) -> Found:
@@ -124,6 +145,7 @@ def _ball(name: str, measure: Callable[..., Estimate], **how: Any) -> Callable[[
 
 
 TAKEN: Mapping[str, Callable[[AtPoint], Found]] = {
+    LOGITS: _logits,
     "hessian_trace": lambda at: _variables(hutchinson_trace(at.problem, at.probe.samples)),
     "spectral_density": lambda at: _variables(
         spectral_density(at.problem, at.probe.samples, min(LANCZOS_STEPS, at.problem.P))
@@ -137,6 +159,9 @@ TAKEN: Mapping[str, Callable[[AtPoint], Found]] = {
     "average_sharpness": _ball("average_sharpness", average_sharpness),
     "box_sharpness": lambda at: _of_bracket(
         "box_sharpness", at.around(box_sharpness, list(at.probe.epsilons), iterations=ASCENT)
+    ),
+    "embedding_sharpness": lambda at: _of_bracket(
+        "embedding_sharpness", at.around(box_sharpness, list(at.probe.epsilons), names=["wte"], iterations=ASCENT)
     ),
     "hidden_sharpness": _hidden,
 }
