@@ -80,7 +80,6 @@ def test_lambda_max_of_a_pack_against_run_by_run(benchmark: Any, case: Case) -> 
     benchmark.group = "lambda_max"
     benchmark.pedantic(lambda: found.append(ours(problem, SIZE.basis, TOLERANCE)), rounds=1)
     [own], by_value = found, ours(problem, SIZE.basis, LOOSE)
-    del problem
     benchmark.extra_info["seconds_a_run"] = own["seconds_a_run"]["median"]
     benchmark.extra_info["seconds_a_run_by_value"] = by_value["seconds_a_run"]["median"]
     benchmark.extra_info["by_value_differs_at_most"] = differs(by_value, own)
