@@ -224,7 +224,7 @@ class Pack:
         self.text, validation = tokens_on(self.device, text)
         starts = torch.from_numpy(held_out_offsets(program.evaluation_sequences, text.validation.size - T))
         rows = starts.to(self.device).view(-1, 1, program.sequences).expand(-1, len(self.slots), -1)
-        self.held_out = [batch(validation, row, T) for row in rows]
+        self.held_out: list[tuple[Tensor, ...]] = [batch(validation, row, T) for row in rows]
 
     def state(self) -> dict[str, Tensor]:
         """What steps leave for those after them and for the results, by name: the tensors themselves, detached."""
