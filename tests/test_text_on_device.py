@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from train.text import Text
 from train.text_on_device import tokens_on
@@ -13,8 +16,8 @@ CPU = torch.device("cpu")
 
 
 def text_of(tokens: list[int], dtype: type) -> Text:
-    train, validation = np.array(tokens, dtype), np.array(tokens[::-1], dtype)
-    return Text("text", train, validation, 70000, 1.0, "same hash", "here")
+    train: NDArray[Any] = np.array(tokens, dtype)
+    return Text("text", train, train[::-1].copy(), 70000, 1.0, "same hash", "here")
 
 
 @pytest.mark.parametrize(
