@@ -6,6 +6,8 @@ from typing import IO, Any
 
 import click
 
+INTERRUPTED = 130  # exit status, by SIGINT
+
 
 class Refused(click.ClickException):
     """One line on what is wrong and how to mend it; exit status 2."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from train.snapshots import need
 from train.store import finished_runs
 from train.tensorboard import EventFiles
 from train.wandb import WandbRuns
+from train.wide_recipes import Way
 
 FIRST_LOOK = {"cpu": "first-look-cpu.toml", "cuda": "first-look-gpu.toml"}
 REPORT = "report"
@@ -51,18 +52,15 @@ def run_sweep(
     tensorboard: write event files, of what is there already too. wandb: the project of Weights & Biases that is told. wide: how
     torchrun's ranks share each run; only rank 0 prints and writes. how: `run_study`'s check, executor, workers and ray_address.
     """
-    way = way_of(wide)
+    way = shared_way(out, wide, how)
     with contextlib.ExitStack() as stack:
         hooks = _hooks(study, out, tensorboard=tensorboard, wandb=wandb) if leads() else []
         for hook in hooks:
             stack.enter_context(hook)
         if way:
-            if not isinstance(out, Path) or how.pop("executor", "local") != "local" or how.pop("workers", None):
-                raise StudyError(
-                    f"{way} shares each run among torchrun's ranks: leave --executor, --workers and URLs out"
-                )
             from train.wide_study import run_wide
 
+            assert isinstance(out, Path)
             if run_wide(study, out, way, device, check=how.get("check", False), hooks=hooks) is None:
                 return
             directory, record = out, {}
@@ -90,6 +88,14 @@ def run_sweep(
     console.print(
         f'Results: python -c "from train import open_study; print(open_study({str(directory)!r}))"', soft_wrap=True
     )
+
+
+def shared_way(out: Path | str, wide: str | None, how: Mapping[str, Any]) -> Way | None:
+    """How torchrun's ranks share each run, None without it; StudyError, alike on all ranks, where what else is asked can't be."""
+    way = way_of(wide)
+    if way and (not isinstance(out, Path) or how.get("executor", "local") != "local" or how.get("workers")):
+        raise StudyError(f"{way} shares each run among torchrun's ranks: leave --executor, --workers and URLs out")
+    return way
 
 
 def _hooks(study: Study, out: Path | str, *, tensorboard: bool, wandb: str | None) -> list[Hook]:

@@ -316,6 +316,13 @@ def test_compiled_code_is_kept_in_the_cache_folder_where_it_can_be(
     assert os.environ[compiling.CACHE_VARIABLE] == "mine"
 
 
+def test_a_piece_is_wrapped_for_the_compiler_once_a_process_and_kind_of_shapes() -> None:
+    wrapped = compiling.compiler()(torch.sin)
+    assert compiling.compiler()(torch.sin) is wrapped
+    assert compiling.compiler(dynamic=True)(torch.sin) is not wrapped
+    assert compiling.compiler()(torch.cos) is not wrapped
+
+
 # On a GPU: the kernels.
 
 

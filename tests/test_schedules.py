@@ -32,7 +32,7 @@ def test_a_warm_up_climbs_evenly_and_what_falls_ends_at_its_final_fraction(
 
 
 def test_a_constant_schedule_stays_at_the_peak() -> None:
-    assert learning_rates([2.0], 5, 2, "constant", 0.1) == [[1.0], [2.0], [2.0], [2.0], [2.0]]
+    assert learning_rates([2.0], 5, 2, "constant", 0.1).tolist() == [[1.0], [2.0], [2.0], [2.0], [2.0]]
 
 
 def test_a_decay_over_all_steps_is_the_linear_schedule_one_step_on() -> None:

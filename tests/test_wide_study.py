@@ -199,6 +199,34 @@ def test_what_is_refused_ends_every_rank_before_any_work(tmp_path: Path) -> None
     assert said[1] == ""
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("sweep FILE --out OUT --executor ray", "ddp shares each run among torchrun's ranks: leave --executor"),
+        ("sweep FILE --out OUT --workers 2 --wide fsdp", "fsdp shares each run among torchrun's ranks"),
+        ("sweep FILE --out OUT --set training.steps=0", "training.steps"),
+        ("resume OUT", "OUT"),
+    ],
+)
+def test_what_every_rank_finds_by_itself_one_says(
+    command: str, words: str, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they have met: options, the study file and the directory are the same to all."""
+    study, out = tmp_path / "study.toml", tmp_path / "OUT"
+    study.write_text(STUDY)
+    for name, value in {"TORCHELASTIC_RUN_ID": "t", "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(name, str(value))
+    result = CliRunner().invoke(
+        main, [{"FILE": str(study), "OUT": str(out)}.get(word, word) for word in command.split()]
+    )
+    assert result.exit_code == 2
+    lines = result.output.splitlines()
+    assert len(lines) == 1 - rank
+    assert all(words in line for line in lines)
+    assert not out.exists()
+
+
 RECIPES_OF_THE_TABLE = ("native-bf16", "masked-e8m3", "fp8-hybrid", "mxfp8")
 
 

@@ -78,7 +78,17 @@ def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[.
                 os.environ[CACHE_VARIABLE] = str(folder)
     if hasattr(functorch_config, CACHE_CUSTOM):  # ours are pure functions of their arguments
         setattr(functorch_config, CACHE_CUSTOM, True)
-    return functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, options=dict(OPTIONS))
+    return functools.partial(_wrapped, dynamic=dynamic)
+
+
+@functools.cache
+def _wrapped(piece: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+    """A piece as the compiler takes it, once a process: wrapping all of them takes as long as a hundred launches, for each pack.
+
+    What is compiled lies with the piece's own code, not here: `torch._dynamo.reset` forgets it all the same.
+    """
+    wrapped: Callable[..., Any] = torch.compile(piece, dynamic=dynamic, fullgraph=True, options=dict(OPTIONS))
+    return wrapped
 
 
 def quantizer_for(device_type: str, elements: float) -> Quantizer:

@@ -32,7 +32,8 @@ def make_numerics(
     recipes: Sequence[Recipe], shape: ModelShape, device: torch.device, quantizer: Quantizer, compiled: bool
 ) -> Numerics:
     """The precision of every place, for runs of one structure; ValueError for several structures."""
-    structures = {recipe.structure for recipe in recipes}
+    different, places = _once(recipes)  # runs share most of theirs, and each question is asked of each recipe once
+    structures = {recipe.structure for recipe in different}
     if len(structures) != 1:
         raise ValueError(f"runs of {len(structures)} structures can't share a program: {sorted(map(str, structures))}")
     made: dict[tuple[LinearPrecision, ...], Precision] = {}
@@ -41,13 +42,14 @@ def make_numerics(
     def stacked(linears: Sequence[LinearPrecision]) -> Precision:
         key = tuple(linears)
         if key not in made:
-            precision = pack_precision(linears, device, quantizer)
+            of_runs = [linears[place] for place in places]
+            precision = pack_precision(of_runs, device, quantizer)
             made[key] = precision._replace(kernels=by_hand and precision.carrier == torch.bfloat16)
         return made[key]
 
     blocks = []
     for i in range(shape.layers):
-        of = [recipe.block(i, shape.layers) for recipe in recipes]
+        of = [recipe.block(i, shape.layers) for recipe in different]
         products = [block.products for block in of if block.products is not None]
         blocks.append(
             BlockPrecision(
@@ -56,12 +58,19 @@ def make_numerics(
                 stacked(products) if products else None,
             )
         )
-    body, head = stacked([recipe.body for recipe in recipes]), stacked([recipe.lm_head for recipe in recipes])
+    body, head = stacked([recipe.body for recipe in different]), stacked([recipe.lm_head for recipe in different])
     carriers = {place.carrier for block in blocks for place in (block.attention, block.mlp)}
     structure = structures.pop()
     form = "math" if body.carrier == torch.float64 or shape.dropout else structure.attention_form
     kernels = by_hand and carriers == {torch.bfloat16} and not shape.dropout
     return Numerics(body, head, form, kernels, tuple(blocks), structure.elsewhere)
+
+
+def _once(recipes: Sequence[Recipe]) -> tuple[list[Recipe], list[int]]:
+    """Each object once, since comparing two recipes takes as long as asking them, and which of them is each run's."""
+    number: dict[int, int] = {}
+    places = [number.setdefault(id(recipe), len(number)) for recipe in recipes]
+    return list({id(recipe): recipe for recipe in recipes}.values()), places
 
 
 def with_quantizer(numerics: Numerics, quantizer: Quantizer) -> Numerics:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +48,7 @@ from train.snapshots import state_of
 from train.state import Chance, Kept, parameter_words, stored
 from train.step import OF_HEAD, Pieces, batch
 from train.text import Text
+from train.text_on_device import tokens_on
 from train.weights import as_operand, detached, head_operand, own, parts_of, site_of, weight_of_runs
 
 SHARPNESS = ("logit_sharpness", "logit_sharpness_centred")
@@ -89,7 +89,7 @@ class Pack:
         rates = learning_rates(
             peaks, program.steps, program.warmup, program.schedule, program.final_fraction, program.decay_fraction
         )
-        self.rates = torch.tensor(rates, dtype=program.dtype, device=device)
+        self.rates = torch.from_numpy(rates).to(program.dtype).to(device)
         self.train_loss = torch.full_like(self.rates, torch.nan, dtype=torch.float32)
         self.grad_norm = torch.full_like(self.train_loss, torch.nan)
         self.grad_norm_block = torch.full((*self.grad_norm.shape, 1 + program.shape.layers), torch.nan, device=device)
@@ -221,11 +221,10 @@ class Pack:
         seeds, places = self._distinct([slot.data_seed for slot in self.slots])
         offsets = [batch_offsets(seed, program.steps, program.sequences, windows) for seed in seeds]
         self.offsets = torch.from_numpy(np.stack(offsets, 1)).to(self.device)[:, places]
-        self.text = _tokens(text.train).to(self.device)
+        self.text, validation = tokens_on(self.device, text)
         starts = torch.from_numpy(held_out_offsets(program.evaluation_sequences, text.validation.size - T))
-        rows = starts.view(-1, 1, program.sequences).expand(-1, len(self.slots), -1)
-        validation = _tokens(text.validation)
-        self.held_out = [tuple(t.to(self.device) for t in batch(validation, row, T)) for row in rows]
+        rows = starts.to(self.device).view(-1, 1, program.sequences).expand(-1, len(self.slots), -1)
+        self.held_out: list[tuple[Tensor, ...]] = [batch(validation, row, T) for row in rows]
 
     def state(self) -> dict[str, Tensor]:
         """What steps leave for those after them and for the results, by name: the tensors themselves, detached."""
@@ -528,11 +527,6 @@ class Pack:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
-
-
-def _tokens(tokens: NDArray[Any]) -> Tensor:
-    """Tokens as a tensor that can be indexed on every device: uint8 as they are, wider ones as int32."""
-    return torch.tensor(tokens if tokens.dtype == np.uint8 else tokens.astype(np.int32))
 
 
 def train_pack(

@@ -190,7 +190,7 @@ def pack_precision(
 
     All runs must share one structure (the planner groups them so); raises ValueError otherwise.
     """
-    structures = {linear.structure for linear in linears}
+    structures = {linear.structure for linear in {id(linear): linear for linear in linears}.values()}
     if len(structures) != 1:
         raise ValueError(f"runs of {len(structures)} structures can't share a program: {sorted(map(str, structures))}")
     structure = structures.pop()

@@ -47,6 +47,11 @@ def leads() -> bool:
     return not launched() or os.environ.get("RANK", "0") == "0"
 
 
+def speaks() -> bool:
+    """Whether this process says what all ranks of a host find alike: torchrun's first here, or one that it did not start."""
+    return not launched() or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def way_of(asked: str | None) -> Way | None:
     """How this process trains a run with others: as asked, "ddp" if not told, None where torchrun started none.
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 DECAY_FRACTION = 0.2
 MUON_RATE = 20.0  # Muon's learning rate in units of AdamW's
@@ -29,8 +32,8 @@ def learning_rates(
     schedule: str,
     final_fraction: float,
     decay_fraction: float = DECAY_FRACTION,
-) -> list[list[float]]:
-    """The learning rate of every step and run, [steps][R].
+) -> NDArray[np.float64]:
+    """The learning rate of every step and run, [steps, R].
 
     Step s of the warm-up has (s + 1) / warmup of the peak; the last step of one that falls has exactly final_fraction of it.
     """
@@ -52,5 +55,4 @@ def learning_rates(
             raise ValueError(f"schedule must be cosine, linear, constant or wsd, got {schedule!r}")
         return final_fraction + (1 - final_fraction) * left
 
-    factors = [factor(step) for step in range(steps)]
-    return [[peak * f for peak in peaks] for f in factors]
+    return np.array([factor(step) for step in range(steps)])[:, None] * np.array(peaks, np.float64)
