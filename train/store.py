@@ -44,7 +44,6 @@ from train.landscape_files import landscape_groups
 from train.measures import MEASURES, group_of
 from train.operands import ROLES
 from train.pack_file import DAMAGE, damaged, facts
-from train.pack_writer import netcdf
 from train.plan import PlannedPack
 from train.program import PackResult
 from train.schema import COORDINATES, GROUPS, OF_MEASURES, RUN_COORDINATES
@@ -181,7 +180,17 @@ def run_coordinates(runs: tuple[Run, ...], pack_size: int) -> dict[str, Any]:
 def write_pack(directory: Path, pack: PlannedPack, tree: xr.DataTree) -> Path:
     """The tree in packs/<hash>.nc, whole or not at all, and its checksum; OSError where it can't be written."""
     path = directory / PACKS / f"{pack.hash}{PACK}"
-    content = netcdf(tree)
+    compress = {
+        node.path: {
+            str(name): {"zlib": True, "complevel": 1, "shuffle": True}
+            for name, v in node.data_vars.items()
+            if v.ndim > 1
+        }
+        for node in tree.subtree
+        if node.path != "/"
+    }
+    # Made in memory first: the HDF5 library, writing to a disk that is full, can crash the process.
+    content = bytes(tree.to_netcdf(engine=ENGINE, encoding=compress))
     seal(path, content)
     with atomically(path) as aside:
         aside.write_bytes(content)
