@@ -106,7 +106,7 @@ def test_rows_that_make_no_sense_are_refused() -> None:
     signal, onset = one(np.ones((2, 3)), [NAN, 1.0])
     with pytest.raises(ValueError, match="the horizon must be above 0"):
         alarm_rows(signal, onset, 0)
-    with pytest.raises(ValueError, match="select block, tensor, role before"):
+    with pytest.raises(ValueError, match="select one of, or take the largest over, the others"):
         alarm_rows(signal.expand_dims("block"), onset, 1)
 
 

@@ -26,7 +26,7 @@ import xarray as xr
 from scipy import optimize
 from scipy.special import expit
 
-from train.alarms import alarm_rows, kinds, numbered
+from train.alarms import alarm_rows, kinds, numbered, of_its_runs, steps_of
 from train.early_warning import concordance
 from train.resample import DRAWS, expanded_interval, seed_draws
 from train.seed_cube import seed_labels
@@ -58,10 +58,15 @@ def lead_time(
     """
     if not 0 < false_alarms < 1:
         raise ValueError(f"false_alarms must be a rate per run between 0 and 1, got {false_alarms}")
-    (axis,) = [dim for dim in signal.dims if dim != "run"]
+    axis = steps_of(signal)
     values = signal.transpose("run", axis).values.astype(np.float64)
-    steps, start = signal[axis].values.astype(np.float64), onset.values.astype(np.float64)
-    last = np.full(start.shape, np.inf) if last_step is None else last_step.values.astype(np.float64)
+    steps = signal[axis].values.astype(np.float64)
+    start = of_its_runs(onset, signal, "onset").values.astype(np.float64)
+    last = (
+        np.full(start.shape, np.inf)
+        if last_step is None
+        else of_its_runs(last_step, signal, "last_step").values.astype(np.float64)
+    )
     fails = np.isfinite(start)
     counts = (
         (steps[None] < np.where(fails, start, np.inf)[:, None]) & (steps[None] <= last[:, None]) & ~np.isnan(values)
@@ -140,9 +145,13 @@ def incremental(
     other folds'; where those have one kind of rows alone, the model says nothing. Limits: bootstrap over seeds, models as they
     are.
     """
+    axis = steps_of(signal)
+    signal = signal.transpose("run", axis)
     measured = np.ones(signal.shape, np.bool_)
-    (axis,) = [dim for dim in signal.dims if dim != "run"]
-    sheets = [signal.transpose("run", axis), *(_at_steps(of, axis, signal[axis].values) for of in known.values())]
+    sheets = [
+        signal,
+        *(_at_steps(of_its_runs(of, signal, name), axis, signal[axis].values) for name, of in known.items()),
+    ]
     for sheet in sheets:
         measured &= ~np.isnan(sheet.values.astype(np.float64))
     each = [alarm_rows(sheet, onset, horizon, last_step, measured) for sheet in sheets]

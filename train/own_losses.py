@@ -97,6 +97,8 @@ def history_of_frame(
     for word, name in (("learning_rate", learning_rate), ("seed", seed)):
         if name is not None:
             values = _of_runs(frame, name, runs, row, order)
+            if word == "learning_rate":
+                _check_rates(values, name, runs)
             coords[word] = ("run", values.astype(np.float64) if word == "learning_rate" else values)
     return xr.Dataset(
         {
@@ -121,13 +123,25 @@ def _of_runs(
 ) -> npt.NDArray[Any]:
     """A column's one value for each run."""
     values = frame[name].to_numpy()[order]
+    empty = np.flatnonzero(
+        [isinstance(of, str) and not of.strip() for of in values.tolist()] | frame[name].isna().to_numpy()[order]
+    )
+    if empty.size:
+        raise ValueError(f"run {runs[row[empty[0]]]} has no {name}: fill column {name!r}, or leave the option away")
     first = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1])
     own = values[first]
     differs = np.flatnonzero(values != own[row])
     if differs.size:
         at = differs[0]
-        raise ValueError(f"run {runs[row[at]]} has {name} {own[row[at]]!r} and {values[at]!r}: a run has one")
+        one, other = own.tolist()[row[at]], values.tolist()[at]
+        raise ValueError(f"run {runs[row[at]]} has {name} {one!r} and {other!r}: a run has one")
     return np.asarray(own)
+
+
+def _check_rates(values: npt.NDArray[Any], name: str, runs: list[Any]) -> None:
+    for run, of in zip(runs, values.tolist(), strict=True):
+        if isinstance(of, str) or not 0 < of < math.inf:
+            raise ValueError(f"run {run} has {name} {of}: a learning rate is a number above 0")
 
 
 def own_stability(
