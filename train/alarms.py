@@ -47,6 +47,11 @@ class Rows:
         """The same rows with another signal."""
         return replace(self, signal=signal)
 
+    def where(self, kept: Bools) -> Rows:
+        """Some of the rows, [n]; seeds and unmeasured as they are."""
+        names = ("signal", "positive", "stratum", "seed", "run", "step")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+
 
 def point_of_no_return(
     train_loss: xr.DataArray, diverged: xr.DataArray, last_step: xr.DataArray, margin: float = 0.1
