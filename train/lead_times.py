@@ -194,7 +194,7 @@ def _at_steps(of: xr.DataArray, axis: Hashable, steps: npt.NDArray[Any]) -> xr.D
 
 
 def cross_fitted(features: Floats, positive: Bools, fold: npt.NDArray[np.int64]) -> Floats:
-    """Each row's score, [rows], by the logistic regression of the other folds, NaN where those have one kind; features [rows, n]."""
+    """Each row's score by the logistic regression of the other folds, NaN where they have one kind; features [rows, features]."""
     score = np.full(positive.size, np.nan)
     for test in np.unique(fold):
         train = fold != test
