@@ -251,7 +251,9 @@ def test_runs_with_rates_and_seeds_have_a_verdict(tmp_path: Path, fails: bool, s
     ("a,0,2.0,x,1e-3,", "run a has no seed: fill column 'seed'"), ("a,0,2.0,x,,0", "run a has no lr: fill column 'lr'"),
     ("a,0,2.0,,1e-3,0", "run a has no kind"), ("a,0,2.0,x,-1,0", "run a has lr -1.0: a learning rate is a number above 0"),
     ("a,0,2.0,x,fast,0", "run a has lr fast: a learning rate is a number above 0"),
-    ("a,0,2.0,x,inf,0", "run a has lr inf"),
+    ("a,0,2.0,x,inf,0", "run a has lr inf"), (",0,2.0,x,1e-3,0", "column 'name': every row needs a run, and 1 have none"),
+    ("a,0,2.0,x,1e-3,0\nb,0,oops,x,1e-3,0", "column 'value' must be numbers, got 'oops'"),
+    ("1,0,2.0,x,1e-3,0\n,1,2.0,x,1e-3,0", "every row needs a run, and 1 have none"),
 ])  # fmt: skip
 def test_runs_that_lack_a_label_are_refused_by_name(tmp_path: Path, row: str, what: str) -> None:
     path = tmp_path / "l.csv"

@@ -81,6 +81,10 @@ def test_more_seeds_of_either_kind_leave_the_first_ones_where_they_are(weights: 
     grown = in_order([*reversed(both), *(more if square else (f"{top}/{top + 1}", f"{top + 1}/{top + 2}"))])
     assert grown[: len(both)] == in_order(both)
     assert len(set(grown)) == len(grown)
+    data = runs({"a": [[2.0 + 0.01 * i for i in range(len(both))]]}).drop_vars("seed")
+    pair = {"init_seed": ("run", [i for i, _ in pairs]), "data_seed": ("run", [d for _, d in pairs])}
+    if list(weights) != list(batches):
+        assert seed_grid(data.assign_coords(pair))["seed"].values.tolist() == in_order(both)
 
 
 def test_two_runs_in_one_place_are_refused_by_the_axis_in_which_they_differ() -> None:
