@@ -217,7 +217,7 @@ def grown(path: Path, *, fails: bool) -> Path:
     for kind, lr, seed in ((k, r, s) for k in ("bf16", "fp8") for r in (0.001, 0.002) for s in range(8)):
         bad = fails and kind == "fp8" and lr == 0.002
         rows += [
-            f"{kind}-{lr}-{seed},{t},{5 if bad or not t else 2 + seed / 100 - lr},{kind},{lr},{seed}" for t in range(30)
+            f"{kind}-{lr}-{seed},{t},{5 if not t else 9 if bad else 2 + seed / 100 - lr},{kind},{lr},{seed}" for t in range(30)
         ]
     path.write_text("\n".join(rows) + "\n")
     return path
@@ -237,7 +237,7 @@ def test_runs_with_rates_and_seeds_have_a_verdict(tmp_path: Path, fails: bool, s
     fp8, bf16 = found["rows"]
     assert (fp8["state"], fp8["diverged"], fp8["runs"], fp8["learning_rate"]) == (state, 8 * fails, 8, 0.002)
     assert (fp8["window"], bf16["window"]) == (0.0 if fails else 1.0, 1.0)
-    # Mean - min over both rates of the seeds' means, of losses 2.035 - rate and the first step's 5 where all fail.
+    # Mean - min over both rates of the seeds' means, of losses 2.035 - rate and the first step's 5 where all end at 9.
     low = 2.035 - 0.001
     assert fp8["sensitivity"] == pytest.approx((5 - low) / 2 if fails else 0.0005, abs=1e-9)
     at = exmy(path, *columns, "--seed", "seed", "--at", "0.001")

@@ -151,7 +151,7 @@ def _of_runs(
 def _empty(frame: pd.DataFrame, name: str) -> npt.NDArray[np.bool_]:
     """Rows of the table without anything in a column."""
     blank = [isinstance(of, str) and not of.strip() for of in frame[name].tolist()]
-    return np.array(blank, np.bool_) | frame[name].isna().to_numpy(np.bool_)
+    return np.asarray(np.array(blank, np.bool_) | frame[name].isna().to_numpy(np.bool_), np.bool_)
 
 
 def _check_rates(values: npt.NDArray[Any], name: str, runs: list[Any]) -> None:
