@@ -217,7 +217,8 @@ def grown(path: Path, *, fails: bool) -> Path:
     for kind, lr, seed in ((k, r, s) for k in ("bf16", "fp8") for r in (0.001, 0.002) for s in range(8)):
         bad = fails and kind == "fp8" and lr == 0.002
         rows += [
-            f"{kind}-{lr}-{seed},{t},{5 if not t else 9 if bad else 2 + seed / 100 - lr},{kind},{lr},{seed}" for t in range(30)
+            f"{kind}-{lr}-{seed},{t},{5 if not t else 9 if bad else 2 + seed / 100 - lr},{kind},{lr},{seed}"
+            for t in range(30)
         ]
     path.write_text("\n".join(rows) + "\n")
     return path
