@@ -13,6 +13,7 @@ import xarray as xr
 from rich.table import Table
 from rich.text import Text
 
+from exmy.busy import busy
 from exmy.console import output
 from exmy.groups import groups
 from exmy.verdict import runs_together
@@ -38,13 +39,15 @@ def run_claims(directories: Sequence[Path], file: Path, json_file: Path | None) 
     wanted = {claim.study for claim in claims.claims}
     if not by_name.keys() & wanted:
         raise StudyError(f"{file}: no claim is about {', '.join(by_name)}; its studies are {', '.join(sorted(wanted))}")
-    grids = {name: _grids(of) for name, of in by_name.items() if name in wanted}
+    with busy("reading runs"):
+        grids = {name: _grids(of) for name, of in by_name.items() if name in wanted}
     try:
-        found = judge(claims, by_study(grids))
+        with busy("judging claims"):
+            found = judge(claims, by_study(grids))
     except ValueError as error:
         raise StudyError(f"{file}: {error}") from None
     console = output()
-    console.print(claims_table(found))
+    console.print(claims_table(found, claims.alpha))
     for line in lines(claims, found):
         console.print(Text(line), soft_wrap=True)
     if json_file is not None:
@@ -64,20 +67,30 @@ def _grids(directories: Sequence[Path]) -> dict[tuple[tuple[str, str], ...], xr.
         raise StudyError(f"{directories[0]}: {error}") from None
 
 
-def claims_table(found: Sequence[Judged]) -> Table:
+def claims_table(found: Sequence[Judged], alpha: float) -> Table:
     """A row a claim: what it is, what came of it, effect and interval, seeds, Holm's p, and seeds until the next look."""
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
     shown.add_column("claim", overflow="fold")
     shown.add_column("", overflow="fold")
-    for heading in ("effect [interval]", "seeds", "Holm p", "next look"):
+    for heading in (
+        f"effect [{100 * (1 - alpha):g} % interval, over all looks]",
+        "seeds",
+        "Holm p",
+        "next look, seeds",
+    ):
         shown.add_column(heading, justify="right", overflow="fold")
     for of in found:
         more = f"{of.more} more" if of.more is not None and of.state in ("undecided", "not tested") else "-"
         shown.add_row(
-            of.claim.name, Text(of.state, style=STYLES[of.state]), effect(of), str(of.n),
+            of.claim.name, Text(of.state, style=STYLES[of.state]), effect(of), seeds(of),
             f"{of.p_holm:.3g}" if math.isfinite(of.p_holm) else "-", more,
         )  # fmt: skip
     return shown
+
+
+def seeds(of: Judged) -> str:
+    """How many seeds it rests on, those of its last look; and how many there are, where that is more."""
+    return f"{of.used} of {of.n}" if of.used and of.used != of.n else str(of.n)
 
 
 def effect(of: Judged) -> str:
@@ -113,7 +126,10 @@ def as_json(claims: Claims, found: Sequence[Judged]) -> str:
 
     rows = [
         {"claim": of.claim.model_dump(mode="json"), "state": of.state}
-        | {name: plain(getattr(of, name)) for name in ("effect", "low", "high", "n", "p", "p_holm", "looks", "more")}
+        | {
+            name: plain(getattr(of, name))
+            for name in ("effect", "low", "high", "n", "used", "p", "p_holm", "looks", "more")
+        }
         for of in found
     ]
     return json.dumps({"alpha": claims.alpha, "claims": rows}, indent=1, allow_nan=False) + "\n"

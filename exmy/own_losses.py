@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +15,67 @@ import xarray as xr
 from rich.table import Table
 from rich.text import Text
 
+from exmy.busy import busy
 from exmy.console import output
+from exmy.verdict import as_content, sentence, verdict_table
 from train import StudyError
 from train.durable import atomically
 from train.own_losses import by_group, history_of_frame, own_stability
+from train.seed_cube import seed_grid
 from train.stability import DivergenceSettings
+from train.verdicts import VerdictSettings, verdict
+
+AT = "--at"  # the option that names the learning rate at which divergence is compared
 
 
 def run_stability(
     path: Path, columns: dict[str, str | None], settings: DivergenceSettings, entropy: float | None, baseline: str | None,
-    json_file: Path | None,
+    json_file: Path | None, asked: VerdictSettings | None = None,
 ) -> None:  # fmt: skip
-    """Print what became of the runs, by group. StudyError, in a line, where the file can't be read or says too little."""
-    frame, unlogged = read_losses(path, columns)
+    """Print what became of the runs, by group, and the verdict of each where runs have learning rates and seeds.
+
+    StudyError, in a line, where the file can't be read or says too little.
+    """
+    with busy(f"reading {path.name}"):
+        frame, unlogged = read_losses(path, columns)
     try:
         named: dict[str, Any] = dict(columns)
-        history = history_of_frame(frame, named.pop("run"), named.pop("step"), named.pop("loss"), **named)
-        summary = own_stability(history, settings, entropy, baseline)
-        found = by_group(summary, baseline)
+        with busy("judging"), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            history = history_of_frame(frame, named.pop("run"), named.pop("step"), named.pop("loss"), **named)
+            summary = own_stability(history, settings, entropy, baseline)
+            found = by_group(summary, baseline)
+            verdicts = own_verdicts(summary, history, str(found.attrs["baseline"]), asked)
     except ValueError as error:
         raise StudyError(f"{path}: {error}") from None
     console = output()
     console.print(group_table(found))
-    for line in notes(found, summary, history, settings, unlogged):
+    for of in verdicts:
+        console.print(Text(sentence(of, AT)), soft_wrap=True)
+        console.print(verdict_table(of))
+    said = [f"{of.message}." for of in told if issubclass(of.category, UserWarning)]
+    for line in [*notes(found, summary, history, settings, unlogged), *said]:
         console.print(Text(line), soft_wrap=True)
     if json_file is not None:
         try:
             with atomically(json_file) as aside:
-                aside.write_text(as_json(found, summary), encoding="utf-8")
+                aside.write_text(as_json(found, summary, verdicts), encoding="utf-8")
         except OSError as error:
             raise StudyError(f"{json_file}: can't be written ({error.strerror}); name another place") from None
+
+
+def own_verdicts(
+    summary: xr.Dataset, history: xr.Dataset, baseline: str, asked: VerdictSettings | None = None
+) -> list[xr.Dataset]:
+    """Each further group against the baseline, as `verdict` has it, two rows each; none without learning rates and seeds.
+
+    All of them share alpha. The first logged loss is the initial one.
+    """
+    if not {"learning_rate", "seed"} <= set(summary.coords) or len(set(summary["recipe"].values.tolist())) < 2:
+        return []
+    first = history["train_loss"].isel(step=0, drop=True)
+    all_of_them = verdict(seed_grid(summary.assign(initial_loss=first)), baseline, settings=asked)
+    return [all_of_them.isel(recipe=[i, -1]) for i in range(all_of_them.sizes["recipe"] - 1)]
 
 
 def read_losses(path: Path, columns: dict[str, str | None]) -> tuple[pd.DataFrame, int]:
@@ -74,8 +107,9 @@ def group_table(found: xr.Dataset) -> Table:
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
     shown.add_column("group", overflow="fold")
     headings = ["lr"] if "learning_rate" in found.coords else []
-    headings += ["diverged", "Wilson", "exact", "final loss (SD)"]
-    headings += [f"diverged - {baseline}'s", "p", f"loss - {baseline}'s", "p"] if several else []
+    headings += ["diverged", "Wilson [95 %]", "exact [95 %]", "final loss (SD), nats/token"]
+    if several:
+        headings += [f"diverged - {baseline}'s [95 %]", "Holm p", f"loss - {baseline}'s, nats/token [95 %]", "Holm p"]
     for heading in headings:
         shown.add_column(heading, justify="right", overflow="fold")
     for i in range(found.sizes["row"]):
@@ -125,6 +159,11 @@ def notes(
         lines.append(
             "Against the baseline, unpaired: Newcombe's interval and Boschloo's test, Welch's t; Holm's p. --seed pairs runs."
         )
+    if how and not {"learning_rate", "seed"} <= set(summary.coords):
+        lines.append(
+            "Whether a group is as stable, its window of learning rates, LR sensitivity and break-even speed-up: with "
+            "--learning-rate and --seed."
+        )
     if unlogged:
         lines.append(f"{unlogged} rows without a loss were left out.")
     return lines
@@ -142,8 +181,8 @@ def _number(value: float, form: str) -> str:
     return f"{value:{form}}" if math.isfinite(value) else "-"
 
 
-def as_json(found: xr.Dataset, summary: xr.Dataset) -> str:
-    """Groups and runs, for machines; null where there is no number."""
+def as_json(found: xr.Dataset, summary: xr.Dataset, verdicts: Sequence[xr.Dataset] = ()) -> str:
+    """Groups, verdicts and runs, for machines; null where there is no number."""
 
     def rows(of: xr.Dataset, axis: str) -> list[dict[str, Any]]:
         names = [*(str(name) for name in of.coords if of[name].dims == (axis,)), *map(str, of.data_vars)]
@@ -152,6 +191,7 @@ def as_json(found: xr.Dataset, summary: xr.Dataset) -> str:
     content = {
         **{str(name): _plain(of) for name, of in found.attrs.items()},
         "groups": rows(found, "row"),
+        "verdicts": [as_content(of, AT) for of in verdicts],
         "runs": rows(summary, "run"),
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Commands about stability: `exmy verdict`, `exmy stability` and `exmy claims`. Heavy imports wait inside, as in `cli`."""
+"""Commands about stability: `exmy verdict`, `stability`, `claims` and `alarms`. Heavy imports wait inside, as in `cli`."""
 
 from __future__ import annotations
 
@@ -75,6 +75,10 @@ def give_verdict(
 )
 @click.option("--sigma", type=float, default=6.0, show_default=True, help="by how many standard deviations.")
 @click.option(
+    "--margin", default=0.1, show_default=True, help="As stable: shares of diverged runs differ by less than this."
+)
+@click.option("--at", type=float, metavar="RATE", help="Learning rate of the verdict; the baseline's best by default.")
+@click.option(
     "--gap-margin", type=float, default=0.2, show_default=True, help="Nats/token above the baseline's best, for gap."
 )
 @click.option(
@@ -82,25 +86,27 @@ def give_verdict(
 )
 def own_losses(
     path: Path, baseline: str | None, definition: str | None, entropy: float | None, window: int, spike_window: int, sigma: float,
-    gap_margin: float, json_file: Path | None, **columns: str | None,
+    gap_margin: float, margin: float, at: float | None, json_file: Path | None, **columns: str | None,
 ) -> None:  # fmt: skip
     """Which of your own runs diverged, how often, and whether groups of them differ: from a table, a row a logged step.
 
-    Runs may be of unequal length. An empty loss was not logged; "nan" and "inf" are losses that are not finite.
+    Runs may be of unequal length. An empty loss was not logged; "nan" and "inf" are losses that are not finite. With learning
+    rates and seeds, each group's verdict as well, as `exmy verdict` has it.
 
     \b
     Example: exmy stability losses.csv --run name --step step --loss train_loss --group format
     Example: exmy stability losses.csv --group format --learning-rate lr --seed seed --entropy 3.24
     """  # noqa: D301
     from exmy.own_losses import run_stability
-    from train import DivergenceSettings, StudyError
+    from train import DivergenceSettings, StudyError, VerdictSettings
 
     word: Any = definition or ("spike" if entropy is None else "no_progress")
     try:
+        asked = VerdictSettings(margin=margin, learning_rate=at)
         settings = DivergenceSettings(
             word, window=window, spike_window=spike_window, sigma=sigma, gap_margin=gap_margin
         )
-        run_stability(path, columns, settings, entropy, baseline, json_file)
+        run_stability(path, columns, settings, entropy, baseline, json_file, asked)
     except (StudyError, ValueError) as error:
         raise Refused(str(error)) from None
 
@@ -137,4 +143,37 @@ def test_claims(directories: tuple[Path, ...], file: Path | None, json_file: Pat
     sys.exit(0 if holds else 1)
 
 
-COMMANDS = (give_verdict, own_losses, test_claims)
+@click.command("alarms")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--horizon",
+    type=float,
+    required=True,
+    metavar="STEPS",
+    help="A warning counts so long before the onset; fix it first.",
+)
+@click.option(
+    "--false-alarms", default=0.1, show_default=True, help="Share of runs that do not diverge in which one may ring."
+)
+@click.option(
+    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
+)
+def judge_alarms(directory: Path, horizon: float, false_alarms: float, json_file: Path | None) -> None:
+    """Which of a study's signals warned before its runs diverged, and how early: gradient norms, sharpness, what was recorded.
+
+    Scored within recipe, learning rate and step, since a signal that knows the rate alone looks like an alarm otherwise;
+    docs/stability.md says how. Exit status 0, whatever they are worth; 2: bad input.
+
+    \b
+    Example: exmy alarms runs/mine --horizon 100
+    """  # noqa: D301
+    from exmy.alarms import run_alarms
+    from train import StudyError
+
+    try:
+        run_alarms(directory, horizon, false_alarms, json_file)
+    except StudyError as error:
+        raise Refused(str(error)) from None
+
+
+COMMANDS = (give_verdict, own_losses, test_claims, judge_alarms)

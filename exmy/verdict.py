@@ -16,6 +16,7 @@ import xarray as xr
 from rich.table import Table
 from rich.text import Text
 
+from exmy.busy import busy
 from exmy.console import output
 from exmy.groups import groups
 from train import StudyError, open_study
@@ -31,7 +32,8 @@ def run_verdict(
     recipe: str, directories: Sequence[Path], baseline: str | None, settings: VerdictSettings, json_file: Path | None
 ) -> bool:
     """Print the verdict of each group of runs; whether it holds in all: as stable as the baseline, or more."""
-    runs, named, definition = runs_together(directories)
+    with busy("reading runs"):
+        runs, named, definition = runs_together(directories)
     baseline = named if baseline is None else baseline
     if recipe == baseline:
         raise StudyError(f"{recipe} is the baseline itself: name another recipe, or another --baseline")
@@ -39,14 +41,8 @@ def run_verdict(
     if absent:
         there = ", ".join(dict.fromkeys(runs["recipe"].values.astype(str).tolist()))
         raise StudyError(f"{absent[0]!r} has no finished run here; there are {there}")
-    found = []
-    for group in groups(runs):
-        part = runs.isel(run=group.runs)
-        if {recipe, baseline} <= set(part["recipe"].values.tolist()):
-            try:
-                found.append((group.label, verdict(seed_grid(part), baseline, [recipe], settings)))
-            except ValueError as error:
-                raise StudyError(f"{group.label}: {error}" if group.label else str(error)) from None
+    with busy("judging"):
+        found = _of_groups(runs, recipe, baseline, settings)
     if not found:
         raise StudyError(f"{recipe} and {baseline} share no text and model: nothing holds the one against the other")
     console = output()
@@ -63,6 +59,19 @@ def run_verdict(
         except OSError as error:
             raise StudyError(f"{json_file}: can't be written ({error.strerror}); name another place") from None
     return all(str(of["state"].values[0]) in HOLDS for _, of in found)
+
+
+def _of_groups(runs: xr.Dataset, recipe: str, baseline: str, settings: VerdictSettings) -> list[tuple[str, xr.Dataset]]:
+    """The verdict of each group that has both, with its label."""
+    found = []
+    for group in groups(runs):
+        part = runs.isel(run=group.runs)
+        if {recipe, baseline} <= set(part["recipe"].values.tolist()):
+            try:
+                found.append((group.label, verdict(seed_grid(part), baseline, [recipe], settings)))
+            except ValueError as error:
+                raise StudyError(f"{group.label}: {error}" if group.label else str(error)) from None
+    return found
 
 
 def runs_together(directories: Sequence[Path]) -> tuple[xr.Dataset, str, str]:
@@ -95,23 +104,31 @@ def runs_together(directories: Sequence[Path]) -> tuple[xr.Dataset, str, str]:
     )
 
 
-def sentence(of: xr.Dataset) -> str:
-    """The verdict of the first row, in a sentence, with what it rests on and what it would take where it is open."""
+def sentence(of: xr.Dataset, option: str = "--learning-rate") -> str:
+    """The verdict of the first row, in a sentence, with what it rests on and what it would take where it is open.
+
+    option: by which one says at which learning rate divergence is compared.
+    """
     row = {str(name): of[name].values[0] for name in of.data_vars}
     recipe, baseline, margin = str(of["recipe"].values[0]), of.attrs["baseline"], 100 * of.attrs["margin"]
     n, b, c = int(row["pairs"]), int(row["only_recipe"]), int(row["only_baseline"])
     if not math.isfinite(row["learning_rate"]):
         return (
             f"Whether {recipe} is as stable as {baseline} is undecided: more than half of {baseline}'s runs diverged at each "
-            "learning rate, so there is none to compare at; name one with --learning-rate."
+            f"learning rate, so there is none to compare at; name one with {option}."
         )
     where = f"at learning rate {row['learning_rate']:g}"
     counts = f"of {n} {'pair' if n == 1 else 'pairs'} of seeds {recipe} alone diverged in {b}, {baseline} alone in {c}"
+    if not n:
+        return (
+            f"Whether {recipe} is as stable as {baseline} {where}, within {margin:g} %, is undecided: they share no seed there; "
+            f"train {recipe} on {baseline}'s seeds at that rate, or name another with {option}."
+        )
     state = str(row["state"])
     if state == "as stable":
-        return f"{recipe} is as stable as {baseline} {where}, within {margin:g} % (p = {_p(row['p_equivalent'])}): {counts}."
+        return f"{recipe} is as stable as {baseline} {where}, within {margin:g} % (p = {_p(row['p_equivalent_holm'])}): {counts}."
     if state in ("less stable", "more stable"):
-        return f"{recipe} is {state} than {baseline} {where} (p = {_p(row['p_differ'])}): {counts}."
+        return f"{recipe} is {state} than {baseline} {where} (p = {_p(row['p_differ_holm'])}): {counts}."
     needed = row["pairs_needed"]
     more = (
         f"if that is the truth, about {needed:.0f} pairs in all would decide" if needed > n
@@ -144,6 +161,8 @@ def _rows(row: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, str,
         return write(row), write(base)
 
     def share(of: dict[str, Any]) -> str:
+        if not of["runs"]:
+            return "no runs"
         return f"{of['diverged']}/{of['runs']} [{_number(100 * of['rate_low'], '.0f')}–{_number(100 * of['rate_high'], '.0f')} %]"
 
     apart = tuple(100 * end for end in _ends(row, "rate_difference"))
@@ -158,7 +177,7 @@ def _rows(row: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, str,
     yield "best learning rate", *both(lambda of: _number(of["optimum"], ".3g")), _shift(row)
     pairs = f"final loss, nats/token ({int(row['loss_pairs'])} pairs)"
     yield pairs, "", "", _interval(*_ends(row, "loss_penalty"), "+.4f")
-    yield "its spread over seeds", *both(lambda of: _interval(*_ends(of, "sd"), ".4f")), ""
+    yield "its spread over seeds, nats/token", *both(lambda of: _interval(*_ends(of, "sd"), ".4f")), ""
     yield "break-even speed-up", _interval(*_ends(row, "break_even"), ".2f", " ×"), "", ""
 
 
@@ -196,19 +215,21 @@ def as_json(found: Sequence[tuple[str, xr.Dataset]], definition: str) -> str:
     content = {
         "diverged": definition,
         "fields": {name: f"{long_name} ({units}): {source}" for name, (units, long_name, source) in VARIABLES.items()},
-        "groups": [
-            {
-                "group": label, "sentence": sentence(of), "holds": str(of["state"].values[0]) in HOLDS,
-                "settings": {str(name): _plain(value) for name, value in of.attrs.items()},
-                "rows": [
-                    {"recipe": str(recipe)} | {str(name): _plain(of[name].values[i]) for name in of.data_vars}
-                    for i, recipe in enumerate(of["recipe"].values)
-                ],
-            }
-            for label, of in found
+        "groups": [{"group": label, **as_content(of)} for label, of in found],
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def as_content(of: xr.Dataset, option: str = "--learning-rate") -> dict[str, Any]:
+    """A verdict's sentence, settings and rows in plain values."""
+    return {
+        "sentence": sentence(of, option), "holds": str(of["state"].values[0]) in HOLDS,
+        "settings": {str(name): _plain(value) for name, value in of.attrs.items()},
+        "rows": [
+            {"recipe": str(recipe)} | {str(name): _plain(of[name].values[i]) for name in of.data_vars}
+            for i, recipe in enumerate(of["recipe"].values)
         ],
     }  # fmt: skip
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

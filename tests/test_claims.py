@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from scipy import stats
 
 from exmy.claims import default_claims
+from exmy.claims import seeds as seeds_shown
 from exmy.cli import main
 from tests.test_windows import NAN, grid
 from train import StudyError, read_study
@@ -70,8 +71,10 @@ def test_between_looks_nothing_new_is_decided_and_the_next_look_is_told() -> Non
         cube = grid({"a": [a[:seeds]], "b": [[1.9] * seeds]})
         (found,) = judge(claims({}), lambda _, cube=cube: cube)  # type: ignore[misc]
         assert (found.n, found.looks, found.more) == (seeds, looks, more)
+        assert found.used == {0: 0, 1: 4, 2: 8, 3: 16}[looks]
         if looks == 1:
             assert found.effect == 0.0
+            assert seeds_shown(found) == ("4 of 7" if seeds == 7 else "4")
     assert found.state == "supported"
 
 

@@ -106,7 +106,7 @@ def test_rows_that_make_no_sense_are_refused() -> None:
     signal, onset = one(np.ones((2, 3)), [NAN, 1.0])
     with pytest.raises(ValueError, match="the horizon must be above 0"):
         alarm_rows(signal, onset, 0)
-    with pytest.raises(ValueError, match="select block, tensor, role before"):
+    with pytest.raises(ValueError, match="select one of, or take the largest over, the others"):
         alarm_rows(signal.expand_dims("block"), onset, 1)
 
 
@@ -332,3 +332,40 @@ def test_what_is_known_is_taken_at_the_signals_steps() -> None:
     assert float(found["baseline_auroc"]) == float(direct["baseline_auroc"]) > 0.98
     lacking = incremental(rare, {"loss": values["perfect"].isel(step=slice(0, 30))}, onset, HORIZON, last)
     assert int(lacking["rows"]) < int(found["rows"])
+
+
+def test_what_is_known_of_runs_is_taken_by_their_labels() -> None:
+    """Shuffled onsets and last steps of labelled runs are the same runs'; and a signal may lie over (step, run)."""
+    values, onset, last = signals()
+    names = [f"r{i}" for i in range(onset.size)]
+    signal = values["noise"].assign_coords(run=names)
+    order = np.random.default_rng(0).permutation(onset.size)
+    onset, last = (of.assign_coords(run=names) for of in (onset, last - np.arange(onset.size) % 7))
+    mixed, mixed_last = onset.isel(run=order), last.isel(run=order)
+    there, shuffled = (
+        warning_skill(alarm_rows(signal, *of)) for of in ((onset, HORIZON, last), (mixed, HORIZON, mixed_last))
+    )
+    xr.testing.assert_identical(there, shuffled)
+    xr.testing.assert_identical(lead_time(signal, onset, 0.1, last), lead_time(signal, mixed, 0.1, mixed_last))
+    known = {"loss": values["perfect"].assign_coords(run=names)}
+    direct = incremental(signal, known, onset, HORIZON, last)
+    turned = incremental(signal.T, {"loss": known["loss"].isel(run=order)}, mixed, HORIZON, mixed_last)
+    xr.testing.assert_identical(direct, turned)
+    with pytest.raises(ValueError, match="onset says nothing of run 'r1'"):
+        alarm_rows(signal, onset.isel(run=[0]), HORIZON)
+    with pytest.raises(ValueError, match="onset is of 3 runs, the signal of 96: label both"):
+        lead_time(values["noise"], onset.drop_vars("run").isel(run=slice(3)))
+    for of in (lead_time, lambda sheet, when: incremental(sheet, {}, when, HORIZON)):
+        with pytest.raises(ValueError, match="a signal lies over run and steps"):
+            of(signal.expand_dims(block=2), onset)
+
+
+def test_what_no_model_could_be_fitted_for_is_not_said_to_add_nothing() -> None:
+    """One run diverges: the other fold knows of none, so that a perfect signal's gain is unknown, and not 0."""
+    values, _, last = signals()
+    one_fails = xr.DataArray(np.where(np.arange(values["noise"].sizes["run"]) == 3, 30.0, NAN), dims="run")
+    found = incremental(values["perfect"], {}, one_fails, HORIZON, last)
+    assert np.isnan([float(found[name]) for name in ("gain", "gain_low", "gain_high", "baseline_auroc")]).all()
+    assert (
+        0 < int(found["rows_judged"]) < int(found["rows"])
+    )  # those of the seeds that it was not fitted to, none of which fails

@@ -209,3 +209,65 @@ def test_a_json_that_can_t_be_written_is_told(tmp_path: Path) -> None:
     done = exmy(path, *COLUMNS, "--json", tmp_path / "absent" / "f.json")
     assert done.exit_code == 2
     assert "can't be written" in done.output
+
+
+def grown(path: Path, *, fails: bool) -> Path:
+    """Two formats, two rates, eight seeds; the second format fails at the higher rate."""
+    rows = ["name,at,value,kind,lr,seed"]
+    for kind, lr, seed in ((k, r, s) for k in ("bf16", "fp8") for r in (0.001, 0.002) for s in range(8)):
+        bad = fails and kind == "fp8" and lr == 0.002
+        rows += [
+            f"{kind}-{lr}-{seed},{t},{5 if not t else 9 if bad else 2 + seed / 100 - lr},{kind},{lr},{seed}"
+            for t in range(30)
+        ]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(("fails", "state"), [(True, "less stable"), (False, "undecided")])
+def test_runs_with_rates_and_seeds_have_a_verdict(tmp_path: Path, fails: bool, state: str) -> None:
+    """As `exmy verdict` has it: window, sensitivity and break-even of one's own runs."""
+    path, file = grown(tmp_path / "l.csv", fails=fails), tmp_path / "f.json"
+    columns = (*COLUMNS, "--group", "kind", "--learning-rate", "lr", "--entropy", "3.24")
+    done = exmy(path, *columns, "--seed", "seed", "--json", file)
+    assert done.exit_code == 0, done.output
+    assert {"stable window, octaves", "LR sensitivity, nats/token", "break-even speed-up"} <= {
+        line.split("  ")[0] for line in done.output.splitlines()
+    }
+    (found,) = json.loads(file.read_text())["verdicts"]
+    fp8, bf16 = found["rows"]
+    assert (fp8["state"], fp8["diverged"], fp8["runs"], fp8["learning_rate"]) == (state, 8 * fails, 8, 0.002)
+    assert (fp8["window"], bf16["window"]) == (0.0 if fails else 1.0, 1.0)
+    # Mean - min over both rates of the seeds' means, of losses 2.035 - rate and the first step's 5 where all end at 9.
+    low = 2.035 - 0.001
+    assert fp8["sensitivity"] == pytest.approx((5 - low) / 2 if fails else 0.0005, abs=1e-9)
+    at = exmy(path, *columns, "--seed", "seed", "--at", "0.001")
+    assert "fp8 is as stable as bf16 at learning rate 0.001, within 10 %, is undecided: of 8 pairs" in at.output
+    apart = exmy(path, *columns)
+    assert "with --learning-rate and --seed" in apart.output
+    assert "stable window, octaves" not in apart.output
+
+
+@pytest.mark.parametrize(("row", "what"), [
+    ("a,0,2.0,x,1e-3,", "run a has no seed: fill column 'seed'"), ("a,0,2.0,x,,0", "run a has no lr: fill column 'lr'"),
+    ("a,0,2.0,,1e-3,0", "run a has no kind"), ("a,0,2.0,x,-1,0", "run a has lr -1.0: a learning rate is a number above 0"),
+    ("a,0,2.0,x,fast,0", "run a has lr fast: a learning rate is a number above 0"),
+    ("a,0,2.0,x,inf,0", "run a has lr inf"), (",0,2.0,x,1e-3,0", "column 'name': every row needs a run, and 1 have none"),
+    ("a,0,2.0,x,1e-3,0\nb,0,oops,x,1e-3,0", "column 'value' must be numbers, got 'oops'"),
+    ("1,0,2.0,x,1e-3,0\n,1,2.0,x,1e-3,0", "every row needs a run, and 1 have none"),
+])  # fmt: skip
+def test_runs_that_lack_a_label_are_refused_by_name(tmp_path: Path, row: str, what: str) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text(f"name,at,value,kind,lr,seed\n{row}\n")
+    done = exmy(path, *COLUMNS, "--group", "kind", "--learning-rate", "lr", "--seed", "seed")
+    assert done.exit_code == 2
+    assert what in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_a_baseline_without_a_finite_loss_is_told_in_words(tmp_path: Path) -> None:
+    rows = [f"{name},{t},nan,{name}" for name in ("a", "b") for t in range(30)]
+    done = exmy(write(tmp_path / "l.csv", rows), *COLUMNS, "--group", "kind", "--definition", "gap")
+    assert done.exit_code == 0
+    assert "no finite final loss of the baseline 'a' to hold 2 runs against" in done.output
+    assert "Warning" not in done.output

@@ -14,7 +14,7 @@ from tests.synthetic_studies import INITIAL, Truth, make_runs
 from train.contrasts import bound
 from train.optimum import best_rates, loss_penalty, optimum, optimum_shift, spread
 from train.resample import LEAST_SEEDS, expanded_interval, seed_draws
-from train.seed_cube import common_rates, seed_grid, trained_loss
+from train.seed_cube import common_rates, in_order, seed_grid, trained_loss
 from train.sensitivity import lr_sensitivity
 from train.window import Window, stable_window, window_difference
 
@@ -61,6 +61,30 @@ def test_a_seed_is_both_seeds_where_they_differ() -> None:
     data = runs({"a": [[2.0, 2.1, 2.2]]})
     both = data.assign_coords(init_seed=("run", [0, 0, 1]), data_seed=("run", [0, 1, 0])).drop_vars("seed")
     assert seed_grid(both)["seed"].values.tolist() == ["0/0", "0/1", "1/0"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "batches"),
+    [
+        (range(12), range(1, 13)),  # "10/11" is above "2/3", though not by its letters
+        (range(100, 112), range(12)),
+        ([i for i in range(4) for _ in range(4)], [d for _ in range(4) for d in range(4)]),
+    ],
+)
+def test_more_seeds_of_either_kind_leave_the_first_ones_where_they_are(weights: Any, batches: Any) -> None:
+    """A look is at the first so many seeds: who adds some must not change which those were."""
+    pairs = sorted(zip(weights, batches, strict=True), key=lambda pair: (max(pair), pair))
+    both = [f"{i}/{d}" for i, d in pairs]
+    top = max(max(weights), max(batches)) + 1
+    more = [f"{i}/{d}" for i in {*weights, top, top + 1} for d in {*batches, top, top + 1}]
+    square = len(set(weights)) * len(set(batches)) == len(both)
+    grown = in_order([*reversed(both), *(more if square else (f"{top}/{top + 1}", f"{top + 1}/{top + 2}"))])
+    assert grown[: len(both)] == in_order(both)
+    assert len(set(grown)) == len(grown)
+    data = runs({"a": [[2.0 + 0.01 * i for i in range(len(both))]]}).drop_vars("seed")
+    pair = {"init_seed": ("run", [i for i, _ in pairs]), "data_seed": ("run", [d for _, d in pairs])}
+    if list(weights) != list(batches):
+        assert seed_grid(data.assign_coords(pair))["seed"].values.tolist() == in_order(both)
 
 
 def test_two_runs_in_one_place_are_refused_by_the_axis_in_which_they_differ() -> None:

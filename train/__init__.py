@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from train.status import study_status
     from train.store import open_study
     from train.study import Study, StudyError
+    from train.study_alarms import study_warnings
     from train.study_file import read_study
     from train.verdicts import VerdictSettings, verdict
     from train.window import stable_window
@@ -60,6 +61,7 @@ __all__ = [
     "stable_window",
     "study_runs",
     "study_status",
+    "study_warnings",
     "verdict",
     "warning_skill",
     "wilson_interval",
@@ -119,6 +121,7 @@ def __getattr__(name: str) -> Any:
             "Study",
             "StudyError",
         ),
+        "study_alarms": ("study_warnings",),
         "study_file": ("read_study",),
         "verdicts": (
             "VerdictSettings",

@@ -11,6 +11,7 @@ are ever held against each other.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +47,11 @@ class Rows:
         """The same rows with another signal."""
         return replace(self, signal=signal)
 
+    def where(self, kept: Bools) -> Rows:
+        """Some of the rows, [n]; seeds and unmeasured as they are."""
+        names = ("signal", "positive", "stratum", "seed", "run", "step")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+
 
 def point_of_no_return(
     train_loss: xr.DataArray, diverged: xr.DataArray, last_step: xr.DataArray, margin: float = 0.1
@@ -66,6 +72,32 @@ def point_of_no_return(
     end = np.searchsorted(steps, last, side="right") - 1
     onset = np.where(diverged.values.astype(bool), steps[np.minimum(after, end)], np.nan)
     return xr.DataArray(onset, dims=("run",), coords={"run": train_loss["run"]} if "run" in train_loss.coords else None)
+
+
+def of_its_runs(values: xr.DataArray, signal: xr.DataArray, what: str) -> xr.DataArray:
+    """What is known of runs, in the order of the signal's: by their labels where both have them, else as they stand.
+
+    ValueError for a run of the signal's that is not there, and for another number of runs without labels.
+    """
+    if "run" in values.indexes and "run" in signal.indexes:
+        absent = signal.get_index("run").difference(values.get_index("run"))
+        if absent.size:
+            raise ValueError(f"{what} says nothing of run {absent[0]!r}, which the signal has")
+        return values.sel(run=signal["run"].values)
+    if values.sizes["run"] != signal.sizes["run"]:
+        raise ValueError(
+            f"{what} is of {values.sizes['run']} runs, the signal of {signal.sizes['run']}: label both with a coordinate run"
+        )
+    return values
+
+
+def steps_of(signal: xr.DataArray) -> Hashable:
+    """The signal's other dimension, whose labels are steps; ValueError where it has not two, of which one is run."""
+    if signal.ndim != 2 or "run" not in signal.dims:
+        raise ValueError(
+            f"a signal lies over run and steps, got dimensions {signal.dims}: select one of, or take the largest over, the others"
+        )
+    return next(dim for dim in signal.dims if dim != "run")
 
 
 def kinds(signal: xr.DataArray) -> list[str]:
@@ -89,19 +121,15 @@ def alarm_rows(
     """
     if not horizon > 0:
         raise ValueError(f"the horizon must be above 0 steps, got {horizon}")
-    if signal.ndim != 2 or "run" not in signal.dims:
-        raise ValueError(
-            f"a signal lies over run and steps, got dimensions {signal.dims}: select block, tensor, role before"
-        )
-    (axis,) = [dim for dim in signal.dims if dim != "run"]
+    axis = steps_of(signal)
     values = signal.transpose("run", axis).values.astype(np.float64)
     steps = signal[axis].values.astype(np.float64)
     known = ~np.isnan(values) if measured is None else measured
-    start = onset.values.astype(np.float64)[:, None]
+    start = of_its_runs(onset, signal, "onset").values.astype(np.float64)[:, None]
     if last_step is None:
         last = np.where(known.any(axis=1), steps[steps.size - 1 - known[:, ::-1].argmax(axis=1)], -np.inf)[:, None]
     else:
-        last = last_step.values.astype(np.float64)[:, None]
+        last = of_its_runs(last_step, signal, "last_step").values.astype(np.float64)[:, None]
     fails = np.isfinite(start)
     positive = fails & (steps < start) & (start <= steps + horizon)
     negative = np.where(fails, steps + horizon < start, steps + horizon <= last) & (steps <= last)

@@ -127,6 +127,11 @@ class Judged:
     looks: int
     more: int | None
 
+    @property
+    def used(self) -> int:
+        """Seeds of its last look, on which all of it rests; 0 where it was not looked at."""
+        return self.claim.looks[self.looks - 1] if self.looks else 0
+
 
 def read_claims(path: Path) -> Claims:
     """The claims of a TOML file; StudyError, in a line, where it can't be read or a claim is not whole."""

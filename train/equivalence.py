@@ -8,7 +8,8 @@ the two equivalent. No further correction is needed: of the two nulls at most on
 Shares, on pairs of the same seeds: Tango's score is the statistic (1998, Stat. Med. 17:891) and its p-value exact, the largest
 chance of so small a score over all tables that the null allows (unconditional, as Sidik 2003, Stat. Med. 22:265): by its normal
 approximation 25 pairs of which none diverged would pass at a margin of 10 %, though such luck has a chance of 0.9^25 = 7 %;
-exactly it takes 29. Above `EXACT_PAIRS` pairs the approximation is used.
+exactly it takes 29; and at 320 pairs it would still call 6.3 % of formats that differ by 2 % further apart, at 5 %. Up to
+`EXACT_PAIRS` pairs the p-values of all tables are made at once, above that of the one that was seen.
 
 Losses: Student's t of the paired differences against either margin, exact for normal differences.
 """
@@ -68,7 +69,7 @@ def equivalent_rates(pairs: Pairs, margin: float) -> Equivalence:
 
 def _p_value(b: int, c: int, n: int, margin: float) -> float:
     if n > EXACT_PAIRS:
-        return float(stats.norm.cdf(tango_score(b, c, n, margin)))
+        return _exact_of_one(b, c, n, margin)
     tables, p = _exact(n, margin)
     return float(p[tables[b, c]])
 
@@ -83,7 +84,7 @@ def apart_rates(pairs: Pairs, margin: float) -> float:
         return 1.0
     b, c, n = pairs.first, pairs.second, pairs.n
     if n > EXACT_PAIRS:
-        sides = [float(stats.norm.sf(tango_score(x, y, n, margin))) for x, y in ((b, c), (c, b))]
+        sides = [_exact_of_one(x, y, n, margin, above=True) for x, y in ((b, c), (c, b))]
     else:
         tables, p = _exact(n, margin, above=True)
         sides = [float(p[tables[b, c]]), float(p[tables[c, b]])]
@@ -100,7 +101,7 @@ def _exact(n: int, margin: float, above: bool = False) -> tuple[npt.NDArray[np.i
     b, c = np.nonzero(np.add.outer(np.arange(n + 1), np.arange(n + 1)) <= n)
     score = (-1 if above else 1) * tango_score(b, c, n, margin)
     order = np.argsort(score, kind="stable")
-    at = (1 - margin) / 2 * np.linspace(0, 1, NUISANCE) ** 2
+    at = _nuisance(margin)
     mass = np.exp(log_chance(b[order], c[order], n, at + margin, at))  # [at, tables]
     # All tables with an equal score count, so the last of them has their p-value.
     last = np.searchsorted(score[order], score[order] + WITHIN, side="right") - 1
@@ -108,6 +109,32 @@ def _exact(n: int, margin: float, above: bool = False) -> tuple[npt.NDArray[np.i
     place = np.full((n + 1, n + 1), -1)
     place[b[order], c[order]] = np.arange(order.size)
     return place, p
+
+
+def _nuisance(margin: float) -> Floats:
+    return (1 - margin) / 2 * np.linspace(0, 1, NUISANCE) ** 2
+
+
+@functools.lru_cache(maxsize=256)
+def _exact_of_one(b: int, c: int, n: int, margin: float, above: bool = False) -> float:
+    """The exact p-value of one table, as `_exact` has it of all: of each number of pairs in which the second alone diverged, the
+    tables that count are those up to (above: from) some number of the first's, with which the score rises.
+    """
+    seconds = np.arange(n + 1)
+    score = float(tango_score(b, c, n, margin))
+    edge = score - WITHIN if above else score + WITHIN
+    fewest, most = (
+        np.zeros(n + 1, np.int64),
+        n - seconds + 1,
+    )  # between them: how many of the first's lie below the edge
+    while (fewest < most).any():
+        middle = (fewest + most) // 2
+        below = (tango_score(middle, seconds, n, margin) <= edge) & (fewest < most)
+        fewest, most = np.where(below, middle + 1, fewest), np.where(below | (fewest >= most), most, middle)
+    at = _nuisance(margin)[:, None]
+    tail = stats.binom.sf if above else stats.binom.cdf
+    chance = stats.binom.pmf(seconds, n, at) * tail(fewest - 1, n - seconds, np.minimum((at + margin) / (1 - at), 1.0))
+    return float(min(1.0, chance.sum(axis=1).max()))
 
 
 def log_chance(b: npt.NDArray[Any], c: npt.NDArray[Any], n: int, first: Floats, second: Floats) -> Floats:
@@ -145,6 +172,8 @@ def power_of_equivalence(n: int, margin: float, first: float, second: float, alp
     """
     _checked(margin)
     if n > EXACT_PAIRS:
+        if (1 - margin) ** n > alpha:  # not even pairs without a failure show it
+            return 0.0
         spread = math.sqrt(max(first + second - (first - second) ** 2, 1e-12) / n)
         reach = margin - float(stats.norm.isf(alpha)) * math.sqrt(
             max(first + second - margin**2, margin * (1 - margin)) / n

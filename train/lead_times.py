@@ -26,7 +26,7 @@ import xarray as xr
 from scipy import optimize
 from scipy.special import expit
 
-from train.alarms import alarm_rows, kinds, numbered
+from train.alarms import alarm_rows, kinds, numbered, of_its_runs, steps_of
 from train.early_warning import concordance
 from train.resample import DRAWS, expanded_interval, seed_draws
 from train.seed_cube import seed_labels
@@ -58,10 +58,15 @@ def lead_time(
     """
     if not 0 < false_alarms < 1:
         raise ValueError(f"false_alarms must be a rate per run between 0 and 1, got {false_alarms}")
-    (axis,) = [dim for dim in signal.dims if dim != "run"]
+    axis = steps_of(signal)
     values = signal.transpose("run", axis).values.astype(np.float64)
-    steps, start = signal[axis].values.astype(np.float64), onset.values.astype(np.float64)
-    last = np.full(start.shape, np.inf) if last_step is None else last_step.values.astype(np.float64)
+    steps = signal[axis].values.astype(np.float64)
+    start = of_its_runs(onset, signal, "onset").values.astype(np.float64)
+    last = (
+        np.full(start.shape, np.inf)
+        if last_step is None
+        else of_its_runs(last_step, signal, "last_step").values.astype(np.float64)
+    )
     fails = np.isfinite(start)
     counts = (
         (steps[None] < np.where(fails, start, np.inf)[:, None]) & (steps[None] <= last[:, None]) & ~np.isnan(values)
@@ -137,12 +142,16 @@ def incremental(
 
     known: what is known anyway, such as loss and gradient norm, each (run, same steps); learning rate and step are always
     known. Rows are those at which signal and all that is known are measured. Scores of a fold's seeds are by a model of the
-    other folds'; where those have one kind of rows alone, the model says nothing. Limits: bootstrap over seeds, models as they
-    are.
+    other folds'; where those have one kind of rows alone there is no model, and the fold's rows are not judged, which leaves NaN
+    where no fold's are. Limits: bootstrap over seeds, models as they are.
     """
+    axis = steps_of(signal)
+    signal = signal.transpose("run", axis)
     measured = np.ones(signal.shape, np.bool_)
-    (axis,) = [dim for dim in signal.dims if dim != "run"]
-    sheets = [signal.transpose("run", axis), *(_at_steps(of, axis, signal[axis].values) for of in known.values())]
+    sheets = [
+        signal,
+        *(_at_steps(of_its_runs(of, signal, name), axis, signal[axis].values) for name, of in known.items()),
+    ]
     for sheet in sheets:
         measured &= ~np.isnan(sheet.values.astype(np.float64))
     each = [alarm_rows(sheet, onset, horizon, last_step, measured) for sheet in sheets]
@@ -157,10 +166,9 @@ def incremental(
     # Scores of two models are not held against each other: the one not fitted to a failing run expects fewer of them, and of
     # scores that say nothing the failing runs' would be the lower.
     apart = replace(rows, stratum=rows.stratum * folds + fold)
-    pairs = [
-        concordance(apart.with_signal(cross_fitted(of, rows.positive, fold)))
-        for of in (base, np.column_stack([base, rows.signal]))
-    ]
+    scores = [cross_fitted(of, rows.positive, fold) for of in (base, np.column_stack([base, rows.signal]))]
+    judged = np.isfinite(scores[0])
+    pairs = [concordance(apart.with_signal(of).where(judged)) for of in scores]
     weights = seed_draws(rows.seeds, draws)
     low, high = expanded_interval(pairs[1].auroc(weights) - pairs[0].auroc(weights), rows.seeds, confidence)
     before, after = (float(of.auroc()) for of in pairs)
@@ -171,6 +179,7 @@ def incremental(
         "gain_low": (float(low), "lower limit of the gain, bootstrap over seeds"),
         "gain_high": (float(high), "upper limit of the gain, bootstrap over seeds"),
         "rows": (int(rows.signal.size), "rows with everything measured"),
+        "rows_judged": (int(judged.sum()), "of them those whose other folds made a model"),
     }
     variables = {name: ((), value, {"units": "1", "long_name": words}) for name, (value, words) in found.items()}
     return xr.Dataset(
@@ -185,8 +194,8 @@ def _at_steps(of: xr.DataArray, axis: Hashable, steps: npt.NDArray[Any]) -> xr.D
 
 
 def cross_fitted(features: Floats, positive: Bools, fold: npt.NDArray[np.int64]) -> Floats:
-    """Each row's score by the logistic regression of the other folds; features [rows, features]; 0 where those have one kind."""
-    score = np.zeros(positive.size)
+    """Each row's score by the logistic regression of the other folds, NaN where they have one kind; features [rows, features]."""
+    score = np.full(positive.size, np.nan)
     for test in np.unique(fold):
         train = fold != test
         if 0 < positive[train].sum() < train.sum():

@@ -69,6 +69,9 @@ def history_of_frame(
     steps, losses = _numbers(frame, step), _numbers(frame, loss)
     if not np.isfinite(steps).all():
         raise ValueError(f"column {step!r}: every row needs a step, and {int((~np.isfinite(steps)).sum())} have none")
+    nameless = _empty(frame, run)
+    if nameless.any():
+        raise ValueError(f"column {run!r}: every row needs a run, and {int(nameless.sum())} have none")
     names = frame[run].to_numpy()
     runs = list(dict.fromkeys(names.tolist()))
     number = {name: i for i, name in enumerate(runs)}
@@ -97,6 +100,8 @@ def history_of_frame(
     for word, name in (("learning_rate", learning_rate), ("seed", seed)):
         if name is not None:
             values = _of_runs(frame, name, runs, row, order)
+            if word == "learning_rate":
+                _check_rates(values, name, runs)
             coords[word] = ("run", values.astype(np.float64) if word == "learning_rate" else values)
     return xr.Dataset(
         {
@@ -113,7 +118,16 @@ def _numbers(frame: pd.DataFrame, name: str) -> npt.NDArray[np.float64]:
     try:
         return np.asarray(frame[name].to_numpy(), np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"column {name!r} must be numbers, got {frame[name].iloc[0]!r} in its first row") from None
+        of = next(of for of in frame[name].tolist() if not _is_number(of))
+        raise ValueError(f"column {name!r} must be numbers, got {of!r}") from None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _of_runs(
@@ -121,13 +135,29 @@ def _of_runs(
 ) -> npt.NDArray[Any]:
     """A column's one value for each run."""
     values = frame[name].to_numpy()[order]
+    empty = np.flatnonzero(_empty(frame, name)[order])
+    if empty.size:
+        raise ValueError(f"run {runs[row[empty[0]]]} has no {name}: fill column {name!r}, or leave the option away")
     first = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1])
     own = values[first]
     differs = np.flatnonzero(values != own[row])
     if differs.size:
         at = differs[0]
-        raise ValueError(f"run {runs[row[at]]} has {name} {own[row[at]]!r} and {values[at]!r}: a run has one")
+        one, other = own.tolist()[row[at]], values.tolist()[at]
+        raise ValueError(f"run {runs[row[at]]} has {name} {one!r} and {other!r}: a run has one")
     return np.asarray(own)
+
+
+def _empty(frame: pd.DataFrame, name: str) -> npt.NDArray[np.bool_]:
+    """Rows of the table without anything in a column."""
+    blank = [isinstance(of, str) and not of.strip() for of in frame[name].tolist()]
+    return np.asarray(np.array(blank, np.bool_) | frame[name].isna().to_numpy(np.bool_), np.bool_)
+
+
+def _check_rates(values: npt.NDArray[Any], name: str, runs: list[Any]) -> None:
+    for run, of in zip(runs, values.tolist(), strict=True):
+        if isinstance(of, str) or not 0 < of < math.inf:
+            raise ValueError(f"run {run} has {name} {of}: a learning rate is a number above 0")
 
 
 def own_stability(

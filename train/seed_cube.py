@@ -36,9 +36,9 @@ def seed_grid(runs: xr.Dataset) -> xr.Dataset:
     """The cube: diverged, final_loss, clipped_loss, (recipe, learning_rate, seed); float64, NaN where there is no run.
 
     runs: diverged, final_loss and, if known, initial_loss, all (run), with coordinates recipe, learning_rate and seed on run, or
-    init_seed and data_seed. Recipes keep the order of their first runs, rates and seeds rise. clipped_loss: min(final, initial),
-    the initial loss where the final one is not finite (Wortsman et al. 2309.14322); without initial_loss it is not there.
-    ValueError where two runs would stand in one place, and where there is no run.
+    init_seed and data_seed. Recipes keep the order of their first runs, rates rise, and seeds too (see `in_order`).
+    clipped_loss: min(final, initial), the initial loss where the final one is not finite (Wortsman et al. 2309.14322); without
+    initial_loss it is not there. ValueError where two runs would stand in one place, and where there is no run.
     """
     known = runs.isel(run=runs["diverged"].notnull().values)
     if not known.sizes["run"]:
@@ -46,7 +46,7 @@ def seed_grid(runs: xr.Dataset) -> xr.Dataset:
     recipe = known["recipe"].values.astype(str).tolist()
     rate, seed = known["learning_rate"].values.astype(np.float64), seed_labels(known)
     recipes, rates = list(dict.fromkeys(recipe)), np.unique(rate)
-    seeds = sorted(set(seed), key=lambda label: (isinstance(label, str), label))
+    seeds = in_order(seed)
     column = {label: i for i, label in enumerate(seeds)}
     place = (
         np.array([recipes.index(name) for name in recipe]),
@@ -77,6 +77,24 @@ def seed_grid(runs: xr.Dataset) -> xr.Dataset:
         grid[name] = (DIMS, cube)
     grid.attrs["definition"] = str(runs["diverged"].attrs.get("definition", ""))
     return grid
+
+
+def in_order(labels: Sequence[object]) -> list[object]:
+    """Each label once, rising: those of a look are the first ones, however many seeds a study gains later.
+
+    Of "7/3" the seeds are numbers, and what counts first is how far up either is among its kind: a study that gains seeds of
+    weights, of batches or of both has its former ones in the places that they had.
+    """
+    known = list(dict.fromkeys(labels))
+    apart = [str(label).split("/") for label in known]
+    if not all(isinstance(of, str) for of in known) or not all(
+        len(pair) == 2 and all(part.isdecimal() for part in pair) for pair in apart
+    ):
+        return sorted(known, key=lambda label: (isinstance(label, str), label))
+    pairs = [(int(weights), int(batches)) for weights, batches in apart]
+    ranks = [{seed: i for i, seed in enumerate(sorted(set(of)))} for of in zip(*pairs, strict=True)]
+    place = {label: (ranks[0][i], ranks[1][d]) for label, (i, d) in zip(known, pairs, strict=True)}
+    return sorted(known, key=lambda label: (max(place[label]), place[label]))
 
 
 def clipped(final: Floats, initial: Floats) -> Floats:
