@@ -14,8 +14,8 @@ from rich.text import Text
 
 from exmy.busy import busy
 from exmy.console import output
+from exmy.outputs import write_text
 from train import StudyError, open_study
-from train.durable import atomically
 from train.study_alarms import VARIABLES, study_warnings
 
 ONSETS = {
@@ -39,12 +39,7 @@ def run_alarms(directory: Path, horizon: float, false_alarms: float, json_file: 
     console.print(alarms_table(found))
     for line in notes(found):
         console.print(Text(line), soft_wrap=True)
-    if json_file is not None:
-        try:
-            with atomically(json_file) as aside:
-                aside.write_text(as_json(found), encoding="utf-8")
-        except OSError as error:
-            raise StudyError(f"{json_file}: can't be written ({error.strerror}); name another place") from None
+    write_text(json_file, lambda: as_json(found))
 
 
 def alarms_table(found: xr.Dataset) -> Table:

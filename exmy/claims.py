@@ -16,11 +16,11 @@ from rich.text import Text
 from exmy.busy import busy
 from exmy.console import output
 from exmy.groups import groups
+from exmy.outputs import write_text
 from exmy.verdict import runs_together
 from train import StudyError, seed_grid
 from train.claims import UNITS, Claims, Judged, by_study, judge, read_claims
 from train.directory import study_of
-from train.durable import atomically
 
 STYLES = {"supported": "green", "refuted": "bold red", "undecided": "yellow", "not tested": "dim"}
 
@@ -50,12 +50,7 @@ def run_claims(directories: Sequence[Path], file: Path, json_file: Path | None) 
     console.print(claims_table(found, claims.alpha))
     for line in lines(claims, found):
         console.print(Text(line), soft_wrap=True)
-    if json_file is not None:
-        try:
-            with atomically(json_file) as aside:
-                aside.write_text(as_json(claims, found), encoding="utf-8")
-        except OSError as error:
-            raise StudyError(f"{json_file}: can't be written ({error.strerror}); name another place") from None
+    write_text(json_file, lambda: as_json(claims, found))
     return not any(of.state == "refuted" and of.claim.expected for of in found)
 
 

@@ -17,8 +17,8 @@ from exmy.compare_page import adjustment, compare_page, interval_rule, notes, p_
 from exmy.console import output
 from exmy.costs import Comparison, Cost, Panel, compare
 from exmy.grids import SUFFIXES
+from exmy.outputs import write_whole
 from train import StudyError, open_study
-from train.durable import atomically
 from train.store import STUDY_FILE
 from train.study_file import read_study
 
@@ -60,11 +60,7 @@ def run_compare(
         text = compare_page(comparison, tree, read_study(directory / STUDY_FILE), directory, page, figure)
         writers[page] = lambda aside: aside.write_text(text, encoding="utf-8")
     for path, write in writers.items():
-        try:
-            with atomically(path) as aside:
-                write(aside)
-        except OSError as error:
-            raise StudyError(f"{path}: can't be written ({error.strerror}); name another place") from None
+        write_whole(path, write)
         console.print(Text(str(path)), soft_wrap=True)
 
 

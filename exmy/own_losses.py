@@ -17,9 +17,9 @@ from rich.text import Text
 
 from exmy.busy import busy
 from exmy.console import output
+from exmy.outputs import write_text
 from exmy.verdict import as_content, sentence, verdict_table
 from train import StudyError
-from train.durable import atomically
 from train.own_losses import by_group, history_of_frame, own_stability
 from train.seed_cube import seed_grid
 from train.stability import DivergenceSettings
@@ -56,12 +56,7 @@ def run_stability(
     said = [f"{of.message}." for of in told if issubclass(of.category, UserWarning)]
     for line in [*notes(found, summary, history, settings, unlogged), *said]:
         console.print(Text(line), soft_wrap=True)
-    if json_file is not None:
-        try:
-            with atomically(json_file) as aside:
-                aside.write_text(as_json(found, summary, verdicts), encoding="utf-8")
-        except OSError as error:
-            raise StudyError(f"{json_file}: can't be written ({error.strerror}); name another place") from None
+    write_text(json_file, lambda: as_json(found, summary, verdicts))
 
 
 def own_verdicts(

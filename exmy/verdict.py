@@ -19,8 +19,8 @@ from rich.text import Text
 from exmy.busy import busy
 from exmy.console import output
 from exmy.groups import groups
+from exmy.outputs import write_text
 from train import StudyError, open_study
-from train.durable import atomically
 from train.seed_cube import seed_grid, study_runs
 from train.verdicts import HOLDS, VARIABLES, VerdictSettings, verdict
 
@@ -52,12 +52,7 @@ def run_verdict(
         console.print(Text(sentence(of)), soft_wrap=True)
         console.print(verdict_table(of))
     console.print(Text(f"Diverged means {definition}."), soft_wrap=True)
-    if json_file is not None:
-        try:
-            with atomically(json_file) as aside:
-                aside.write_text(as_json(found, definition), encoding="utf-8")
-        except OSError as error:
-            raise StudyError(f"{json_file}: can't be written ({error.strerror}); name another place") from None
+    write_text(json_file, lambda: as_json(found, definition))
     return all(str(of["state"].values[0]) in HOLDS for _, of in found)
 
 
