@@ -20,6 +20,7 @@ from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]  # [R, P] -> [R, P], symmetric for each run
 SLAB = 2**26  # elements of a basis that are restarted at a time
+STRETCH = 2**14  # of a vector, that an inner product is the sum of
 
 
 class Largest(NamedTuple):
@@ -34,50 +35,65 @@ class Largest(NamedTuple):
 
 
 class Basis:
-    """Orthonormal vectors V [R, m, P] and the projected matrix T [R, m, m], in FP64; on a device of their own, if told."""
+    """Orthonormal vectors V [m, R, Q] and the projected matrix T [R, m, m], in FP64; on a device of their own, if told.
+
+    Q is P filled up with zeros to whole stretches, since a library's product of a few long rows with a vector keeps a row to a
+    few of a GPU's multiprocessors: rows are cut, the pieces multiplied beside each other, and their sums added in FP64.
+    """
 
     def __init__(self, start: Tensor, size: int, fresh: bool, on: torch.device | None = None) -> None:
-        R, P = start.shape
+        R, self.P = start.shape
         self.works_on, start = start.device, start.to(on or start.device)
-        self.V = start.new_zeros(R, size + 1, P)
+        stretch = min(self.P, STRETCH)
+        self.V = start.new_zeros(size + 1, R, -(-self.P // stretch) * stretch)
+        self.cut = (-1, stretch)
         self.T = torch.zeros(R, size, size, dtype=torch.float64, device=start.device)
-        self.V[:, 0] = start / start.norm(dim=1, keepdim=True)
+        self.V[0, :, : self.P] = start / start.norm(dim=1, keepdim=True)
         self.length, self.fresh = 0, fresh
         self.rest = torch.zeros(R, dtype=torch.float64, device=start.device)
 
     def extend(self, apply: Operator) -> None:
         """Multiply the newest vector, and make the next of what is left; where nothing is, the space is invariant."""
         j = self.length
-        w = apply(self.V[:, j].to(self.works_on)).to(self.V.device)
-        so_far = self.V[:, : j + 1]
+        w = self.V[j + 1]
+        w[:, : self.P] = apply(self.V[j, :, : self.P].to(self.works_on))
         size = w.norm(dim=1)
-        taken = torch.zeros(len(w), j + 1, dtype=torch.float64, device=w.device)
-        for _ in range(2):
-            along = torch.einsum("rjp,rp->rj", so_far, w)
-            w = w - torch.einsum("rj,rjp->rp", along, so_far)
-            taken += along
+        taken = self.orthogonalise(w, j + 1)
         rest = w.norm(dim=1)
         # What rounding leaves of w, where nothing should be left, is no direction.
         gone = rest <= 10 * (j + 1) * torch.finfo(w.dtype).eps * size
         rest = torch.where(gone, torch.zeros_like(rest), rest)
-        self.V[:, j + 1] = w / rest[:, None]
+        w /= rest[:, None]
         if gone.any():
-            self.V[:, j + 1] = torch.where(gone[:, None], self.beyond(j + 1), self.V[:, j + 1])
+            w.copy_(torch.where(gone[:, None], self.beyond(j + 1), w))
         self.T[:, : j + 1, j] = taken
         self.T[:, j, : j + 1] = taken
         self.rest = rest.double()
         self.length = j + 1
 
+    def orthogonalise(self, w: Tensor, m: int) -> Tensor:
+        """Take out of w [R, Q], in place and twice, what lies along the first m vectors: [R, m], in FP64."""
+        R, so_far = len(w), self.V[:m]
+        taken = torch.zeros(R, m, dtype=torch.float64, device=w.device)
+        for _ in range(2):
+            pieces = so_far.view(m, *self.cut).transpose(0, 1) @ w.view(*self.cut, 1)
+            along = pieces.view(R, -1, m).sum(1, dtype=torch.float64)
+            w[:, None].baddbmm_(along[:, None].to(w), so_far.transpose(0, 1), alpha=-1)
+            taken += along
+        return taken
+
     def beyond(self, j: int) -> Tensor:
         """A next vector for an invariant space: zero, or a random one orthogonal to the first j, to look further."""
-        R, _, P = self.V.shape
-        w = self.V.new_zeros(R, P)
-        if self.fresh and j < P:
-            w += torch.randn(P, generator=torch.Generator().manual_seed(j), dtype=torch.float64).to(w)
-            for _ in range(2):
-                w = w - torch.einsum("rj,rjp->rp", torch.einsum("rjp,rp->rj", self.V[:, :j], w), self.V[:, :j])
+        w = torch.zeros_like(self.V[j])
+        if self.fresh and j < self.P:
+            w[:, : self.P] = torch.randn(self.P, generator=torch.Generator().manual_seed(j), dtype=torch.float64).to(w)
+            self.orthogonalise(w, j)
             w = w / w.norm(dim=1, keepdim=True)
         return w
+
+    def combined(self, weights: Tensor) -> Tensor:
+        """Combinations [R, k, P] of the first m vectors by weights [R, m, k]."""
+        return torch.einsum("rmk,mrp->rkp", weights.to(self.V.dtype), self.V[: weights.shape[1], :, : self.P])
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Ritz values [R, m], ascending, and the eigenvectors of T, [R, m, m]; NaN of a run whose T has one."""
@@ -93,11 +109,10 @@ class Basis:
         values, vectors = self.ritz()
         best = vectors[:, :, -keep:].to(self.V.dtype)
         # In slabs of the parameters, so that no second basis lies beside this one.
-        slab = max(1, SLAB // (self.V.shape[0] * self.length))
+        slab = max(1, SLAB // (self.V.shape[1] * self.length))
         for part in self.V.split(slab, 2):
-            part[:, :keep] = torch.einsum("rmk,rmp->rkp", best, part[:, : self.length])
-            part[:, keep] = part[:, self.length]
-            part[:, keep + 1 :] = 0
+            part[:keep] = torch.einsum("rmk,mrp->krp", best, part[: self.length])
+        self.V[keep] = self.V[self.length]
         self.T.zero_()
         self.T[:, :keep, :keep] = torch.diag_embed(values[:, -keep:])
         self.length = keep
@@ -122,11 +137,14 @@ def largest(
     """
     R, P = start.shape
     space = Basis(start, min(basis, P), fresh=True, on=on)
-    values = torch.full((R, k), torch.nan, dtype=torch.float64, device=space.V.device)
+    device = space.V.device
+    values = torch.full((R, k), torch.nan, dtype=torch.float64, device=device)
     bounds, sizes, vectors = values.clone(), values.clone(), space.V.new_full((R, k, P), torch.nan)
-    norm = torch.zeros(R, 1, dtype=torch.float64, device=space.V.device)
-    done = torch.zeros(R, dtype=torch.bool, device=space.V.device)
-    converged, counts = done.clone(), torch.zeros(R, dtype=torch.int64, device=space.V.device)
+    norm = torch.zeros(R, 1, dtype=torch.float64, device=device)
+    done = torch.zeros(R, dtype=torch.bool, device=device)
+    converged, counts = done.clone(), torch.zeros(R, dtype=torch.int64, device=device)
+    # Of runs that are done, how their vectors combine the basis, which takes a pass over all of it: once before it changes.
+    weights, awaited = values.new_zeros(R, space.T.shape[1], k), done.clone()
     for n in range(1, products + 1):
         space.extend(apply)
         m = space.length
@@ -139,17 +157,22 @@ def largest(
             size = norm.expand(-1, k) if of_operator else theta[:, -k:].abs()
             found = (residuals <= tolerance * size).all(1)
         ended = (space.rest == 0) if m >= k else torch.zeros_like(done)
-        stop = (found | broken | ended | torch.tensor(n == products, device=done.device)) & ~done
+        stop = (found | broken | ended | torch.tensor(n == products, device=device)) & ~done
         counts[~done] = n
         if stop.any() and m >= k:
-            best = torch.einsum("rmk,rmp->rkp", y[:, :, -k:].to(start.dtype), space.V[:, :m]).flip(1)
-            vectors[stop], values[stop] = best[stop], theta[stop][:, -k:].flip(1)
+            weights[stop, :m] = y[stop][:, :, -k:].flip(2)
+            awaited |= stop
+            values[stop] = theta[stop][:, -k:].flip(1)
             bounds[stop], converged[stop] = residuals[stop].flip(1), found[stop] & ~broken[stop]
             sizes[stop] = size[stop].flip(1)
         done |= stop
+        full = m == space.T.shape[1]
+        if awaited.any() and (full or done.all()):
+            vectors[awaited] = space.combined(weights[:, :m])[awaited]
+            weights, awaited = torch.zeros_like(weights), torch.zeros_like(awaited)
         if done.all():
             break
-        if m == space.T.shape[1]:
+        if full:
             space.restart(min(m - 1, k + (m - k) // 2))
     return Largest(*(found.to(start.device) for found in (values, vectors, bounds, converged, counts, sizes)))
 

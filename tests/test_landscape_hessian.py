@@ -496,6 +496,18 @@ def test_a_basis_restarts_in_slabs_and_makes_no_second_one(monkeypatch: pytest.M
     np.testing.assert_allclose(slabs.hessian_eigenvalue, whole.hessian_eigenvalue, rtol=1e-12)
 
 
+def test_long_vectors_are_multiplied_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 parameters in stretches of 7, with three zeros behind them: eigenvalues are NumPy's, vectors fit them."""
+    A = torch.stack([wishart(60, 70, seed=i) for i in range(3)])
+    monkeypatch.setattr(lanczos, "STRETCH", 7)
+    assert lanczos.Basis(random(3, 60), 6, fresh=True).V.shape == (7, 3, 63)
+    want = np.linalg.eigvalsh(A.numpy())[:, :-3:-1]
+    found = hessian_eigenvalues(quadratic(A), 2, basis=6, tolerance=1e-8, max_hvp=400)
+    np.testing.assert_allclose(found.dataset.hessian_eigenvalue, want, rtol=1e-12)
+    turned = torch.einsum("rij,rkj->rki", A, found.vectors)
+    np.testing.assert_allclose(turned, torch.from_numpy(want.copy())[..., None] * found.vectors, atol=1e-6 * want.max())
+
+
 @pytest.mark.cuda
 def test_a_basis_in_the_hosts_memory_finds_the_same(cuda: torch.device) -> None:
     A = torch.stack([wishart(60, 70, seed=i) for i in range(2)]).to(cuda)
