@@ -1,8 +1,8 @@
 """Lanczos' method for a stack of R symmetric operators at once, each as if it were alone.
 
 From a start v_1, each step multiplies once, w = A v_j, and takes out of w what lies along v_1 ... v_j. What is taken out is the
-projected matrix T = V^T A V, whose eigenvalues (Ritz values) approach those of A from inside, the outer ones first. All earlier
-vectors are taken out, twice: with the two neighbours that suffice in exact arithmetic, the basis loses its orthogonality as soon
+projected matrix T = V^T A V, whose eigenvalues (Ritz values) approach those of A from inside, the outer ones first. After the two
+neighbours, which suffice in exact arithmetic, all earlier vectors are taken out: else the basis loses its orthogonality as soon
 as an eigenvalue converges, and finds it again and again.
 
 A basis that is full is restarted thick (Wu & Simon 2000): the best Ritz vectors are kept, with the next vector of the recurrence,
@@ -58,7 +58,7 @@ class Basis:
         w = self.V[j + 1]
         w[:, : self.P] = apply(self.V[j, :, : self.P].to(self.works_on))
         size = w.norm(dim=1)
-        taken = self.orthogonalise(w, j + 1)
+        taken = self.orthogonalise(w, j + 1, max(0, j - 1))
         rest = w.norm(dim=1)
         # What rounding leaves of w, where nothing should be left, is no direction.
         gone = rest <= 10 * (j + 1) * torch.finfo(w.dtype).eps * size
@@ -71,15 +71,16 @@ class Basis:
         self.rest = rest.double()
         self.length = j + 1
 
-    def orthogonalise(self, w: Tensor, m: int) -> Tensor:
-        """Take out of w [R, Q], in place and twice, what lies along the first m vectors: [R, m], in FP64."""
-        R, so_far = len(w), self.V[:m]
+    def orthogonalise(self, w: Tensor, m: int, since: int = 0) -> Tensor:
+        """Take out of w [R, Q], in place, what lies along vectors since .. m, and then along the first m: [R, m], in FP64."""
+        R = len(w)
         taken = torch.zeros(R, m, dtype=torch.float64, device=w.device)
-        for _ in range(2):
-            pieces = so_far.view(m, *self.cut).transpose(0, 1) @ w.view(*self.cut, 1)
-            along = pieces.view(R, -1, m).sum(1, dtype=torch.float64)
-            w[:, None].baddbmm_(along[:, None].to(w), so_far.transpose(0, 1), alpha=-1)
-            taken += along
+        for first in (since, 0):
+            vectors = self.V[first:m]
+            pieces = vectors.view(m - first, *self.cut).transpose(0, 1) @ w.view(*self.cut, 1)
+            along = pieces.view(R, -1, m - first).sum(1, dtype=torch.float64)
+            w[:, None].baddbmm_(along[:, None].to(w), vectors.transpose(0, 1), alpha=-1)
+            taken[:, first:] += along
         return taken
 
     def beyond(self, j: int) -> Tensor:

@@ -496,6 +496,20 @@ def test_a_basis_restarts_in_slabs_and_makes_no_second_one(monkeypatch: pytest.M
     np.testing.assert_allclose(slabs.hessian_eigenvalue, whole.hessian_eigenvalue, rtol=1e-12)
 
 
+def test_a_basis_stays_orthonormal_in_fp32_over_restarts() -> None:
+    """150 steps past three eigenvalues that converge in ten: what a step leaves of them would come back in every later one."""
+    values = torch.cat([torch.tensor([1e4, 3e3, 1e3]), torch.logspace(2, -3, 297)]).double()
+    turn = torch.linalg.qr(random(2, 300, 300))[0]
+    A = ((turn * values) @ turn.mT).float()
+    space = lanczos.Basis(random(2, 300).float(), 60, fresh=True)
+    for _ in range(150):
+        space.extend(lambda v: torch.einsum("rij,rj->ri", A, v))
+        V = space.V[: space.length + 1].transpose(0, 1)
+        assert (V @ V.mT - torch.eye(space.length + 1)).abs().max() < 5e-6
+        if space.length == 60:
+            space.restart(30)
+
+
 def test_long_vectors_are_multiplied_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """60 parameters in stretches of 7, with three zeros behind them: eigenvalues are NumPy's, vectors fit them."""
     A = torch.stack([wishart(60, 70, seed=i) for i in range(3)])

@@ -417,6 +417,7 @@ def test_what_whole_sweeps_cost_is_in_the_page() -> None:
         passes = sum(kind["a_pack"] * kind["kernel_seconds"] for kind in busy["kinds"].values())
         assert busy["busy_share"] == pytest.approx(busy["packs"] * passes / busy["wall_seconds"])
         assert f"{100 * busy['busy_share']:.1f} % of {busy['wall_seconds']:.1f} s" in page
+    assert h100["busy"]["busy_share"] >= 0.95
     kept = h100["checkpoint"]["4x128"]
     cost = kept["cost_seconds"]["median"] / kept["interval_seconds"]
     assert kept["times_as_long"] == pytest.approx(1 + cost)
