@@ -23,12 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from landscape.curvature import labelled, random_vectors
+from landscape.curvature import labelled
 from landscape.errors import LandscapeError
 from landscape.lanczos import Operator, largest
 from landscape.products import Problem
@@ -151,7 +152,9 @@ def _eigenvalues(
 
 
 def _start(problem: Problem, start: Tensor | None, seed: int) -> Tensor:
-    drawn = random_vectors(problem, 1, seed, "gaussian")
+    # Uniform numbers take a tenth of a normal distribution's time, in the host while a GPU waits, and have the same bits anywhere.
+    uniform = np.random.Generator(np.random.Philox(seed)).random(problem.P, dtype=np.float32)
+    drawn = 2 * torch.from_numpy(uniform).to(problem.point) - 1
     noise: Tensor = (drawn / drawn.norm()).expand(problem.R, -1)
     if start is None:
         return noise

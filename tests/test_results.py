@@ -473,3 +473,24 @@ def test_what_second_derivatives_cost_is_in_the_page() -> None:
         most = max(row.values()) / 1e9
         assert f"| {pieces} | {program} | {row['first_bytes'] / 1e9:.1f} GB | {row['bytes'] / 1e9:.1f} GB |" in page
         assert ("8 at" in pieces) or most < 40
+
+
+def test_what_the_largest_eigenvalue_costs_beside_peers_is_in_the_page() -> None:
+    page, cases = (
+        (ROOT / "docs" / "landscape.md").read_text(encoding="utf-8"),
+        content("h200-curvature.json")["lambda"]["cases"],
+    )
+    for tokens in ("256", "2,048"):
+        name = f"6x384 R32, {tokens} tokens, "
+        own = [cases[f"{name}exmy{how}"] for how in ("", ", residual 0.03")]
+        for told in own:
+            seconds, residual = told["seconds_a_run"]["median"], told["relative_residual"]["median"]
+            assert f"| {seconds:.3f} s | {residual:.1e} | | |" in page
+            assert seconds == pytest.approx(told["seconds"]["median"] / 32)
+        for peer in ("pyhessian_style", "power_iteration", "curvlinops"):
+            told = cases[name + peer]
+            mean, residual = told["mean_seconds_a_run"], told["relative_residual"]["median"]
+            strict, loose = (mean / one["seconds_a_run"]["median"] for one in own)
+            assert f"| {mean:.3f} s | {residual:.1e} | {strict:.3g} | {loose:.3g} |" in page
+    largest = cases["6x384 R32, 2,048 tokens, pyhessian_style"]["eigenvalue"]
+    assert f"in {sum(value < 0 for value in largest)} of those {len(largest)} runs a negative one" in page
