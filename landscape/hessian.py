@@ -152,7 +152,7 @@ def _eigenvalues(
 
 
 def _start(problem: Problem, start: Tensor | None, seed: int) -> Tensor:
-    # Uniform numbers take a tenth of a normal distribution's time, in the host while a GPU waits, and have the same bits anywhere.
+    # Uniform numbers take a tenth of the time of normal ones, in the host while a GPU waits, and have the same bits anywhere.
     uniform = np.random.Generator(np.random.Philox(seed)).random(problem.P, dtype=np.float32)
     drawn = 2 * torch.from_numpy(uniform).to(problem.point) - 1
     noise: Tensor = (drawn / drawn.norm()).expand(problem.R, -1)
