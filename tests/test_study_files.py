@@ -63,8 +63,8 @@ def test_all_studies_together_fit_an_hour_of_one_h100(h100: torch.device) -> Non
 def test_no_pilot_has_a_seed_of_a_study_or_a_claim() -> None:
     pilots, studies = [read_study(path) for path in PILOTS], [read_study(path) for path in FILES]
     assert pilots
-    seeds = [{seed for axes in study.blocks for seed in axes.seed} for study in (*pilots, *studies)]
-    assert not set.union(*seeds[: len(pilots)]) & set.union(*seeds[len(pilots) :])
+    theirs, ours = ({seed for of in each for axes in of.blocks for seed in axes.seed} for each in (pilots, studies))
+    assert not theirs & ours
     assert not {study.name for study in pilots} & {claim.study for claim in CLAIMS.claims}
 
 
@@ -126,7 +126,9 @@ def test_a_study_trains_in_miniature_and_its_claims_are_undecided(
     tree = open_study(out)
     assert tree.attrs["runs_finished"] == tree.attrs["runs_planned"] > 0
     full = read_study(path)
-    assert {PEERS.get(name, name) for name in full.recipes_named} == set(tree["history"]["recipe"].values.tolist())
+    assert {PEERS.get(name, name) for name in full.recipes_named} == set(
+        tree["summary"].to_dataset()["recipe"].values.tolist()
+    )
     if path in PILOTS:
         assert not about
         return
@@ -151,7 +153,15 @@ def looked_at(claim: Claim) -> Claim:
     return claim.model_copy(update={"looks": (2,), "smallest_n": 2})
 
 
-# --- on the datasets that are committed
+# --- on the datasets that are committed: digests, made by `make study` (see `train.digest`)
+
+
+def test_committed_datasets_are_small() -> None:
+    """In bytes: of each study 4 MB, and 40 MB of all that is in studies/results."""
+    folder = STUDIES / "results"
+    each = {of.name: sum(path.stat().st_size for path in of.rglob("*") if path.is_file()) for of in folder.iterdir()}
+    assert {name: size for name, size in each.items() if size > 4e6} == {}
+    assert 0 < sum(each.values()) < 40e6
 
 
 @pytest.mark.parametrize("name", NAMES)
