@@ -97,7 +97,7 @@ def export(directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path
     Example: exmy export runs/mine --digest results/mine
     """  # noqa: D301
     if zarr is None and netcdf is None and digest is None:
-        raise click.UsageError("name what to write: --zarr OUT, --netcdf OUT.nc or --digest OUT")
+        raise click.UsageError("name what to write: --zarr OUT, --netcdf OUT.nc, --digest OUT")
     from exmy.export import export_study
     from train import StudyError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -24,9 +23,6 @@ PILOTS = sorted((STUDIES / "pilots").glob("*.toml"))
 CLAIMS = read_claims(default_claims())
 H100 = Rates(700e12, 2.9e12)  # as benchmarks/results/h100-packs.json has them
 MINUTES = 55  # on one H100, of all studies together
-HEAD = re.compile(
-    r"^# ([\d,]+) runs, (\d+) programs; on an H100 about ([\d.]+) minutes of training and ([\d.]+) of compiling", re.M
-)
 
 
 @pytest.fixture
@@ -47,12 +43,12 @@ def taken(path: Path, device: torch.device) -> tuple[int, int, Estimate]:
 
 @pytest.mark.parametrize("path", [*FILES, *PILOTS], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_studys_head_says_what_it_takes(path: Path, h100: torch.device) -> None:
-    said = HEAD.search(path.read_text(encoding="utf-8"))
-    assert said, "no such line"
     runs, programs, found = taken(path, h100)
-    assert (int(said[1].replace(",", "")), int(said[2])) == (runs, programs)
-    assert float(said[3]) == pytest.approx(found.seconds / 60, abs=0.051)
-    assert float(said[4]) == pytest.approx(found.compiling / 60, abs=0.051)
+    line = (
+        f"# {runs:,} runs, {programs} programs; on an H100 about {found.seconds / 60:.1f} minutes of training and "
+        f"{found.compiling / 60:.1f} of compiling (train/estimate.py).\n"
+    )
+    assert line in path.read_text(encoding="utf-8"), f"it takes what this line says: {line}"
 
 
 def test_all_studies_together_fit_an_hour_of_one_h100(h100: torch.device) -> None:
