@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Tests beside each other, a process each; every one of them takes a gigabyte or two.
 JOBS   ?= 2
 
-.PHONY: install sweep test survive fuzz verify verify-gpu conformance recipes recipes-page bench lint clean
+.PHONY: install sweep study test survive fuzz verify verify-gpu conformance recipes recipes-page bench lint clean
 
 install: $(READY)
 
@@ -20,6 +20,14 @@ $(READY): requirements.lock requirements-without-dependencies.lock pyproject.tom
 
 sweep: $(READY)
 	$(BIN)/exmy sweep $(ARGS)
+
+# A study of studies/ again, on a GPU: make study STUDY=seeds. What is missing of it is trained into runs/seeds, its digest goes
+# into studies/results/seeds, and its claims are judged by it. Minutes: the head of its file says how many.
+study: $(READY)
+	@test -f studies/$(STUDY).toml || { echo "make study STUDY=NAME, where studies/NAME.toml is a study"; exit 2; }
+	$(BIN)/exmy sweep studies/$(STUDY).toml --out runs/$(STUDY) $(ARGS)
+	$(BIN)/exmy export runs/$(STUDY) --digest studies/results/$(STUDY) --force
+	$(BIN)/exmy claims studies/results/$(STUDY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)

@@ -40,7 +40,7 @@ def run_claims(directories: Sequence[Path], file: Path, json_file: Path | None) 
     if not by_name.keys() & wanted:
         raise StudyError(f"{file}: no claim is about {', '.join(by_name)}; its studies are {', '.join(sorted(wanted))}")
     with busy("reading runs"):
-        grids = {name: _grids(of) for name, of in by_name.items() if name in wanted}
+        grids = {name: grids_of(of) for name, of in by_name.items() if name in wanted}
     try:
         with busy("judging claims"):
             found = judge(claims, by_study(grids))
@@ -54,7 +54,8 @@ def run_claims(directories: Sequence[Path], file: Path, json_file: Path | None) 
     return not any(of.state == "refuted" and of.claim.expected for of in found)
 
 
-def _grids(directories: Sequence[Path]) -> dict[tuple[tuple[str, str], ...], xr.Dataset]:
+def grids_of(directories: Sequence[Path]) -> dict[tuple[tuple[str, str], ...], xr.Dataset]:
+    """A study's runs as `by_study` takes them, of all its directories together; StudyError where two are one."""
     runs, _, _ = runs_together(directories)
     try:
         return {tuple(group.where.items()): seed_grid(runs.isel(run=group.runs)) for group in groups(runs)}

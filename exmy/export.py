@@ -1,4 +1,5 @@
-"""`exmy export`: a whole study in one place for other tools, a Zarr store or a netCDF file, written a few hundred runs at a time.
+"""`exmy export`: a whole study in one place for other tools, a Zarr store or a netCDF file, written a few hundred runs at a time;
+or a small study directory that has what is said of it (see `train.digest`).
 
 What is written aside gets its name once it is whole; what had the name before goes only then. Values, labels and attributes are
 those of `open_study`: `xr.open_datatree(OUT, engine="zarr")` gives them back, bit for bit. Zarr's format 2: it has strings and
@@ -19,6 +20,8 @@ import numpy as np
 import xarray as xr
 
 from train import StudyError, open_study
+from train.digest import has_digest, write_digest
+from train.directory import pack_names
 from train.durable import PART, atomically
 from train.store import ENGINE
 from train.waiting import Waiting
@@ -26,18 +29,27 @@ from train.waiting import Waiting
 ZARR_MARKS = (".zgroup", "zarr.json")  # of a store, in format 2 and 3
 
 
-def export_study(directory: Path, zarr: Path | None, netcdf: Path | None, *, force: bool = False) -> list[Path]:
-    """Write the study to a Zarr store, a netCDF file or both; what was written.
+def export_study(
+    directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path | None = None, *, force: bool = False
+) -> list[Path]:
+    """Write the study to a Zarr store, a netCDF file and a digest, as far as they are named; what was written.
 
     force: replace what is there. StudyError, before anything is read, where that can't or should not be done.
     """
-    outs = [out for out in (zarr, netcdf) if out is not None]
+    outs = [out for out in (zarr, netcdf, digest) if out is not None]
     for out in outs:
         _check_target(directory, out, force=force)
     if zarr is not None:
         _check_zarr(zarr)
-    tree = open_study(directory, chunks="auto")
+    if digest is not None:
+        _check_digest(directory, digest)
     try:
+        if digest is not None:
+            with _folder_aside(digest) as aside:
+                write_digest(open_study(directory), directory, aside)
+        if zarr is None and netcdf is None:
+            return outs
+        tree = open_study(directory, chunks="auto")
         if zarr is not None:
             _write_zarr(tree, zarr)
         if netcdf is not None:
@@ -62,6 +74,13 @@ def _check_zarr(out: Path) -> None:
     is_store = out.is_dir() and (not any(out.iterdir()) or any((out / mark).exists() for mark in ZARR_MARKS))
     if out.exists() and not is_store:
         raise StudyError(f"{out}: no Zarr store, so --force does not replace it; name another place")
+
+
+def _check_digest(directory: Path, out: Path) -> None:
+    if has_digest(directory) and not pack_names(directory):
+        raise StudyError(f"{directory} is a digest itself: copy it")
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or has_digest(out)) and not pack_names(out)):
+        raise StudyError(f"{out}: no digest of a study, so --force does not replace it; name another place")
 
 
 @contextlib.contextmanager

@@ -79,21 +79,30 @@ def status(directory: Path, as_json: bool) -> None:
     "--zarr", metavar="OUT", type=click.Path(path_type=Path), help="A Zarr store, for xarray, dask and others."
 )
 @click.option("--netcdf", metavar="OUT.nc", type=click.Path(path_type=Path), help="One netCDF-4 file.")
+@click.option(
+    "--digest",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="A small study directory: histories every tenth step, signals of four seeds, all else whole.",
+)
 @click.option("--force", is_flag=True, help="Replace what is there.")
-def export(directory: Path, zarr: Path | None, netcdf: Path | None, *, force: bool) -> None:
+def export(directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path | None, *, force: bool) -> None:
     """Write a study as one Zarr store or netCDF file, in bounded memory; xarray.open_datatree(OUT, engine="zarr") opens it.
+
+    A digest is a directory of a few megabytes, to be kept in a repository; every command that opens a study opens it.
 
     \b
     Example: exmy export runs/mine --zarr mine.zarr
     Example: exmy export runs/mine --netcdf mine.nc
+    Example: exmy export runs/mine --digest results/mine
     """  # noqa: D301
-    if zarr is None and netcdf is None:
-        raise click.UsageError("name what to write: --zarr OUT, --netcdf OUT.nc or both")
+    if zarr is None and netcdf is None and digest is None:
+        raise click.UsageError("name what to write: --zarr OUT, --netcdf OUT.nc, --digest OUT")
     from exmy.export import export_study
     from train import StudyError
 
     try:
-        written = export_study(directory, zarr, netcdf, force=force)
+        written = export_study(directory, zarr, netcdf, digest, force=force)
     except StudyError as error:
         raise Refused(str(error)) from None
     for path in written:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import xarray as xr
 from click.testing import CliRunner, Result
 from scipy import stats
 
-from exmy.claims import default_claims
 from exmy.claims import seeds as seeds_shown
 from exmy.cli import main
+from exmy.groups import groups
 from tests.test_windows import NAN, grid
-from train import StudyError, read_study
-from train.claims import Claims, by_study, judge, read_claims
+from train import StudyError
+from train.claims import Claim, Claims, by_study, judge, read_claims
 from train.equivalence import apart_rates
 from train.proportions import Pairs
 from train.sequential import sign_looks
@@ -160,6 +161,10 @@ def test_what_is_not_spent_by_looks_is_divided_among_them(statistic: str) -> Non
     ({"expect": "alike", "margin": 0.1, "statistic": "window"}, "tested of divergence and loss"),
     ({"margin": 0.1}, "a margin belongs to"), ({"look": [3]}, r"claims\.0\.look: Extra inputs"),
     ({"statistic": "speed"}, r"claims\.0\.statistic"), ({"smallest_n": 0}, "smallest_n"),
+    ({"beyond": {"width": 64}}, "beyond is for differences of loss, and statistic is 'divergence'"),
+    ({"beyond": {"width": 64}, "where": {"width": 64.0}, "statistic": "loss"}, "beyond names the runs that where names"),
+    ({"beyond": {}, "statistic": "loss"}, r"claims\.0\.beyond"), ({"where": {"width": [64]}}, r"claims\.0\.where\.width"),
+    ({"loss_margin": 0.5}, "loss_margin is a window's"), ({"loss_margin": 0, "statistic": "window"}, "loss_margin"),
 ])  # fmt: skip
 def test_rules_that_are_no_rules_are_refused_in_a_line(tmp_path: Path, change: dict[str, Any], what: str) -> None:
     path = write(tmp_path, [ONE | change])
@@ -179,21 +184,82 @@ def test_recipes_and_groups_that_are_not_there_are_refused() -> None:
         find(other)
 
 
+@pytest.mark.parametrize(("given", "word"), [
+    (640, "640"), (1.0, "1"), (0.00390625, "0.00390625"), (math.inf, "inf"), ("python", "python"),
+])  # fmt: skip
+def test_a_group_may_be_named_by_a_number_as_the_study_file_has_it(given: object, word: str) -> None:
+    (claim,) = claims({"where": {"axis": given}}).claims
+    assert claim.where == {"axis": word}
+    runs = xr.Dataset(coords={"run": [0, 1], "axis": ("run", [given, "other" if isinstance(given, str) else 7.5])})
+    assert groups(runs)[0].where == claim.where, "as the study's runs are grouped"
+
+
+WIDE, NARROW = {"width": "640"}, {"width": "64"}
+
+
+def by_width(wide: xr.Dataset, narrow: xr.Dataset | None) -> Callable[[Claim], xr.Dataset | None]:
+    return lambda claim: {"640": wide, "64": narrow}[claim.where["width"]]
+
+
+@pytest.mark.parametrize(("expect", "state"), [("higher", "supported"), ("lower", "refuted")])
+def test_a_difference_beyond_another_is_taken_seed_by_seed(expect: str, state: str) -> None:
+    """a costs 0.3 where it is wide and 0.1 where it is narrow, on 12 seeds that both have; each width at its own best rate."""
+    rng = np.random.default_rng(5)
+    noise = rng.normal(0, 0.01, (4, 14))
+    wide = grid({"a": [[9.0] * 14, (2.3 + noise[0]).tolist()], "b": [[9.0] * 14, (2.0 + noise[1]).tolist()]})
+    narrow = grid({"a": [(3.1 + noise[2]).tolist(), [9.0] * 14], "b": [(3.0 + noise[3]).tolist(), [9.0] * 14]})
+    wide, narrow = wide.isel(seed=slice(0, 13)), narrow.isel(seed=slice(1, 14))
+    rule = {"statistic": "loss", "where": WIDE, "beyond": NARROW, "expect": expect, "looks": [12], "smallest_n": 12}
+    (found,) = judge(claims(rule), by_width(wide, narrow))
+    by_hand = ((noise[0] - noise[1]) - (noise[2] - noise[3]))[1:13] + 0.2
+    assert (found.state, found.n) == (state, 12)
+    assert found.effect == pytest.approx(by_hand.mean())
+    assert 2 / 2**12 <= found.p < 1.05 * 2 / 2**12  # all signs agree
+    assert found.low < by_hand.mean() < found.high
+
+
+def test_a_difference_that_is_as_large_elsewhere_decides_nothing_and_one_without_an_elsewhere_is_not_tested() -> None:
+    noise = np.random.default_rng(6).normal(0, 0.01, (2, 12))
+    cube = grid({"a": [(2.5 + noise[0]).tolist()], "b": [(2.0 + noise[1]).tolist()]})
+    rule = {"statistic": "loss", "where": WIDE, "beyond": NARROW, "looks": [12], "smallest_n": 12}
+    (found,) = judge(
+        claims(rule), by_width(cube, cube.isel(seed=slice(None, None, -1)).assign_coords(seed=cube["seed"]))
+    )
+    assert found.state == "undecided"
+    assert abs(found.effect) < 1e-9
+    (alone,) = judge(claims(rule), by_width(cube, None))
+    assert (alone.state, alone.looks) == ("not tested", 0)
+    (plain,) = judge(claims(rule | {"beyond": None}), by_width(cube, None))
+    assert plain.state == "supported"
+
+
+def test_beyond_keeps_what_it_does_not_name() -> None:
+    (claim,) = claims({"where": WIDE | {"dataset": "python"}, "beyond": NARROW, "statistic": "loss"}).claims
+    assert claim.elsewhere is not None
+    assert (claim.elsewhere.where, claim.elsewhere.beyond) == ({"width": "64", "dataset": "python"}, None)
+    assert claims({}).claims[0].elsewhere is None
+
+
+def test_a_windows_margin_is_the_claims() -> None:
+    """b keeps within half a nat over five rates and within a tenth at one; a falls behind by more on both sides of its best."""
+
+    def curve(heights: list[float]) -> list[list[float]]:
+        return [
+            (2 + height + np.random.default_rng(i).normal(0, 0.005, 120)).tolist() for i, height in enumerate(heights)
+        ]
+
+    cube = grid(
+        {"a": curve([2, 0.9, 0, 0.9, 2]), "b": curve([2, 0.3, 0, 0.3, 2])}, rates=[1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+    )
+    rule = {"statistic": "window", "expect": "lower", "looks": [120], "smallest_n": 100}
+    narrow, wide = judge(claims(rule, rule | {"loss_margin": 0.5}), lambda _: cube)
+    assert (narrow.state, narrow.effect) == ("undecided", 0.0)
+    assert (wide.state, wide.effect) == ("supported", -2.0)
+
+
 def test_a_baseline_without_a_rate_leaves_a_claim_open() -> None:
     (found,) = judge(claims({}), lambda _: grid({"a": [[NAN] * 16], "b": [[NAN] * 16]}))
     assert (found.state, found.looks) == ("undecided", 0)
-
-
-# --- the file that comes with exmy
-
-
-def test_the_claims_that_come_with_exmy_are_about_a_study_that_comes_with_it() -> None:
-    found = read_claims(default_claims())
-    for claim in found.claims:
-        study = read_study(ROOT / "studies" / f"{claim.study}.toml")
-        assert {claim.recipe, claim.baseline} <= set(study.axes.recipe), claim.name
-        assert claim.learning_rate is None or claim.learning_rate in study.axes.learning_rate, claim.name
-        assert len(study.axes.seed) >= claim.looks[0], claim.name
 
 
 # --- on the command line
@@ -237,7 +303,7 @@ def test_an_undecided_claim_says_how_many_more_seeds_its_next_look_needs(tmp_pat
 
 
 @pytest.mark.parametrize(("arguments", "what"), [
-    ([GPU], "no claim is about first-look-gpu; its studies are claims-3m"),
+    ([GPU], "no claim is about first-look-gpu; its studies are conditions, exponent, mantissa"),
     ([GPU, "--claims", "absent.toml"], "absent.toml: No such file"),
     (["nowhere"], "nowhere"),
 ])  # fmt: skip

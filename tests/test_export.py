@@ -112,7 +112,7 @@ def test_without_zarr_a_line_says_how_to_get_it(
 
 
 def test_bad_requests_are_refused(directory: Path, tmp_path: Path) -> None:
-    assert "name what to write: --zarr OUT, --netcdf OUT.nc or both" in exported(directory).output
+    assert "name what to write: --zarr OUT, --netcdf OUT.nc, --digest OUT" in exported(directory).output
     assert exported(directory, "--zarr", tmp_path / "no" / "s.zarr").output.endswith("make it, or name another place\n")
     assert "no study.toml here" in exported(tmp_path, "--zarr", tmp_path / "s.zarr").output
     assert export.ZARR_MARKS == (".zgroup", "zarr.json")

@@ -11,6 +11,9 @@
     expect = "higher"               # or lower; or alike, within `margin`, of divergence and loss
     smallest_n = 8                  # seeds below which nothing is decided
     looks = [8, 32, 128]            # seeds at which it is looked at, and at no other number
+    where = {width = 640}           # of a study with further axes, the runs that are meant
+    beyond = {width = 64}           # of loss: by how much the difference there exceeds the one here, on the same seeds
+    loss_margin = 0.5               # of a window: nats/token above the recipe's own best that are in it; 0.1 if not given
     expected = true                 # exit status 1 if it is refuted
 
 A claim is supported or refuted where its p-value, adjusted by Holm (1979) for all claims of the file, is at most alpha; the sign
@@ -22,16 +25,18 @@ looks times the number of looks. Claims that are not tested yet count in Holm's 
 
 from __future__ import annotations
 
+import itertools
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from train.equivalence import apart_rates, equivalent_means, equivalent_rates
 from train.optimum import optimum_shift
@@ -41,10 +46,11 @@ from train.sensitivity import lr_sensitivity
 from train.sequential import Spending, flip_looks, repeated_interval, sign_looks, spending_bounds
 from train.study import StudyError
 from train.verdicts import reference_rate
-from train.window import stable_window, window_difference
+from train.window import MARGIN, stable_window, window_difference
 
 Statistic = Literal["divergence", "loss", "window", "sensitivity", "optimum_shift"]
 State = Literal["supported", "refuted", "undecided", "not tested"]
+Floats = npt.NDArray[np.float64]
 LEAST_P = 1e-6
 UNITS = {
     "divergence": "of runs",
@@ -53,6 +59,20 @@ UNITS = {
     "sensitivity": "nats/token",
     "optimum_shift": "octaves",
 }
+
+
+def _in_words(where: Any) -> Any:
+    """A group's values as `exmy.groups` has them: 640, 1.0 and "python" are "640", "1" and "python"."""
+    if not isinstance(where, Mapping):
+        return where
+    numbers = (int, float)
+    return {
+        key: str(value).removesuffix(".0") if isinstance(value, numbers) and not isinstance(value, bool) else value
+        for key, value in where.items()
+    }
+
+
+Where = Annotated[dict[str, str], BeforeValidator(_in_words)]
 
 
 class Claim(BaseModel):
@@ -72,9 +92,9 @@ class Claim(BaseModel):
     looks: tuple[int, ...] = Field(min_length=1)
     margin: float | None = Field(default=None, gt=0)
     learning_rate: float | None = Field(default=None, gt=0)
-    where: dict[str, str] = Field(
-        default_factory=dict
-    )  # the group of runs, where the study has several: dataset = "python"
+    where: Where = Field(default_factory=dict)  # the group of runs, where the study has several: dataset = "python"
+    beyond: Where | None = Field(default=None, min_length=1)
+    loss_margin: float | None = Field(default=None, gt=0)
     spending: Spending = "obrien-fleming"
     expected: bool = True
 
@@ -90,7 +110,20 @@ class Claim(BaseModel):
             raise ValueError('expect = "alike" is tested of divergence and loss, and needs a margin')
         if self.expect != "alike" and self.margin is not None:
             raise ValueError('a margin belongs to expect = "alike"')
+        if self.beyond is not None and self.statistic != "loss":
+            raise ValueError(f"beyond is for differences of loss, and statistic is {self.statistic!r}: leave it out")
+        if self.beyond is not None and self.beyond.items() <= self.where.items():
+            raise ValueError(f"beyond names the runs that where names, {self.beyond}: name others")
+        if self.loss_margin is not None and self.statistic != "window":
+            raise ValueError(f"loss_margin is a window's, and statistic is {self.statistic!r}: leave it out")
         return self
+
+    @property
+    def elsewhere(self) -> Claim | None:
+        """The same claim of the runs that `beyond` names: whatever it does not name is as in `where`; None without it."""
+        if self.beyond is None:
+            return None
+        return self.model_copy(update={"where": {**self.where, **self.beyond}, "beyond": None})
 
 
 class Claims(BaseModel):
@@ -151,7 +184,7 @@ def read_claims(path: Path) -> Claims:
 
 def judge(claims: Claims, grid_of: Callable[[Claim], xr.Dataset | None]) -> list[Judged]:
     """Every claim; grid_of: the `seed_grid` of a claim's runs, None where its study is not here. ValueError: no such recipe."""
-    found = [_at_looks(claim, grid_of(claim), claims.alpha) for claim in claims.claims]
+    found = [_at_looks(claim, _grids(claim, grid_of), claims.alpha) for claim in claims.claims]
     adjusted = holm([1.0 if math.isnan(p) else p for _, _, _, _, p, _, _ in found]).tolist()
     judged = []
     for claim, (effect, low, high, n, p, looks, tested), p_holm in zip(claims.claims, found, adjusted, strict=True):
@@ -176,69 +209,92 @@ def _agrees(claim: Claim, effect: float, low: float, high: float) -> bool:
 Found = tuple[float, float, float, int, float, int, bool]  # effect, low, high, n, p, looks, whether its study is here
 
 
-def _at_looks(claim: Claim, grid: xr.Dataset | None, alpha: float) -> Found:
+def _grids(claim: Claim, grid_of: Callable[[Claim], xr.Dataset | None]) -> list[xr.Dataset]:
+    """Of the runs that the claim is about, and of those beyond which it goes; none where they are not here."""
+    meant = [claim, *([claim.elsewhere] if claim.elsewhere else [])]
+    found = [grid for of in meant if (grid := grid_of(of)) is not None]
+    return found if len(found) == len(meant) else []
+
+
+def _at_looks(claim: Claim, grids: Sequence[xr.Dataset], alpha: float) -> Found:
     nothing = (math.nan, math.nan, math.nan, 0, math.nan, 0)
-    if grid is None:
+    if not grids:
         return (*nothing, False)
-    for name in (claim.recipe, claim.baseline):
+    for grid, name in itertools.product(grids, (claim.recipe, claim.baseline)):
         if name not in grid["recipe"].values:
             raise ValueError(
                 f"claim {claim.name}: {name!r} has no run in {claim.study}; it has {', '.join(grid['recipe'].values)}"
             )
-    both = grid["diverged"].sel(recipe=[claim.recipe, claim.baseline])
-    if claim.statistic in ("divergence", "loss"):
-        rate = reference_rate(grid, claim.baseline, claim.learning_rate)
-        if math.isnan(rate):
+    of_pairs = claim.statistic in ("divergence", "loss")
+    if of_pairs:
+        rates = [reference_rate(grid, claim.baseline, claim.learning_rate) for grid in grids]
+        if any(map(math.isnan, rates)):
             return (*nothing, True)
-        both = both.sel(learning_rate=rate)
-        shared = both.notnull().all("recipe").values
-    else:
-        shared = both.notnull().any("learning_rate").all("recipe").values
-    n = int(shared.sum())
+        grids = [grid.sel(learning_rate=rate) for grid, rate in zip(grids, rates, strict=True)]
+    grids = _on_shared_seeds(claim, grids)
+    n = grids[0].sizes["seed"]
     taken = [look for look in claim.looks if look <= n]
     if not taken:
         return math.nan, math.nan, math.nan, n, math.nan, 0, True
-    paired = grid.isel(seed=np.flatnonzero(shared))
-    if claim.statistic in ("divergence", "loss"):
-        answer = _of_pairs(claim, paired.sel(learning_rate=rate), taken, alpha)
+    if claim.statistic == "divergence":
+        answer = _of_rates(claim, grids[0], taken, alpha)
+    elif claim.statistic == "loss":
+        answer = _of_losses(claim, grids, taken, alpha)
     else:
-        answer = _of_grids(claim, paired, taken, alpha)
+        answer = _of_grids(claim, grids[0], taken, alpha)
     return (*answer[:3], n, answer[3], len(taken), True)
 
 
-def _of_pairs(
+def _on_shared_seeds(claim: Claim, grids: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """The grids on the seeds at which both recipes have a run in each of them: at some rate, where there are several."""
+    shared: list[set[Any]] = []
+    for grid in grids:
+        there = grid["diverged"].sel(recipe=[claim.recipe, claim.baseline]).notnull()
+        there = there.any("learning_rate") if "learning_rate" in there.dims else there
+        shared.append(set(grid["seed"].values[there.all("recipe").values].tolist()))
+    common = set.intersection(*shared)
+    in_order = [seed for seed in grids[0]["seed"].values.tolist() if seed in common]
+    return [grid.sel(seed=in_order) for grid in grids]
+
+
+def _of_rates(
     claim: Claim, at_rate: xr.Dataset, taken: Sequence[int], alpha: float
 ) -> tuple[float, float, float, float]:
-    """Effect, limits and repeated p of divergence or loss at one learning rate, over the first seeds of each look."""
-    times = [look / claim.looks[-1] for look in taken]
-    last, planned = taken[-1], len(claim.looks)
-    ours, theirs = (at_rate.sel(recipe=name) for name in (claim.recipe, claim.baseline))
-    if claim.statistic == "divergence":
-        tables = [
-            pairs_of(*(of["diverged"].isel(seed=slice(look)).drop_vars("recipe") for of in (ours, theirs)))
-            for look in taken
-        ]
-        effect, limits = tables[-1].difference, paired_interval(tables[-1], 1 - alpha / planned)
-        if claim.expect == "alike":
-            return effect, *limits, _least_over_looks([_alike_rates(of, claim.margin or 0.0) for of in tables], planned)
-        first, second = [of.first for of in tables], [of.second for of in tables]
-        return effect, *limits, _least_alpha(lambda a: sign_looks(first, second, times, a, claim.spending)[-1].rejected)
-    differences = ours["clipped_loss"].values - theirs["clipped_loss"].values
+    """Effect, limits and repeated p of divergence at one learning rate, over the first seeds of each look."""
+    times, planned = [look / claim.looks[-1] for look in taken], len(claim.looks)
+    ours, theirs = (at_rate["diverged"].sel(recipe=name, drop=True) for name in (claim.recipe, claim.baseline))
+    tables = [pairs_of(*(of.isel(seed=slice(look)) for of in (ours, theirs))) for look in taken]
+    effect, limits = tables[-1].difference, paired_interval(tables[-1], 1 - alpha / planned)
+    if claim.expect == "alike":
+        return effect, *limits, _least_over_looks([_alike_rates(of, claim.margin or 0.0) for of in tables], planned)
+    first, second = [of.first for of in tables], [of.second for of in tables]
+    return effect, *limits, _least_alpha(lambda a: sign_looks(first, second, times, a, claim.spending)[-1].rejected)
+
+
+def _of_losses(
+    claim: Claim, at_rates: Sequence[xr.Dataset], taken: Sequence[int], alpha: float
+) -> tuple[float, float, float, float]:
+    """The same of losses, seed by seed; of a second grid, whose seeds are the same, the difference is taken off."""
+    times, planned, last = [look / claim.looks[-1] for look in taken], len(claim.looks), taken[-1]
+    differences, *less = [_loss_differences(claim, grid) for grid in at_rates]
+    for other in less:
+        differences = differences - other
     bound = float(spending_bounds(times, alpha, claim.spending)[-1])
     effect = float(differences[:last].mean())
     low, high = repeated_interval(differences[:last], bound)
     if claim.expect == "alike":
-        margin = claim.margin or 0.0
-        return (
-            effect,
-            low,
-            high,
-            _least_over_looks([_alike_means(differences[:look], margin) for look in taken], planned),
-        )
+        each = [_alike_means(differences[:look], claim.margin or 0.0) for look in taken]
+        return effect, low, high, _least_over_looks(each, planned)
     rejected = _least_alpha(
         lambda a: flip_looks(differences[:last], taken, times, a, claim.spending)[-1].rejected, monotone=True
     )
     return effect, low, high, rejected
+
+
+def _loss_differences(claim: Claim, at_rate: xr.Dataset) -> Floats:
+    loss = at_rate["clipped_loss"]
+    ours, theirs = (np.asarray(loss.sel(recipe=name).values, np.float64) for name in (claim.recipe, claim.baseline))
+    return np.asarray(ours - theirs)
 
 
 def _alike_rates(pairs: Pairs, margin: float) -> float:
@@ -246,7 +302,7 @@ def _alike_rates(pairs: Pairs, margin: float) -> float:
     return min(1.0, 2 * min(equivalent_rates(pairs, margin).p, apart_rates(pairs, margin)))
 
 
-def _alike_means(differences: np.ndarray[tuple[int, ...], np.dtype[np.float64]], margin: float) -> float:
+def _alike_means(differences: Floats, margin: float) -> float:
     of = equivalent_means(differences, margin)
     apart = 2 * min(1 - of.p_higher, 1 - of.p_lower)  # that the mean is beyond the margin, in either direction
     return min(1.0, 2 * min(of.p, apart))
@@ -263,8 +319,12 @@ def _of_grids(claim: Claim, grid: xr.Dataset, taken: Sequence[int], alpha: float
 
 def _interval(claim: Claim, grid: xr.Dataset, confidence: float) -> tuple[float, float, float]:
     if claim.statistic == "window":
-        both = [stable_window(grid, name, confidence=(1 + confidence) / 2) for name in (claim.recipe, claim.baseline)]
-        return window_difference(*both)
+        margin = claim.loss_margin or MARGIN
+        ours, theirs = (
+            stable_window(grid, name, margin=margin, confidence=(1 + confidence) / 2)
+            for name in (claim.recipe, claim.baseline)
+        )
+        return window_difference(ours, theirs)
     if claim.statistic == "sensitivity":
         found = lr_sensitivity(grid.sel(recipe=[claim.recipe, claim.baseline]), claim.baseline, confidence).sel(
             recipe=claim.recipe

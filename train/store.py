@@ -32,7 +32,8 @@ from train.derived import (
     with_quantisers,
     with_ratios,
 )
-from train.directory import PACK, Stamp, stamp_of
+from train.digest import has_digest, read_digest
+from train.directory import PACK, Stamp, pack_names, stamp_of
 from train.directory import PACKS as PACKS
 from train.directory import STUDY_FILE as STUDY_FILE
 from train.directory import pack_files as pack_files
@@ -264,10 +265,13 @@ def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = Non
 
     Runs stand in the study's order; padding is NaN after `last_step`, and where a run has no such block, tensor or signal.
     chunks: None for all in memory; a number of runs, or "auto", for dask arrays that read that many runs' histories at a time
-    (see `lazy`), with the same values. StudyError where the directory holds no study, no finished run of it, or a damaged pack.
+    (see `lazy`), with the same values. Where there are no packs but a digest of them, that is what is opened (see `digest`).
+    StudyError where the directory holds no study, no finished run of it, or a damaged pack.
     """
     directory = Path(directory)
     study = study_of(directory)
+    if has_digest(directory) and not pack_names(directory):
+        return read_digest(directory, chunks)
     if chunks is not None:
         return _open_lazily(study, directory, chunks)
     packs = list(read_packs(directory))

@@ -1,0 +1,141 @@
+"""A digest says of a study what its packs say, in fewer bytes: nothing is rounded, judged anew or left in doubt."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner, Result
+
+from exmy.cli import main
+from tests.test_lazy import Silent, study
+from train import StudyError, open_study, run_study
+from train.digest import DIGEST, digest_of, write_digest
+
+CPU = Path(__file__).parent.parent / "studies" / "results" / "first-look-cpu"
+OWN = {"gnmr", "grad_norm_block", "gnmr_block"}
+
+
+def exmy(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds with signals, some of whose runs end in NaN."""
+    directory = tmp_path_factory.mktemp("digested")
+    run_study(study(axes={"seed": 3, "layers": [2]}), directory, "cpu", Silent())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def whole(directory: Path) -> xr.DataTree:
+    """The study, opened."""
+    return open_study(directory)
+
+
+@pytest.fixture(scope="module")
+def digest(directory: Path, whole: xr.DataTree, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its digest, every third step, signals of two seeds."""
+    folder = tmp_path_factory.mktemp("digest")
+    write_digest(whole, directory, folder, every=3, seeds=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(digest: Path) -> xr.DataTree:
+    """The digest, opened."""
+    return open_study(digest)
+
+
+def test_what_is_not_thinned_is_there_to_the_bit(whole: xr.DataTree, small: xr.DataTree, digest: Path) -> None:
+    assert set(small.children) == set(whole.children)
+    for group in set(whole.children) - {"history", "signals"}:
+        ours, theirs = small[group].to_dataset(), whole[group].to_dataset()
+        xr.testing.assert_identical(ours, theirs)
+        for name, of in theirs.data_vars.items():
+            assert ours[name].dtype == of.dtype
+            assert ours[name].values.tobytes() == of.values.tobytes(), f"{group}/{name}"
+    assert small.attrs == {**whole.attrs, "digest_every": 3, "digest_signal_seeds": 2}
+    assert [path.name for path in sorted(digest.iterdir())] == ["digest.nc", "digest.sha256", "study.toml"]
+
+
+def test_histories_have_every_third_step_and_none_of_their_numbers_changed(
+    whole: xr.DataTree, small: xr.DataTree
+) -> None:
+    ours, theirs = (tree["history"].to_dataset() for tree in (small, whole))
+    assert bool(theirs["train_loss"].isnull().any())
+    assert set(theirs.data_vars) - set(ours.data_vars) == OWN
+    assert ours["step"].values.tolist() == list(range(0, theirs.sizes["step"], 3))
+    for name in ("train_loss", "grad_norm"):
+        assert ours[name].values.tobytes() == np.ascontiguousarray(theirs[name].values[:, ::3]).tobytes()
+    xr.testing.assert_identical(ours["last_step"], theirs["last_step"])
+
+
+def test_signals_are_those_of_the_first_seeds_and_say_so(whole: xr.DataTree, small: xr.DataTree) -> None:
+    ours, theirs = (tree["signals"].to_dataset() for tree in (small, whole))
+    kept = np.isin(theirs["seed"].values, (0, 1))
+    assert ours["measured"].values.tolist() == (kept & theirs["measured"].values).tolist()
+    assert 0 < kept.sum() < kept.size
+    for name in set(theirs.data_vars) - {"measured"}:
+        assert ours[name].values[kept].tobytes() == theirs[name].values[kept].tobytes()
+        assert np.isnan(ours[name].values[~kept]).all()
+
+
+def test_in_chunks_it_is_the_same(small: xr.DataTree, digest: Path) -> None:
+    lazy = open_study(digest, chunks=2)
+    assert lazy["history"].to_dataset().chunks["run"][0] == 2
+    for group in small.children:
+        xr.testing.assert_identical(lazy[group].to_dataset().load(), small[group].to_dataset())
+
+
+def test_a_verdict_on_a_digest_is_the_studys(tmp_path: Path) -> None:
+    made = exmy("export", CPU, "--digest", tmp_path / "small")
+    assert (made.exit_code, made.output) == (0, f"{tmp_path / 'small'}\n")
+    for command in ("verdict e4m3 {}", "compare {}", "alarms {} --horizon 100"):
+        ours, theirs = (exmy(*command.format(place).split()) for place in (tmp_path / "small", CPU))
+        assert ours.exit_code == theirs.exit_code
+        if "alarms" not in command:  # which looks at steps, and has a tenth of them
+            assert ours.output == theirs.output
+    bytes_of = [sum(path.stat().st_size for path in place.rglob("*.nc")) for place in (tmp_path / "small", CPU)]
+    assert bytes_of[0] < bytes_of[1] / 2  # labels and attributes weigh; of more steps less
+
+
+def test_packs_come_before_a_digest_of_them(tmp_path: Path, digest: Path) -> None:
+    shutil.copytree(CPU, tmp_path / "both")
+    shutil.copy(digest / DIGEST, tmp_path / "both" / DIGEST)
+    assert open_study(tmp_path / "both").attrs["name"] == "first-look-cpu"
+
+
+def test_a_damaged_digest_is_refused_in_a_line(tmp_path: Path, digest: Path) -> None:
+    shutil.copytree(digest, tmp_path / "small")
+    content = bytearray((tmp_path / "small" / DIGEST).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "small" / DIGEST).write_bytes(content)
+    with pytest.raises(StudyError, match=r"digest\.nc: damaged") as refused:
+        open_study(tmp_path / "small")
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_there_is_replaced_by_force_alone_and_never_what_is_no_digest(tmp_path: Path, digest: Path) -> None:
+    shutil.copytree(digest, tmp_path / "small")
+    again = exmy("export", CPU, "--digest", tmp_path / "small")
+    assert (again.exit_code, "there already" in again.output) == (2, True)
+    assert exmy("export", CPU, "--digest", tmp_path / "small", "--force").exit_code == 0
+    assert open_study(tmp_path / "small").attrs["name"] == "first-look-cpu"
+    shutil.copytree(CPU, tmp_path / "study")
+    for place in (tmp_path / "study", tmp_path):
+        refused = exmy("export", CPU, "--digest", place, "--force")
+        assert (refused.exit_code, "no digest of a study" in refused.output) == (2, True)
+    nested = exmy("export", tmp_path / "small", "--digest", tmp_path / "smaller")
+    assert (nested.exit_code, "a digest itself" in nested.output) == (2, True)
+    assert exmy("export", CPU).exit_code == 2
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0)])
+def test_numbers_that_are_none_are_refused(whole: xr.DataTree, numbers: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1, got"):
+        digest_of(whole, *numbers)
