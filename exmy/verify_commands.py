@@ -8,13 +8,21 @@ from typing import Any
 
 import click
 
+from exmy import completing
 from exmy.refused import INTERRUPTED, Refused
 
 
 @click.command()
 @click.argument("implementation", metavar="[IMPLEMENTATION]", required=False)
-@click.argument("formats", metavar="[FORMAT]...", nargs=-1)
-@click.option("--format", "more", metavar="FORMAT", multiple=True, help="The same, as an option.")
+@click.argument("formats", metavar="[FORMAT]...", nargs=-1, shell_complete=completing.formats)
+@click.option(
+    "--format",
+    "more",
+    metavar="FORMAT",
+    multiple=True,
+    shell_complete=completing.formats,
+    help="The same, as an option.",
+)
 @click.option(
     "--input",
     "dtype",
@@ -101,7 +109,7 @@ def verify(
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=completing.formats)
 @click.option(
     "--from", "input_format", metavar="FORMAT", default="fp32", show_default=True, help="Format of the inputs."
 )
