@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def verify(
     Example: exmy verify ml_dtypes
     Example: exmy verify mypackage.kernels:to_fp8 --format e4m3fn --input float32 --overflow saturate
     Example: exmy verify --matrix conformance
+
+    A matrix that is stopped by Ctrl-C keeps its judgements in FOLDER; the same command goes on with the others.
     """  # noqa: D301
     from exmy.verify import Asked, Request, answer
 
@@ -103,8 +106,7 @@ def verify(
     except OSError as error:
         raise Refused(f"{error.filename or certificate}: {error.strerror}; name another place") from None
     except KeyboardInterrupt:
-        kept = request.kept()
-        click.echo(f"\nexmy: stopped; {kept or 'nothing was written'}", err=True)
+        click.echo(f"\nexmy: stopped; {request.kept()}", err=True)
         sys.exit(INTERRUPTED)
 
 
@@ -155,7 +157,8 @@ def vectors(
             f"{out or 'standard output'}: can't be written ({error.strerror}); name another file with --out"
         ) from None
     except KeyboardInterrupt:
-        click.echo("\nexmy: stopped; nothing was written", err=True)
+        again = shlex.join(["exmy", *sys.argv[1:]])
+        click.echo(f"\nexmy: stopped; nothing was written. To start again: {again}", err=True)
         sys.exit(INTERRUPTED)
     if out is not None:
         click.echo(f"{out}: {count:,} vectors")
