@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from exmy import completing
+from exmy.endings import Commands
+from exmy.places import FileToWrite
 from exmy.refused import Refused
 
 if TYPE_CHECKING:
     from formats.names import Kind
 
 
-@click.group()
+@click.group(cls=Commands)
 def data() -> None:
     """Texts to train on: which there are, and fetch them.
 
@@ -61,7 +63,7 @@ def fetch_texts(names: tuple[str, ...], tokenizer: str) -> None:
             raise Refused(str(error)) from None
 
 
-@click.group()
+@click.group(cls=Commands)
 def recipes() -> None:
     """Look training recipes up: what is rounded, where, and after whom.
 
@@ -114,7 +116,7 @@ def show_recipes(names: tuple[str, ...], study: Path | None) -> None:
             console.print(part)
 
 
-@click.group()
+@click.group(cls=Commands)
 def formats() -> None:
     """Look number formats up.
 
@@ -191,7 +193,7 @@ def compare_command(a: str, b: str) -> None:
 @formats.command("plot")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completing.formats)
 @click.option(
-    "--out", metavar="FILE", type=click.Path(path_type=Path), default=Path("formats.png"), show_default=True,
+    "--out", metavar="FILE", type=FileToWrite(), default=Path("formats.png"), show_default=True,
     help="The picture: .png, .svg or .pdf.",
 )  # fmt: skip
 def plot_command(names: tuple[str, ...], out: Path) -> None:

@@ -33,10 +33,12 @@ def export_study(directory: Path, zarr: Path | None, netcdf: Path | None, *, for
     """
     outs = [out for out in (zarr, netcdf) if out is not None]
     for out in outs:
-        _check_target(directory, out, force=force)
+        _check_target(directory, out, netcdf, force=force)
     if zarr is not None:
         _check_zarr(zarr)
     tree = open_study(directory, chunks="auto")
+    for out in outs:
+        _check_room(tree, out)
     try:
         if zarr is not None:
             _write_zarr(tree, zarr)
@@ -47,11 +49,13 @@ def export_study(directory: Path, zarr: Path | None, netcdf: Path | None, *, for
     return outs
 
 
-def _check_target(directory: Path, out: Path, *, force: bool) -> None:
+def _check_target(directory: Path, out: Path, netcdf: Path | None, *, force: bool) -> None:
     if not out.absolute().parent.is_dir():
         raise StudyError(f"{out}: there is no folder {out.absolute().parent}; make it, or name another place")
     if directory.resolve().is_relative_to(out.resolve()):
         raise StudyError(f"{out}: the study itself lies there; name another place")
+    if out.is_dir() and out == netcdf:
+        raise StudyError(f"{out}: a folder, and --netcdf writes a file; name another place")
     if out.exists() and not force:
         raise StudyError(f"{out}: there already; name another place, or replace it with --force")
 
@@ -62,6 +66,17 @@ def _check_zarr(out: Path) -> None:
     is_store = out.is_dir() and (not any(out.iterdir()) or any((out / mark).exists() for mark in ZARR_MARKS))
     if out.exists() and not is_store:
         raise StudyError(f"{out}: no Zarr store, so --force does not replace it; name another place")
+
+
+def _check_room(tree: xr.DataTree, out: Path) -> None:
+    """Room for all of it uncompressed: HDF5 ends the process, not the call, where a disk is full when it closes a file."""
+    wanted = sum(node.to_dataset(inherit=False).nbytes for node in tree.subtree)
+    free = shutil.disk_usage(out.absolute().parent).free
+    if free < wanted:
+        raise StudyError(
+            f"{out}: takes up to {wanted / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free there; "
+            "make room, or name another place"
+        )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from exmy.places import FileToWrite
 from exmy.refused import Refused
 
 COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
@@ -17,9 +18,7 @@ COLOURS = {"ok": "green", "note": "yellow", "broken": "red"}
     "--runs", metavar="DIR", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
     help="Where studies are to be kept.",
 )  # fmt: skip
-@click.option(
-    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="All of it, for machines."
-)
+@click.option("--json", "json_file", metavar="FILE.json", type=FileToWrite(), help="All of it, for machines.")
 def doctor(runs: Path, json_file: Path | None) -> None:
     """Is all that exmy needs here, and does it work? Versions, devices, compiling, FP8, the same bits twice, memory, disk, texts.
 

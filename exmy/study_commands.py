@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from exmy import completing
+from exmy.places import FileToWrite
 from exmy.refused import INTERRUPTED, Refused
 from exmy.sweep_commands import device_option
 
@@ -125,11 +126,13 @@ def report(directory: Path, out: Path | None) -> None:
     \b
     Example: exmy report runs/first-look-cpu
     """  # noqa: D301
+    from exmy.busy import busy
     from exmy.report import write_report
     from train import StudyError
 
     try:
-        written = write_report(directory, out or directory / "report")
+        with busy("writing the report"):
+            written = write_report(directory, out or directory / "report")
     except StudyError as error:
         raise Refused(str(error)) from None
     for path in written:
@@ -187,11 +190,9 @@ def landscape_command(
     "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
 )
 @click.option("--baseline", metavar="RECIPE", help="What the others are held against; the study's own by default.")
-@click.option("--page", metavar="FILE.md", type=click.Path(path_type=Path), help="Write it up in Markdown.")
-@click.option("--figure", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw the differences.")
-@click.option(
-    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
-)
+@click.option("--page", metavar="FILE.md", type=FileToWrite(), help="Write it up in Markdown.")
+@click.option("--figure", metavar="FILE.png", type=FileToWrite(), help="Draw the differences.")
+@click.option("--json", "json_file", metavar="FILE.json", type=FileToWrite(), help="Every number, for machines.")
 def compare_recipes(
     directory: Path, baseline: str | None, page: Path | None, figure: Path | None, json_file: Path | None
 ) -> None:

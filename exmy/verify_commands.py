@@ -53,7 +53,11 @@ from exmy.refused import INTERRUPTED, Refused
 )
 @click.option("--bias", default=0.0, help="Allowed to stochastic rounding: 2^-N for N random bits.")
 @click.option(
-    "--seconds", default=60.0, show_default=True, help="How long one call may take before it counts as hanging."
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="How long one call may take before it counts as hanging.",
 )
 @click.option(
     "--json", "certificate", metavar="FILE", type=click.Path(path_type=Path), help="Write the certificate too."
@@ -104,7 +108,7 @@ def verify(
     except ValueError as error:
         raise Refused(str(error)) from None
     except OSError as error:
-        raise Refused(f"{error.filename or certificate}: {error.strerror}; name another place") from None
+        raise Refused(f"{error.filename or certificate or matrix}: {error.strerror}; name another place") from None
     except KeyboardInterrupt:
         click.echo(f"\nexmy: stopped; {request.kept()}", err=True)
         sys.exit(INTERRUPTED)
