@@ -142,7 +142,7 @@ def test_a_disk_without_room_is_told_before_an_export(monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())
 
 
-WORK = {
+WORK: dict[str, tuple[list[Any], str]] = {
     "report": (["report", STUDY, "--out", "{out}/r"], "exmy.report.write_report"),
     "compare": (["compare", STUDY], "exmy.compare.compare"),
     "alarms": (["alarms", STUDY, "--horizon", 5], "exmy.alarms.study_warnings"),
