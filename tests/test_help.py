@@ -142,6 +142,19 @@ def test_a_disk_without_room_is_told_before_an_export(monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_a_picture_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    def full(_: Figure, path: Path, **__: Any) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    refused = invoke("formats", "plot", "e2m1fn", "--out", tmp_path / "x.png")
+    assert (refused.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert f"exmy: {tmp_path / 'x.png'}: can't be written (No space left on device)" in refused.output
+
+
 WORK: dict[str, tuple[list[Any], str]] = {
     "report": (["report", STUDY, "--out", "{out}/r"], "exmy.report.write_report"),
     "compare": (["compare", STUDY], "exmy.compare.compare"),
