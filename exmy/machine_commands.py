@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -32,9 +33,13 @@ def doctor(runs: Path, json_file: Path | None) -> None:
     from exmy.doctor import as_json, examine, is_broken
     from train.durable import atomically
 
-    findings = []
-    for found in examine(runs):  # a line as soon as it is known: that is the progress
-        findings.append(found)
+    findings, under_way = [], examine(runs)
+    while True:
+        with _sign_of_life():
+            found = next(under_way, None)
+        if found is None:
+            break
+        findings.append(found)  # and a line as soon as it is known
         click.echo(f"{click.style(f'{found.state:6}', COLOURS[found.state])}  {found.name}: {found.text}")
     if json_file is not None:
         try:
@@ -43,6 +48,16 @@ def doctor(runs: Path, json_file: Path | None) -> None:
         except OSError as error:
             raise Refused(f"{json_file}: can't be written ({error.strerror}); name another place") from None
     sys.exit(1 if is_broken(findings) else 0)
+
+
+def _sign_of_life() -> contextlib.AbstractContextManager[object]:
+    """`busy`, where what that needs can be loaded: what is broken is for the findings to say."""
+    try:
+        from exmy.busy import busy
+
+        return busy("examining")
+    except Exception:
+        return contextlib.nullcontext()
 
 
 @click.command()
