@@ -117,6 +117,30 @@ def test_what_is_wrong_is_one_line(words: str, line: str, tmp_path: Path) -> Non
     assert refused.output == f"exmy: {line}\n".replace("FOLDER", str(tmp_path))
 
 
+def test_a_folder_of_someone_else_is_refused_before_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the answer of the system, which root never gets."""
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != tmp_path)
+    refused = invoke("verdict", "e4m3", "nowhere", "--json", tmp_path / "x.json")
+    assert refused.output == f"exmy: {tmp_path / 'x.json'}: can't be written (Permission denied); name another place\n"
+
+
+def test_a_study_that_may_not_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text("")
+
+    def denied(path: Path, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr(Path, "open", denied)
+    for command in ("status", "report", "compare", "resume"):
+        refused = invoke(command, tmp_path)
+        assert refused.exit_code == 2, command
+        assert refused.output.startswith("exmy: "), refused.output
+        assert "study.toml" in refused.output
+        assert "Permission denied" in refused.output
+        assert refused.output.count("\n") == 1
+
+
 def test_a_group_alone_shows_its_help() -> None:
     assert "Commands:" in invoke("formats").output
 
