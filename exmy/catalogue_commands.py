@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
+from exmy import completing
+from exmy.endings import Commands
+from exmy.places import FileToWrite
 from exmy.refused import Refused
 
 if TYPE_CHECKING:
     from formats.names import Kind
 
 
-@click.group()
+@click.group(cls=Commands)
 def data() -> None:
-    """Texts to train on: which there are, and fetch them."""
+    """Texts to train on: which there are, and fetch them.
+
+    \b
+    Example: exmy data list
+    """  # noqa: D301
 
 
 @data.command("list")
@@ -36,7 +43,7 @@ def list_texts() -> None:
 
 
 @data.command("fetch")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completing.texts)
 @click.option("--tokenizer", default="bytes", show_default=True, help="bytes, bpe-4096, bpe-16384 or gpt2.")
 def fetch_texts(names: tuple[str, ...], tokenizer: str) -> None:
     """Download texts into the cache and tokenise them, so that a sweep needs no network.
@@ -56,9 +63,13 @@ def fetch_texts(names: tuple[str, ...], tokenizer: str) -> None:
             raise Refused(str(error)) from None
 
 
-@click.group()
+@click.group(cls=Commands)
 def recipes() -> None:
-    """Look training recipes up: what is rounded, where, and after whom."""
+    """Look training recipes up: what is rounded, where, and after whom.
+
+    \b
+    Example: exmy recipes show mxfp8
+    """  # noqa: D301
 
 
 @recipes.command("list")
@@ -75,9 +86,13 @@ def list_recipes() -> None:
 
 
 @recipes.command("show")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completing.recipes_and_formats)
 @click.option(
-    "--study", metavar="STUDY.toml", type=click.Path(path_type=Path), help="A study whose [recipes] count too."
+    "--study",
+    metavar="STUDY.toml",
+    type=click.Path(path_type=Path),
+    shell_complete=completing.study_files,
+    help="A study whose [recipes] count too.",
 )
 def show_recipes(names: tuple[str, ...], study: Path | None) -> None:
     """All that a recipe does: each operand of each product in each place, what is rounded elsewhere, what the optimiser keeps.
@@ -101,9 +116,13 @@ def show_recipes(names: tuple[str, ...], study: Path | None) -> None:
             console.print(part)
 
 
-@click.group()
+@click.group(cls=Commands)
 def formats() -> None:
-    """Look number formats up."""
+    """Look number formats up.
+
+    \b
+    Example: exmy formats show e4m3fn
+    """  # noqa: D301
 
 
 @formats.command("list")
@@ -129,7 +148,7 @@ def list_command(every: bool, kind: Kind | None) -> None:
 
 
 @formats.command("show")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completing.formats)
 def show_command(names: tuple[str, ...]) -> None:
     """A datasheet: bit layout, limits, special codes, what it is easily confused with and, up to 8 bits, every value.
 
@@ -151,8 +170,8 @@ def show_command(names: tuple[str, ...]) -> None:
 
 
 @formats.command("compare")
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", shell_complete=completing.formats)
+@click.argument("b", metavar="B", shell_complete=completing.formats)
 def compare_command(a: str, b: str) -> None:
     """Two formats beside each other: limits, special codes, and which values one has and the other lacks.
 
@@ -172,9 +191,9 @@ def compare_command(a: str, b: str) -> None:
 
 
 @formats.command("plot")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=completing.formats)
 @click.option(
-    "--out", metavar="FILE", type=click.Path(path_type=Path), default=Path("formats.png"), show_default=True,
+    "--out", metavar="FILE", type=FileToWrite(), default=Path("formats.png"), show_default=True,
     help="The picture: .png, .svg or .pdf.",
 )  # fmt: skip
 def plot_command(names: tuple[str, ...], out: Path) -> None:

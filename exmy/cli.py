@@ -11,7 +11,15 @@ import os
 
 import click
 
-from exmy import catalogue_commands, stability_commands, study_commands, sweep_commands, verify_commands
+from exmy import (
+    catalogue_commands,
+    machine_commands,
+    stability_commands,
+    study_commands,
+    sweep_commands,
+    verify_commands,
+)
+from exmy.endings import Commands
 from exmy.version import __version__
 
 
@@ -23,10 +31,15 @@ class _Echo(logging.Handler):
         click.echo(self.format(record), err=True)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="exmy")
 def main() -> None:
-    """Is this number format safe to train a language model in? Ask, with evidence."""
+    """Is this number format safe to train a language model in? Ask, with evidence.
+
+    \b
+    Example: exmy sweep --dry-run
+    Example: exmy formats show e4m3fn
+    """  # noqa: D301
     # Before torch is loaded. Its CPU threads wait for each other by spinning; where something else wants a core, that costs
     # 3 to 10 times the step (measured on two cores), and sleeping soon costs a quarter where nothing does.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -36,6 +49,8 @@ def main() -> None:
     logging.captureWarnings(capture=True)
 
 
-for _of_subject in (sweep_commands, study_commands, catalogue_commands, verify_commands, stability_commands):
+for _of_subject in (
+    sweep_commands, study_commands, catalogue_commands, verify_commands, stability_commands, machine_commands,
+):  # fmt: skip
     for _command in _of_subject.COMMANDS:
         main.add_command(_command)

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from exmy.busy import busy
 from exmy.compare_figure import compare_figure
 from exmy.compare_page import adjustment, compare_page, interval_rule, notes, p_value, pairs, signed
 from exmy.console import output
@@ -42,8 +43,10 @@ def run_compare(
         raise StudyError(
             f"{figure}: the picture's name must end in {', '.join(SUFFIXES)}, got {figure.suffix or 'none'!r}"
         )
-    tree = open_study(directory)
-    comparison = compare(tree, baseline)
+    with busy("reading runs"):
+        tree = open_study(directory)
+    with busy("comparing recipes"):
+        comparison = compare(tree, baseline)
     console = output()
     for panel in comparison.panels():
         console.print(comparison_table(comparison, panel))

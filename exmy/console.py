@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exmy.groups import groups
-
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -26,6 +24,7 @@ def output() -> Console:
 
 def stability_tables(tree: xr.DataTree) -> Iterator[Table]:
     """Recipe × learning rate: mean final loss, k/n diverged, Wilson interval; a table for each group of runs."""
+    from exmy.groups import groups
     from train import stability_table
 
     summary = tree["summary"].to_dataset()

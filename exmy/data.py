@@ -5,14 +5,17 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 from rich.table import Table
 
 from train.artefacts import is_cached
 from train.corpora import CORPORA
 from train.text import Text, kept_tokens, known_source, load_text
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 TOKENS_A_STEP = 2048  # of the first look on a GPU: 8 sequences of 256
 

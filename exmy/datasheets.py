@@ -1,22 +1,28 @@
-"""`exmy formats show` and `compare`: datasheets for people, from the datasets of `formats.datasheet` and `formats.compare`."""
+"""`exmy formats show` and `compare`: datasheets for people, from `formats.facts` and the dataset of `formats.compare`.
+
+xarray is loaded for a comparison alone: it takes longer than a datasheet does.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from formats import ElementFormat, FloatFormat, Format, compare, datasheet, element_format, get_format
-from formats.datasheets import layout, limits, source, written
+from formats import ElementFormat, FloatFormat, Format, ScaledFormat, get_format
+from formats.facts import Facts, Limit, facts, layout, limits, meaning, source, written
 from formats.names import well_known
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 CHART_UP_TO_BITS = 8
 LISTED = 64
@@ -54,14 +60,14 @@ def format_table() -> Group:
         scaled.add_column(heading, justify="right" if heading.startswith("bits") else "left")
     for name in well_known():
         f = get_format(name)
-        sheet = datasheet(f) if not isinstance(f, ElementFormat) else None
         if isinstance(f, ElementFormat):
             single.add_row(*_row(f))
-        elif sheet is not None:
-            per = float(sheet["elements_per_scale"])
-            shared = f"{sheet.attrs['granularity']}" + (f" of {per:g}" if math.isfinite(per) else "")
-            bits = f"{float(sheet['bits_per_element']):g}"
-            scaled.add_row(name, bits, sheet.attrs["element"], shared, sheet.attrs["scale"], sheet.attrs["rule"])
+            continue
+        a, numbers = facts(f)
+        per = float(numbers["elements_per_scale"].value)
+        shared = a["granularity"] + (f" of {per:g}" if math.isfinite(per) else "")
+        bits = f"{float(numbers['bits_per_element'].value):g}"
+        scaled.add_row(name, bits, a["element"], shared, a["scale"], a["rule"])
     grammar = Text(
         "Also: e{E}m{M}[f|fn|fnuz][b{bias}][-nosub] (E 1..8, M 0..23), binary{K}p{P}{s|u}{e|f} of IEEE P3109 (K 3..16), "
         "int{n}[q{F}] (2..16), posit{n} (3..16), lns{n}q{F}, and ELEMENT@tensor|row|block{n}|tile{a}x{b}[:SCALE][:RULE]."
@@ -83,49 +89,69 @@ def _plainly(value: Fraction | float | None) -> str:
 
 def format_sheet(f: Format, width: int) -> Group:
     """A format's datasheet; for up to 8 bits with a chart of its codes, as wide as fits into `width` columns."""
-    sheet = datasheet(f)
-    a = sheet.attrs
+    sheet = facts(f)
+    a, numbers = sheet
     rows = Table(title=a["name"], show_header=False, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     rows.add_column(no_wrap=True)
     rows.add_column(overflow="fold")
     if a["canonical_name"] != a["name"] and a["kind"] != "list":
         rows.add_row("the same as", a["canonical_name"])
     if a["kind"] == "scaled":
-        rows.add_row("bits an element", f"{float(sheet['bits_per_element']):g}, its share of the scale included")
+        rows.add_row(
+            "bits an element", f"{float(numbers['bits_per_element'].value):g}, its share of the scale included"
+        )
         rows.add_row("element", a["element"])
-    rows.add_row("bits", f"{int(sheet['bits'])}: {a['layout']}")
+    rows.add_row("bits", f"{numbers['bits'].value}: {a['layout']}")
     rows.add_row("defined by", a["source"])
     for name in LIMITS:
-        if name in sheet and not (name == "ulp_at_1" and _is_missing(sheet[name])):
-            rows.add_row(WORDS[name], _number(sheet[name]))
-    if "emin" in sheet:
-        rows.add_row("exponents", f"emin {int(sheet['emin'])}, emax {int(sheet['emax'])} (of 1.m × 2^e)")
-    rows.add_row("dynamic range", f"{float(sheet['dynamic_range']):.1f} binades, largest over smallest positive")
-    rows.add_row("finite values", f"{int(sheet['finite_values']):,}")
+        if name in numbers and not _is_missing(numbers[name]):
+            rows.add_row(WORDS[name], _number(numbers[name]))
+    if "emin" in numbers:
+        rows.add_row("exponents", f"emin {numbers['emin'].value}, emax {numbers['emax'].value} (of 1.m × 2^e)")
+    rows.add_row("dynamic range", f"{_range(sheet)} binades, largest over smallest positive")
+    rows.add_row("finite values", _count(sheet))
     rows.add_row("special codes", a["specials"])
     for i, line in enumerate(filter(None, a["confusable"].split("\n"))):
         rows.add_row("" if i else "not to be confused with", line)
     parts: list[RenderableType] = [rows]
-    if int(sheet["bits"]) <= CHART_UP_TO_BITS:
-        parts.append(_chart(f if isinstance(f, ElementFormat) else element_format(a["element"]), sheet, width))
+    element = f.element if isinstance(f, ScaledFormat) else f
+    assert isinstance(element, ElementFormat)
+    if element.bits <= CHART_UP_TO_BITS:
+        parts.append(_chart(element, width))
     return Group(*parts)
 
 
-def _is_missing(number: xr.DataArray) -> bool:
-    return bool(np.isnan(float(number))) and "exact" not in number.attrs
+def _is_missing(limit: Limit) -> bool:
+    return isinstance(limit.value, float) and math.isnan(limit.value)
 
 
-def _number(number: xr.DataArray) -> str:
-    exact = str(number.attrs.get("exact", ""))
-    decimal = f"{float(number):.10g}"
-    return exact if exact == decimal or exact.startswith("≈") or math.isnan(float(number)) else f"{exact} = {decimal}"
+def _number(limit: Limit) -> str:
+    """A value exactly and, where that is not plain to read and float64 holds it, in decimals too."""
+    exact = written(Fraction(limit.value))
+    decimal = f"{float(limit.value):.10g}" if _held(limit.value) else exact
+    return exact if exact == decimal or exact.startswith("≈") else f"{exact} = {decimal}"
 
 
-def _chart(f: ElementFormat, sheet: xr.Dataset, width: int) -> Group:
+def _held(value: Fraction | float) -> bool:
+    try:
+        return float(value) == value
+    except OverflowError:
+        return False
+
+
+def _range(sheet: Facts) -> str:
+    return f"{float(sheet.limits['dynamic_range'].value):.1f}"
+
+
+def _count(sheet: Facts) -> str:
+    return f"{int(sheet.limits['finite_values'].value):,}"
+
+
+def _chart(f: ElementFormat, width: int) -> Group:
     """Every code's value, in rows of 16, 8 or 4; of sign and magnitude the positive half."""
     half = isinstance(f, FloatFormat) and f.signed
     count = (1 << f.bits) >> half
-    cells = [_cell(f, code, str(sheet["kind"].values[code])) for code in range(count)]
+    cells = [_cell(f, code) for code in range(count)]
     widest = max(len(cell) for cell in cells) + 3
     columns = next((n for n in (16, 8, 4) if n * widest + 6 <= width), 2)
     sign = 1 << (f.bits - 1)
@@ -141,27 +167,30 @@ def _chart(f: ElementFormat, sheet: xr.Dataset, width: int) -> Group:
     return Group(Text(f"Every value: row + column is the code{mirrored}", style="italic"), chart)
 
 
-def _cell(f: ElementFormat, code: int, kind: str) -> str:
-    return "" if kind == "unused" else written(f.decode_exact(code))
+def _cell(f: ElementFormat, code: int) -> str:
+    value = meaning(f, code)
+    return "" if value is None else written(value)
 
 
 def comparison(a: ElementFormat, b: ElementFormat) -> Group:
     """Two formats beside each other: limits and specials, then the values that one has and the other lacks."""
+    from formats import compare
+
     found = compare(a, b)
-    sheets = [datasheet(f) for f in (a, b)]
+    sheets = [facts(f) for f in (a, b)]
     rows = Table(title=f"{a.name} and {b.name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     rows.add_column()
     for f in (a, b):
         rows.add_column(f.name, overflow="fold")
     rows.add_row("bits", *(f"{f.bits}: {layout(f)}" for f in (a, b)))
     for name in LIMITS:
-        if any(name in sheet and not _is_missing(sheet[name]) for sheet in sheets):
-            rows.add_row(
-                WORDS[name], *(_number(s[name]) if name in s and not _is_missing(s[name]) else "–" for s in sheets)
-            )
-    rows.add_row("dynamic range, binades", *(f"{float(sheet['dynamic_range']):.1f}" for sheet in sheets))
-    rows.add_row("finite values", *(f"{int(sheet['finite_values']):,}" for sheet in sheets))
-    rows.add_row("special codes", *(sheet.attrs["specials"] for sheet in sheets))
+        found_of = [sheet.limits.get(name) for sheet in sheets]
+        cells = ["–" if limit is None or _is_missing(limit) else _number(limit) for limit in found_of]
+        if set(cells) != {"–"}:
+            rows.add_row(WORDS[name], *cells)
+    rows.add_row("dynamic range, binades", *map(_range, sheets))
+    rows.add_row("finite values", *map(_count, sheets))
+    rows.add_row("special codes", *(sheet.attributes["specials"] for sheet in sheets))
     rows.add_row("defined by", *(source(f) for f in (a, b)))
     return Group(rows, *map(Text, _sentences(found, a, b)))
 

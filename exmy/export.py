@@ -38,18 +38,19 @@ def export_study(
     """
     outs = [out for out in (zarr, netcdf, digest) if out is not None]
     for out in outs:
-        _check_target(directory, out, force=force)
+        _check_target(directory, out, netcdf, force=force)
     if zarr is not None:
         _check_zarr(zarr)
     if digest is not None:
         _check_digest(directory, digest)
+    wholes = [out for out in (zarr, netcdf) if out is not None]
+    tree = open_study(directory, chunks="auto") if wholes else xr.DataTree()
+    for out in wholes:
+        _check_room(tree, out)
     try:
         if digest is not None:
             with _folder_aside(digest) as aside:
                 write_digest(open_study(directory), directory, aside)
-        if zarr is None and netcdf is None:
-            return outs
-        tree = open_study(directory, chunks="auto")
         if zarr is not None:
             _write_zarr(tree, zarr)
         if netcdf is not None:
@@ -59,11 +60,13 @@ def export_study(
     return outs
 
 
-def _check_target(directory: Path, out: Path, *, force: bool) -> None:
+def _check_target(directory: Path, out: Path, netcdf: Path | None, *, force: bool) -> None:
     if not out.absolute().parent.is_dir():
         raise StudyError(f"{out}: there is no folder {out.absolute().parent}; make it, or name another place")
     if directory.resolve().is_relative_to(out.resolve()):
         raise StudyError(f"{out}: the study itself lies there; name another place")
+    if out.is_dir() and out == netcdf:
+        raise StudyError(f"{out}: a folder, and --netcdf writes a file; name another place")
     if out.exists() and not force:
         raise StudyError(f"{out}: there already; name another place, or replace it with --force")
 
@@ -81,6 +84,17 @@ def _check_digest(directory: Path, out: Path) -> None:
         raise StudyError(f"{directory} is a digest itself: copy it")
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or has_digest(out)) and not pack_names(out)):
         raise StudyError(f"{out}: no digest of a study, so --force does not replace it; name another place")
+
+
+def _check_room(tree: xr.DataTree, out: Path) -> None:
+    """Room for all of it uncompressed: HDF5 ends the process, not the call, where a disk is full when it closes a file."""
+    wanted = sum(node.to_dataset(inherit=False).nbytes for node in tree.subtree)
+    free = shutil.disk_usage(out.absolute().parent).free
+    if free < wanted:
+        raise StudyError(
+            f"{out}: takes up to {wanted / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free there; "
+            "make room, or name another place"
+        )
 
 
 @contextlib.contextmanager

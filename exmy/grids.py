@@ -26,6 +26,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from exmy.looks import BASELINE_COLOUR, COLOURS, DASHES, LETTERING
 from formats import ElementFormat, FloatFormat, GridFormat
+from train.durable import atomically
 
 Floats = npt.NDArray[np.float64]
 
@@ -149,7 +150,8 @@ def grids_figure(formats: Sequence[ElementFormat], path: Path) -> None:
         bottom.set_xlim(2.0**low, 2.0 ** min(high, 1023))
         _powers(bottom.xaxis, low, high, most=14)
         figure.legend(loc="outside lower left", ncols=min(2, len(formats)), handlelength=3.4, fontsize=11.5)
-        figure.savefig(path, format=path.suffix[1:].lower())
+        with atomically(path) as aside:
+            figure.savefig(aside, format=path.suffix[1:].lower())
 
 
 def _least_error(f: ElementFormat, x: Floats) -> float:

@@ -78,7 +78,9 @@ def read_losses(path: Path, columns: dict[str, str | None]) -> tuple[pd.DataFram
     try:
         frame = pd.read_csv(path, keep_default_na=False, dtype=str, skipinitialspace=True)
     except OSError as error:
-        raise StudyError(f"{path}: can't be read ({error.strerror or error})") from None
+        raise StudyError(
+            f"{path}: can't be read ({error.strerror or error}); name a CSV table, a row a logged step"
+        ) from None
     except (ValueError, pd.errors.ParserError) as error:
         raise StudyError(f"{path}: is no CSV table ({error})") from None
     loss = columns["loss"]

@@ -8,12 +8,17 @@ from typing import Any
 
 import click
 
+from exmy import completing
+from exmy.places import FileToWrite
 from exmy.refused import Refused
 
 
 @click.command("verdict")
-@click.argument("recipe", metavar="FORMAT")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("recipe", metavar="FORMAT", shell_complete=completing.recipes_and_formats)
+@click.argument(
+    "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path),
+    shell_complete=completing.study_directories,
+)  # fmt: skip
 @click.option("--baseline", metavar="RECIPE", help="What it is held against; the studies' own by default.")
 @click.option(
     "--margin", default=0.1, show_default=True, help="As stable: shares of diverged runs differ by less than this."
@@ -27,9 +32,7 @@ from exmy.refused import Refused
 @click.option(
     "--search-cost", default=0.1, show_default=True, help="Break-even: runs that a trial of a learning rate costs."
 )
-@click.option(
-    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
-)
+@click.option("--json", "json_file", metavar="FILE.json", type=FileToWrite(), help="Every number, for machines.")
 def give_verdict(
     recipe: str, directories: tuple[Path, ...], baseline: str | None, json_file: Path | None, **numbers: Any
 ) -> None:
@@ -81,9 +84,7 @@ def give_verdict(
 @click.option(
     "--gap-margin", type=float, default=0.2, show_default=True, help="Nats/token above the baseline's best, for gap."
 )
-@click.option(
-    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
-)
+@click.option("--json", "json_file", metavar="FILE.json", type=FileToWrite(), help="Every number, for machines.")
 def own_losses(
     path: Path, baseline: str | None, definition: str | None, entropy: float | None, window: int, spike_window: int, sigma: float,
     gap_margin: float, margin: float, at: float | None, json_file: Path | None, **columns: str | None,
@@ -112,7 +113,10 @@ def own_losses(
 
 
 @click.command("claims")
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path),
+    shell_complete=completing.study_directories,
+)  # fmt: skip
 @click.option(
     "--claims",
     "file",
@@ -120,9 +124,7 @@ def own_losses(
     type=click.Path(path_type=Path),
     help="Those that come with exmy by default.",
 )
-@click.option(
-    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
-)
+@click.option("--json", "json_file", metavar="FILE.json", type=FileToWrite(), help="Every number, for machines.")
 def test_claims(directories: tuple[Path, ...], file: Path | None, json_file: Path | None) -> None:
     """Hold claims against studies: supported, refuted or undecided, by rules that were fixed before the runs.
 
@@ -144,7 +146,9 @@ def test_claims(directories: tuple[Path, ...], file: Path | None, json_file: Pat
 
 
 @click.command("alarms")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
+)
 @click.option(
     "--horizon",
     type=float,
@@ -155,9 +159,7 @@ def test_claims(directories: tuple[Path, ...], file: Path | None, json_file: Pat
 @click.option(
     "--false-alarms", default=0.1, show_default=True, help="Share of runs that do not diverge in which one may ring."
 )
-@click.option(
-    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
-)
+@click.option("--json", "json_file", metavar="FILE.json", type=FileToWrite(), help="Every number, for machines.")
 def judge_alarms(directory: Path, horizon: float, false_alarms: float, json_file: Path | None) -> None:
     """Which of a study's signals warned before its runs diverged, and how early: gradient norms, sharpness, what was recorded.
 

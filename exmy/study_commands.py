@@ -12,12 +12,21 @@ from typing import Any
 
 import click
 
+from exmy import completing
+from exmy.places import FileToWrite
 from exmy.refused import INTERRUPTED, Refused
 from exmy.sweep_commands import device_option
 
 
 @click.command()
-@click.argument("directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "directories",
+    metavar="DIR...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=completing.study_directories,
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new directory for the merged study.")
 @click.option("--name", help="The merged study's name; the first one's by default.")
 def merge(directories: tuple[Path, ...], out: Path, name: str | None) -> None:
@@ -43,7 +52,9 @@ def merge(directories: tuple[Path, ...], out: Path, name: str | None) -> None:
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
+)
 @click.option("--json", "as_json", is_flag=True, help="For machines; the fields are described in train/status.py.")
 def status(directory: Path, as_json: bool) -> None:
     """What a study directory holds, and what is under way in it: during a sweep, from another shell, and after.
@@ -74,7 +85,9 @@ def status(directory: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
+)
 @click.option(
     "--zarr", metavar="OUT", type=click.Path(path_type=Path), help="A Zarr store, for xarray, dask and others."
 )
@@ -110,7 +123,9 @@ def export(directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
+)
 @click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Where to write; DIR/report by default.")
 def report(directory: Path, out: Path | None) -> None:
     """Write a study up as one HTML page that needs no network and no other file, and its figure as a PNG beside it.
@@ -120,11 +135,13 @@ def report(directory: Path, out: Path | None) -> None:
     \b
     Example: exmy report runs/first-look-cpu
     """  # noqa: D301
+    from exmy.busy import busy
     from exmy.report import write_report
     from train import StudyError
 
     try:
-        written = write_report(directory, out or directory / "report")
+        with busy("writing the report"):
+            written = write_report(directory, out or directory / "report")
     except StudyError as error:
         raise Refused(str(error)) from None
     for path in written:
@@ -132,7 +149,9 @@ def report(directory: Path, out: Path | None) -> None:
 
 
 @click.command("landscape")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
+)
 @click.option(
     "--measure", "measures", metavar="NAME", multiple=True, help="One of them, or several; [probe]'s by default."
 )
@@ -176,13 +195,13 @@ def landscape_command(
 
 
 @click.command("compare")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--baseline", metavar="RECIPE", help="What the others are held against; the study's own by default.")
-@click.option("--page", metavar="FILE.md", type=click.Path(path_type=Path), help="Write it up in Markdown.")
-@click.option("--figure", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw the differences.")
-@click.option(
-    "--json", "json_file", metavar="FILE.json", type=click.Path(path_type=Path), help="Every number, for machines."
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
 )
+@click.option("--baseline", metavar="RECIPE", help="What the others are held against; the study's own by default.")
+@click.option("--page", metavar="FILE.md", type=FileToWrite(), help="Write it up in Markdown.")
+@click.option("--figure", metavar="FILE.png", type=FileToWrite(), help="Draw the differences.")
+@click.option("--json", "json_file", metavar="FILE.json", type=FileToWrite(), help="Every number, for machines.")
 def compare_recipes(
     directory: Path, baseline: str | None, page: Path | None, figure: Path | None, json_file: Path | None
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from exmy import completing
 from exmy.refused import Refused
 
 device_option = click.option(
@@ -53,7 +54,9 @@ _wide = click.option(
 
 
 @click.command()
-@click.argument("study_file", metavar="[STUDY.toml]", required=False, type=click.Path(path_type=Path))
+@click.argument(
+    "study_file", metavar="[STUDY.toml]", required=False, type=click.Path(path_type=Path), shell_complete=completing.study_files,
+)  # fmt: skip
 @click.option(
     "--out",
     metavar="DIR",
@@ -105,7 +108,9 @@ def sweep(
 
 
 @click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
+)
 @device_option
 @_site
 @_wide

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from exmy.console import output
+from exmy.version import __version__
 from formats import get_format, quantize
 from formats.rounding import Rounding
 from formats.scaled import ScaledFormat, is_scaled_name
@@ -31,6 +34,7 @@ from verification.question import FOUND
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in CARRIERS}
 OUR_NAME = "exmy"
 WHOLE_CERTIFICATE = "exmy-certificate.json"
+Asking = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,14 @@ class Request:
         """Whether it is the complete proof of our own."""
         return self.implementation is None and not self.formats and self.matrix is None
 
+    @property
+    def unfinished(self) -> Path | None:
+        """Where a matrix keeps judgements when it is stopped, by what was asked of all; None without one, or without judging."""
+        if self.matrix is None or self.certificates:
+            return None
+        asked = hashlib.sha256(f"{__version__} {torch.__version__} {self.asked}".encode()).hexdigest()[:8]
+        return self.matrix / f"unfinished-{asked}.json.gz"
+
     def check(self) -> None:
         """ValueError or OSError, before any work, for what contradicts itself or could not be written."""
         if self.certificates and self.matrix is None:
@@ -87,11 +99,14 @@ class Request:
             self.matrix.mkdir(parents=True, exist_ok=True)
 
     def kept(self) -> str:
-        """Write the certificate of what was judged before a stop, and say so; empty where there is nothing to keep."""
-        if not self.found or self.certificate is None:
-            return ""
-        write_certificates(self.found, self.certificate)
-        return f"what {len(self.found)} judgements said is in {self.certificate}"
+        """Write the certificate of what was judged before a stop, and say so and how to go on."""
+        again = shlex.join(["exmy", *sys.argv[1:]])
+        place = self.unfinished or self.certificate
+        if not self.found or place is None:
+            return f"nothing was written. To start again: {again}"
+        write_certificates(self.found, place)
+        said = f"what {len(self.found)} judgements said is in {place}"
+        return f"{said}{', and is not asked again. To go on' if self.unfinished else '. To start again'}: {again}"
 
 
 def answer(request: Request) -> int:
@@ -103,10 +118,13 @@ def answer(request: Request) -> int:
         from exmy.conformance import write_matrix
 
         found += [report for path in request.certificates for report in read_certificates(path)]
-        if not found:
-            found.extend(reports(everything(request.asked), _left_out))
+        if (kept := request.unfinished) is not None:
+            known = {_asking(report): report for report in read_certificates(kept)} if kept.exists() else {}
+            found.extend(reports(everything(request.asked), _left_out, known))
         for path in write_matrix(found, request.matrix):
             click.echo(path)
+        if kept is not None:
+            kept.unlink(missing_ok=True)
     else:
         asked = request.asked
         listed = (
@@ -260,8 +278,19 @@ def everything(asked: Asked) -> list[Job]:
     return found
 
 
-def reports(listed: list[Job], skip: Callable[[Job, str], None] | None = None) -> Iterator[Report]:
-    """One report a job, with progress. ValueError where a job can't be done, or, with `skip`, a word to it and on."""
+def _asking(report: Report) -> Asking:
+    """By which a report is found again for its job."""
+    return report.implementation, report.version, report.format, report.input_dtype, report.claimed
+
+
+def reports(
+    listed: list[Job], skip: Callable[[Job, str], None] | None = None, known: Mapping[Asking, Report] | None = None
+) -> Iterator[Report]:
+    """One report a job, with progress. ValueError where a job can't be done, or, with `skip`, a word to it and on.
+
+    known: reports that are there already, and are given as they are.
+    """
+    known = known or {}
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -277,6 +306,9 @@ def reports(listed: list[Job], skip: Callable[[Job, str], None] | None = None) -
             def show(share: float, place: int = place) -> None:
                 progress.update(task, completed=place + share)
 
+            if (there := known.get((job.implementation, job.version, job.format, job.dtype, job.claimed))) is not None:
+                yield there
+                continue
             try:
                 yield job.run(show)
             except ValueError as error:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from exmy import completing
 from exmy.refused import INTERRUPTED, Refused
 
 
 @click.command()
 @click.argument("implementation", metavar="[IMPLEMENTATION]", required=False)
-@click.argument("formats", metavar="[FORMAT]...", nargs=-1)
-@click.option("--format", "more", metavar="FORMAT", multiple=True, help="The same, as an option.")
+@click.argument("formats", metavar="[FORMAT]...", nargs=-1, shell_complete=completing.formats)
+@click.option(
+    "--format",
+    "more",
+    metavar="FORMAT",
+    multiple=True,
+    shell_complete=completing.formats,
+    help="The same, as an option.",
+)
 @click.option(
     "--input",
     "dtype",
@@ -44,7 +53,11 @@ from exmy.refused import INTERRUPTED, Refused
 )
 @click.option("--bias", default=0.0, help="Allowed to stochastic rounding: 2^-N for N random bits.")
 @click.option(
-    "--seconds", default=60.0, show_default=True, help="How long one call may take before it counts as hanging."
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="How long one call may take before it counts as hanging.",
 )
 @click.option(
     "--json", "certificate", metavar="FILE", type=click.Path(path_type=Path), help="Write the certificate too."
@@ -83,6 +96,8 @@ def verify(
     Example: exmy verify ml_dtypes
     Example: exmy verify mypackage.kernels:to_fp8 --format e4m3fn --input float32 --overflow saturate
     Example: exmy verify --matrix conformance
+
+    A matrix that is stopped by Ctrl-C keeps its judgements in FOLDER; the same command goes on with the others.
     """  # noqa: D301
     from exmy.verify import Asked, Request, answer
 
@@ -93,15 +108,14 @@ def verify(
     except ValueError as error:
         raise Refused(str(error)) from None
     except OSError as error:
-        raise Refused(f"{error.filename or certificate}: {error.strerror}; name another place") from None
+        raise Refused(f"{error.filename or certificate or matrix}: {error.strerror}; name another place") from None
     except KeyboardInterrupt:
-        kept = request.kept()
-        click.echo(f"\nexmy: stopped; {kept or 'nothing was written'}", err=True)
+        click.echo(f"\nexmy: stopped; {request.kept()}", err=True)
         sys.exit(INTERRUPTED)
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=completing.formats)
 @click.option(
     "--from", "input_format", metavar="FORMAT", default="fp32", show_default=True, help="Format of the inputs."
 )
@@ -147,7 +161,8 @@ def vectors(
             f"{out or 'standard output'}: can't be written ({error.strerror}); name another file with --out"
         ) from None
     except KeyboardInterrupt:
-        click.echo("\nexmy: stopped; nothing was written", err=True)
+        again = shlex.join(["exmy", *sys.argv[1:]])
+        click.echo(f"\nexmy: stopped; nothing was written. To start again: {again}", err=True)
         sys.exit(INTERRUPTED)
     if out is not None:
         click.echo(f"{out}: {count:,} vectors")

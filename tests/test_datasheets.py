@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from exmy.cli import main
 from formats import compare, datasheet, grid_format, list_formats
-from formats.datasheets import confusable, limits, parts, written
+from formats.facts import confusable, limits, parts, written
 from formats.names import element_format, well_known
 from verification.vector_sets import as_csv, as_hex, decoding_vectors, vectors
 

@@ -216,7 +216,7 @@ def test_a_recipe_that_means_nothing_says_why(name: str, tables: dict[str, Recip
         resolve_recipe(name, tables)
 
 
-@pytest.mark.skipif(not compiling._has_cpp_compiler(), reason="no C++ compiler")
+@pytest.mark.skipif(not compiling.has_cpp_compiler(), reason="no C++ compiler")
 @pytest.mark.parametrize("rounding", [Rounding.NEAREST_EVEN, "toward_zero"])
 def test_the_quantiser_of_a_long_study_on_a_cpu_compiles(rounding: str) -> None:
     """As eager steps call it, with the rounding as an argument; `make sweep` rests on it."""

@@ -94,13 +94,14 @@ def _wrapped(piece: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
 def quantizer_for(device_type: str, elements: float) -> Quantizer:
     """The quantiser for eager steps that will round `elements` elements in all: compiled where that pays and can be done."""
     saved = elements * (1 / EAGER_RATE - 1 / COMPILED_RATE)
-    if device_type != "cpu" or saved < COMPILE_SECONDS or not _has_cpp_compiler():
+    if device_type != "cpu" or saved < COMPILE_SECONDS or not has_cpp_compiler():
         return quantize
     return compiled_quantizer
 
 
 @functools.cache
-def _has_cpp_compiler() -> bool:
+def has_cpp_compiler() -> bool:
+    """Whether quantisers can be compiled for a CPU; says once why not."""
     if any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")))):
         return True
     logger.warning(

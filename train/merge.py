@@ -60,9 +60,11 @@ def merge_studies(directories: Sequence[Path], out: Path, name: str | None = Non
         _copy_measured(directories, out)
         with atomically(out / STUDY_FILE) as aside:
             aside.write_text(study_text(study), encoding="utf-8")
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too: what is half a study would be in the way of the next try
         for folder in (PACKS, INDEX, SNAPSHOTS, LANDSCAPE):
             shutil.rmtree(out / folder, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise StudyError(f"{out}: can't be written ({error.strerror}); make room, or name another directory") from None
     return Merged(study, sum(map(len, chosen.values())), len(chosen), left_out)
 

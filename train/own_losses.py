@@ -177,7 +177,7 @@ def own_stability(
         settings = DivergenceSettings(definition="spike" if unigram_entropy is None else "no_progress")
     if settings.definition == "no_progress" and unigram_entropy is None:
         raise ValueError(
-            "no_progress is held against the unigram entropy of the training tokens: give it, in nats/token"
+            "no_progress is held against the unigram entropy of the training tokens: give it, in nats/token (--entropy)"
         )
     if "grad_norm" not in history:
         history = history.assign(grad_norm=xr.ones_like(history["train_loss"]))

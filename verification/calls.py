@@ -24,6 +24,7 @@ Quantizer = Callable[[Any], Any]
 TAKES = ("tensor", "array", "codes")
 GIVES = ("values", "codes")
 TRIES = 64
+THREAD = "exmy-call"  # of a call: one that hangs outlives what asked for it
 
 
 class HungError(RuntimeError):
@@ -87,7 +88,7 @@ class Caller:
             except BaseException as caught:  # it belongs to the caller's thread
                 error.append(caught)
 
-        thread = threading.Thread(target=work, daemon=True)
+        thread = threading.Thread(target=work, name=THREAD, daemon=True)
         thread.start()
         thread.join(self.seconds)
         if thread.is_alive():
