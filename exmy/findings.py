@@ -86,14 +86,22 @@ def make(results: Path, claims_file: Path, page: Path) -> str:
     with busy("drawing"):
         for drawing in drawings(studies):
             path = folder / f"{drawing.name}.png"
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, drawing.save)
+            write_whole(_in_folder(path), drawing.save)
             written.add(path)
             pictures.setdefault(drawing.section, []).append((drawing.words, f"{folder.name}/{path.name}"))
     for old in set(folder.glob("*.png")) - written:
         old.unlink()
     with busy("writing"):
         return Findings(studies, claims, found, reasons, pictures).page()
+
+
+def _in_folder(path: Path) -> Path:
+    """The path, its folder made; StudyError where it can't be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{path.parent}: can't be made ({error.strerror}); name another place") from None
+    return path
 
 
 @click.command()
@@ -112,8 +120,7 @@ def main(results: Path, claims: Path | None, page: Path) -> None:
     """Make the page of findings, and its figures, anew."""
     try:
         text = make(results, claims or default_claims(), page)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(page, lambda aside: aside.write_text(text, encoding="utf-8"))
+        write_whole(_in_folder(page), lambda aside: aside.write_text(text, encoding="utf-8"))
     except StudyError as error:
         raise click.UsageError(str(error)) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import xarray as xr
@@ -167,7 +167,9 @@ def penalties(evidence: Evidence, which: str, named: Callable[[Numerics], str]) 
             panel.set_title(plain(part.label), loc="left")
     if every:
         whole_axis(axes[-1, 0], sorted({p.bits for p in every}), which.replace("_", " "))
-    figure.supylabel(f"final training loss above\n{plain(evidence.baseline)}'s (nats/token)", fontsize=8.5, ha="center")
+    figure.supylabel(
+        f"final training loss above\n{plain(evidence.baseline)}'s (nats/token)", fontsize=8.5, multialignment="center"
+    )
     legend_below(figure, [Line2D([], [], label=plain(name), **style.line) for name, style in looks.items()])
     return figure
 
@@ -184,19 +186,24 @@ def penalty_axis(of: Sequence[Number]) -> tuple[tuple[float, float], float]:
     return (least - 0.06 * span, largest + 0.1 * span), 0.0
 
 
-def signal_drawing(evidence: Evidence) -> Drawing:
-    """Of the exponent study."""
+def signal_drawings(evidence: Evidence) -> Iterator[Drawing]:
+    """Of the exponent study, two parts a figure."""
+    pairs = [evidence.parts[i : i + 2] for i in range(0, len(evidence.parts), 2)]
+    for i, parts in enumerate(pairs):
+        yield _signal_drawing(evidence, parts, "exponent-signals" + (f"-{i + 1}" if len(pairs) > 1 else ""))
+
+
+def _signal_drawing(evidence: Evidence, parts: Sequence[Part], name: str) -> Drawing:
     return Drawing(
-        "signals", "exponent-signals",
+        "signals", name,
         "Shares of elements flushed to zero and clipped, of activations, weights and gradients, against exponent bits: the "
         "median of the runs at the baseline's best rate, from the least to the largest",
-        lambda: signals(evidence),
+        lambda: signals(evidence, parts),
     )  # fmt: skip
 
 
-def signals(evidence: Evidence) -> Figure:
+def signals(evidence: Evidence, parts: Sequence[Part]) -> Figure:
     """A column a part, a row a share."""
-    parts = evidence.parts
     figure, axes = sheet((1.8, 1.8), len(parts), sharex=True, sharey=True)
     looks = styles(ROLES)
     bits: set[int] = set()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exmy.findings_bits import nothing, penalty_drawing, rounding_name, scaling_name, signal_drawing, window_drawing
+from exmy.findings_bits import nothing, penalty_drawing, rounding_name, scaling_name, signal_drawings, window_drawing
 from exmy.findings_canvas import Drawing
 from exmy.findings_numbers import has_signals
-from exmy.findings_rates import rate_drawings, size_drawing
+from exmy.findings_rates import rate_drawings, size_drawings
 from exmy.findings_rows import condition_drawing, seed_drawings
 from exmy.findings_studies import Available, Evidence
 
@@ -32,10 +32,10 @@ def _of(name: str, evidence: Evidence) -> Iterator[Drawing]:
     elif name == "exponent":
         yield from rate_drawings(evidence, name)
         if has_signals(evidence):
-            yield signal_drawing(evidence)
+            yield from signal_drawings(evidence)
     elif name == "rounding" and judged:
         yield penalty_drawing(evidence, name, "mantissa_bits", rounding_name, "rounding")
     elif name == "scaling" and judged:
         yield penalty_drawing(evidence, name, "exponent_bits", scaling_name, "scaling")
     elif name == "size":
-        yield size_drawing(evidence)
+        yield from size_drawings(evidence)

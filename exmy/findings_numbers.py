@@ -104,7 +104,9 @@ def verdict_row(found: xr.Dataset | str, recipe: str) -> dict[str, Any]:
 
 
 def number(row: Mapping[str, Any], name: str) -> Number:
-    """A statistic of a verdict's row with its limits."""
+    """A statistic of a verdict's row with its limits. A recipe that trains at no rate has no sensitivity; it would be 0."""
+    if name == "sensitivity" and math.isnan(row.get("optimum", math.nan)):
+        return Number(math.nan, math.nan, math.nan)
     if name == "window":
         return Number(*(row.get(f"window{end}", math.nan) for end in ("", "_at_least", "_at_most")))
     return Number(*(row.get(f"{name}{end}", math.nan) for end in ("", "_low", "_high")))

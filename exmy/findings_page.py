@@ -17,9 +17,11 @@ from exmy.findings_numbers import has_signals
 from exmy.findings_studies import STUDIES, Available, Evidence, axis_words
 from exmy.findings_tables import (
     condition_table,
+    divergence_words,
     endings_table,
     follows,
     line,
+    loss_words,
     rate_words,
     recipe_table,
     rounding_table,
@@ -272,10 +274,16 @@ def _of_seeds(evidence: Evidence) -> Iterator[str]:
             yield ""
             yield from seed_table(evidence, part, rate)
             yield ""
-            for words in follows(evidence, part, evidence.verdict_at(part, rate)):
+            for words in divergence_words(evidence, part, evidence.verdict_at(part, rate)):
                 yield f"- {words}"
             yield ""
-    yield f"By definition: {' · '.join(DEFINITIONS)}. Shares have Clopper and Pearson's interval, their difference Tango's."
+    for part, of in zip(evidence.parts, evidence.verdicts, strict=True):
+        where = f"{part.label}: " if part.label else ""
+        for words in loss_words(evidence, part, of):
+            yield f"- {where}{words}"
+    yield ""
+    yield f"By definition: {' · '.join(DEFINITIONS)}. Shares have Clopper and Pearson's interval, their difference Tango's; "
+    yield "differences of means are of all runs whose loss is finite, diverged or not."
 
 
 def _of_conditions(evidence: Evidence) -> Iterator[str]:
@@ -303,7 +311,7 @@ def _of_sizes(evidence: Evidence) -> Iterator[str]:
     yield ""
     for part, of in zip(evidence.parts, evidence.verdicts, strict=True):
         for words in follows(evidence, part, of):
-            yield f"- {part.sample.model.label}: {words}"
+            yield f"- {part.label or part.sample.model.label}: {words}"
 
 
 def _of_signals(evidence: Evidence) -> Iterator[str]:

@@ -29,7 +29,7 @@ from exmy.findings_canvas import (
     styles,
 )
 from exmy.findings_numbers import curve, edges_of, number, shares, verdict_row
-from exmy.findings_studies import Evidence, Part
+from exmy.findings_studies import Evidence, Part, sizes_apart
 from exmy.findings_tables import in_table_order
 from train.window import ALLOWED
 
@@ -146,14 +146,18 @@ def _heat(axes: Axes, part: Part, names: Sequence[str]) -> None:
     axes.set_ylabel("diverged (%)")
 
 
-def size_drawing(evidence: Evidence) -> Drawing:
-    """The boundary against parameters."""
-    return Drawing(
-        "size", "size",
-        f"Against the number of parameters, by recipe: the largest learning rate at which at most {100 * ALLOWED:g} % of "
-        "the runs diverged, with a line up to the next rate tried, at which more did; and the loss penalty with 95 % intervals",
-        lambda: against_size(evidence),
-    )  # fmt: skip
+def size_drawings(evidence: Evidence) -> Iterator[Drawing]:
+    """The boundary against parameters, a figure for each setting of all else that varies."""
+    apart = sizes_apart(evidence.parts)
+    for i, (label, parts) in enumerate(apart.items()):
+        yield Drawing(
+            "size",
+            "size" + (f"-{i + 1}" if len(apart) > 1 else ""),
+            f"Against the number of parameters, by recipe: the largest learning rate at which at most {100 * ALLOWED:g} % of "
+            "the runs diverged, with a line up to the next rate tried, at which more did; and the loss penalty with 95 % "
+            "intervals" + (f"; {label}" if label else ""),
+            lambda parts=parts: against_size(evidence, parts),  # type: ignore[misc]
+        )
 
 
 def size_words(parameters: float) -> str:
@@ -161,9 +165,9 @@ def size_words(parameters: float) -> str:
     return f"{parameters / 1e6:.2g}M" if parameters >= 1e5 else f"{parameters / 1e3:.2g}k"
 
 
-def against_size(evidence: Evidence) -> Figure:
+def against_size(evidence: Evidence, of_sizes: Sequence[Part]) -> Figure:
     """Above, the largest stable rate; below, the loss penalty."""
-    parts = sorted(zip(evidence.parts, evidence.verdicts, strict=True), key=lambda pair: pair[0].parameters)
+    parts = [(part, evidence.verdicts[evidence.parts.index(part)]) for part in of_sizes]
     names = list(dict.fromkeys(name for part, _ in parts for name in in_table_order(evidence, part)))
     looks = styles(names, evidence.baseline)
     figure, axes = sheet((2.2, 2.0), sharex=True)

@@ -33,6 +33,7 @@ ROUNDINGS = {
     Rounding.NEAREST_EVEN: "nearest even",
     Rounding.STOCHASTIC: "stochastic",
 }
+OF_SIZE = frozenset({"model", "preset", "architecture", "layers", "heads", "kv_heads", "width", "hidden"})
 SWITCHES = {
     ("clip", "inf"): "no clipping",
     ("warmup", "0"): "no warm-up",
@@ -97,7 +98,7 @@ def _scaling(f: object) -> str:
     return {"tensor": "per tensor", "row": "per row"}.get(f.granularity.value, f"{f.granularity.value}s of {sizes}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """The runs of a study that may be pooled. runs: those of /summary with `final_validation_loss`; of: a run of each recipe.
 
@@ -210,6 +211,15 @@ class Evidence:
             return verdict(part.grid, self.baseline, settings=VerdictSettings(learning_rate=rate))
         except ValueError as error:
             return str(error)
+
+
+def sizes_apart(parts: Sequence[Part]) -> dict[str, list[Part]]:
+    """The parts that differ in the model's size alone together, smallest first, by where they are on other axes, in words."""
+    found: dict[str, list[Part]] = {}
+    for part in parts:
+        words = [axis_words(axis, value) for axis, value in part.where.items() if axis not in OF_SIZE]
+        found.setdefault(", ".join(words), []).append(part)
+    return {words: sorted(of, key=lambda part: part.parameters) for words, of in found.items()}
 
 
 def axis_words(axis: str, value: str) -> str:

@@ -7,7 +7,7 @@ interval that contains zero is no proof of equality, and "as stable" is said onl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import xarray as xr
 
@@ -28,7 +28,7 @@ from exmy.findings_numbers import (
     spread,
     verdict_row,
 )
-from exmy.findings_studies import Evidence, Part, departures, power
+from exmy.findings_studies import Evidence, Part, departures, power, sizes_apart
 from train.proportions import clopper_pearson_interval
 from train.window import ALLOWED
 
@@ -256,12 +256,14 @@ def size_table(evidence: Evidence) -> Iterator[str]:
         ("model", "parameters", "recipe", f"largest rate at which at most {100 * ALLOWED:g} % diverged",
          "next rate that is not", "loss penalty, nats/token [95 %]", "pairs")
     )  # fmt: skip
-    for part, of in zip(evidence.parts, evidence.verdicts, strict=True):
+    apart = [(label, part) for label, parts in sizes_apart(evidence.parts).items() for part in parts]
+    for label, part in apart:
+        of = evidence.verdicts[evidence.parts.index(part)]
         for recipe in in_table_order(evidence, part):
             found, row, own = edges_of(part, recipe), verdict_row(of, recipe), recipe == evidence.baseline
             yield line(
                 [
-                    part.sample.model.label,
+                    part.sample.model.label + (f", {label}" if label else ""),
                     f"{part.parameters:,}",
                     named(evidence, recipe),
                     f"{rate_words(found.largest)} ({found.largest_counts})" if found.largest_counts else "none tried",
@@ -274,37 +276,53 @@ def size_table(evidence: Evidence) -> Iterator[str]:
             )
 
 
-def follows(evidence: Evidence, part: Part, of: xr.Dataset | str) -> Iterator[str]:
-    """What a part's verdict says by rule, a sentence or two each."""
+def divergence_words(evidence: Evidence, part: Part, of: xr.Dataset | str) -> Iterator[str]:
+    """What a verdict says about divergence, in a sentence."""
     if isinstance(of, str):
         yield f"No comparison: {of}."
         return
+    rate = float(of.attrs["reference_rate"])
+    if not math.isfinite(rate):
+        yield f"Divergence is compared at no rate: more than half of {evidence.baseline}'s runs diverged at each."
+        return
     rows = {recipe: verdict_row(of, recipe) for recipe in part.recipes if recipe != evidence.baseline}
-
-    def told(those: Iterator[str]) -> str:
-        return ", ".join(f"`{recipe}`" for recipe in those) or "none"
-
     states = ("less stable", "more stable", "as stable", "undecided")
-    by_state = {state: told(r for r, row in rows.items() if row["state"] == state) for state in states}
-    margin = 100 * float(of.attrs["margin"])
-    rate = rate_words(float(of.attrs["reference_rate"]))
+    by_state = {state: _told(r for r, row in rows.items() if row.get("state") == state) for state in states}
     yield (
-        f"Divergence at {rate}, pairs of seeds, Holm's p-values: less stable {by_state['less stable']}; "
-        f"more stable {by_state['more stable']}; as stable within {margin:g} % {by_state['as stable']}; undecided "
+        f"Divergence at {rate_words(rate)}, pairs of seeds, Holm's p-values: less stable {by_state['less stable']}; more stable "
+        f"{by_state['more stable']}; as stable within {100 * float(of.attrs['margin']):g} % {by_state['as stable']}; undecided "
         f"{by_state['undecided']}."
     )
-    penalties = {recipe: number(row, "loss_penalty") for recipe, row in rows.items()}
+
+
+def loss_words(evidence: Evidence, part: Part, of: xr.Dataset | str) -> Iterator[str]:
+    """What a verdict says about losses, and about recipes that train nowhere, a sentence each."""
+    if isinstance(of, str):
+        return
+    rows = {recipe: verdict_row(of, recipe) for recipe in part.recipes}
+    penalties = {r: number(row, "loss_penalty") for r, row in rows.items() if r != evidence.baseline}
     higher = {recipe: of for recipe, of in penalties.items() if of.low > 0}
     lower = {recipe: of for recipe, of in penalties.items() if of.high < 0}
-    within = [of for recipe, of in penalties.items() if of.low <= 0 <= of.high]
-
-    def numbered(those: dict[str, Number]) -> str:
-        return ", ".join(f"`{recipe}` {signed(of.value)}" for recipe, of in those.items()) or "none"
-
+    within = [of for of in penalties.values() if of.low <= 0 <= of.high]
     most = f", up to {signed(max(of.high for of in within))} still possible" if within else ""
     yield (
-        f"Final loss at each recipe's own best rate, interval without zero: higher {numbered(higher)}; lower "
-        f"{numbered(lower)}; with zero in it {len(within)} of {len(penalties)}{most}."
+        f"Final training loss of pairs that trained, each recipe at its own best rate, interval without zero: higher "
+        f"{_numbered(higher)}; lower {_numbered(lower)}; with zero in it {len(within)} of {len(penalties)}{most}."
     )
-    if any(math.isnan(row["optimum"]) for row in rows.values()):
-        yield f"Trained at no learning rate that was tried: {told(r for r, row in rows.items() if math.isnan(row['optimum']))}."
+    nowhere = [recipe for recipe, row in rows.items() if math.isnan(row["optimum"])]
+    if nowhere:
+        yield f"Trained at no learning rate that was tried: {_told(nowhere)}."
+
+
+def follows(evidence: Evidence, part: Part, of: xr.Dataset | str) -> Iterator[str]:
+    """What a part's verdict says by rule, a sentence or two each."""
+    yield from divergence_words(evidence, part, of)
+    yield from loss_words(evidence, part, of)
+
+
+def _told(recipes: Iterable[str]) -> str:
+    return ", ".join(f"`{recipe}`" for recipe in recipes) or "none"
+
+
+def _numbered(those: Mapping[str, Number]) -> str:
+    return ", ".join(f"`{recipe}` {signed(of.value)}" for recipe, of in those.items()) or "none"

@@ -51,14 +51,14 @@ Shares = Callable[[Run, str, str], float]
 
 def make_study(
     results: Path, name: str, axes: str, loss: Loss, *, shares: Shares | None = None,
-    finished: Callable[[Run], bool] = lambda _: True, more: str = "",
+    finished: Callable[[Run], bool] = lambda _: True, more: str = "", baseline: str = "native-bf16",
 ) -> Path:  # fmt: skip
     """A study directory results/name: axes and more as in a study file; finished: which runs have a pack."""
     directory = results / name
     (directory / "packs").mkdir(parents=True)
     file = directory / "study.toml"
     signals = f"[signals]\nevery = {10 if shares else 0}\n"
-    file.write_text(f'name = "{name}"\nbaseline = "native-bf16"\n[axes]\n{axes}\n{more}\n{TABLES}\n{signals}')
+    file.write_text(f'name = "{name}"\nbaseline = "{baseline}"\n[axes]\n{axes}\n{more}\n{TABLES}\n{signals}')
     study = read_study(file)
     file.write_text(study_text(study))
     text = dataclasses.replace(make_text(), unigram_entropy=ENTROPY)
