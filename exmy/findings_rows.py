@@ -18,6 +18,7 @@ from exmy.findings_studies import Evidence, Part
 from exmy.findings_tables import condition_rows, in_table_order, rate_words
 
 LINE, AROUND = 0.24, 0.62  # inches: of a row, and of an axis with its words
+LONGEST = 26  # characters of a row's words in one line
 ROOM = 0.15  # of the axis' width, for words behind the intervals
 
 
@@ -170,13 +171,22 @@ def conditions(evidence: Evidence) -> Figure:
             _condition(panel, y + beside(recipes.index(row.recipe), len(recipes), 0.75), row, looks[row.recipe])
         if y:
             panel.axhline(y - 0.5, color="#E4E4E4", lw=0.6, zorder=0)
-    _names(panel, list(found))
+    _names(panel, [_in_lines(words) for words in found])
     panel.set_ylim(len(found) - 0.5, -0.5)
-    panel.set_xlabel(f"final validation loss above {plain(evidence.baseline)}'s (nats/token)")
+    panel.set_xlabel(f"final validation loss above\n{plain(evidence.baseline)}'s (nats/token)")
     handles = [Line2D([], [], label=plain(name), **looks[name].line) for name in recipes]
     handles.append(Line2D([], [], ls="", marker="o", ms=2.6, color=GREY, label="a pair of runs"))
     legend_below(figure, handles)
     return figure
+
+
+def _in_lines(words: str) -> str:
+    """Words that would leave the panel no room, in two lines."""
+    if len(words) <= LONGEST or ", " not in words:
+        return words
+    breaks = [place for place in range(len(words)) if words.startswith(", ", place)]
+    middle = min(breaks, key=lambda place: abs(place - len(words) / 2))
+    return f"{words[:middle]},\n{words[middle + 2 :]}"
 
 
 def _condition(axes: Axes, y: float, row: Row, style: Style) -> None:

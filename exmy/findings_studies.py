@@ -230,7 +230,7 @@ def axis_words(axis: str, value: str) -> str:
         return f"loss scale {power(float(value))}" if _number(value) else f"{value} loss scale"
     if axis in ("layers", "steps"):
         return f"{int(value):,} {axis}" if value.isdigit() else f"{axis} {value}"
-    return f"{ {'warmup': 'warm-up', 'model': ''}.get(axis, axis.replace('_', ' ')) } {value}".strip()
+    return f"{ {'warmup': 'warm-up', 'model': '', 'dataset': ''}.get(axis, axis.replace('_', ' ')) } {value}".strip()
 
 
 def _number(value: str) -> bool:
