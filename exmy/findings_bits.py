@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xarray as xr
 from matplotlib.axes import Axes
@@ -25,12 +25,19 @@ from exmy.findings_canvas import (
     whole_axis,
 )
 from exmy.findings_numbers import ROLES, SHARES, Number, number, reference, signal_share, verdict_row
-from exmy.findings_studies import Evidence, Numerics, Part
+from exmy.findings_studies import Evidence, Part, power
 
 LINEAR_UP_TO = (
     25.0  # the largest over the median of penalties, beyond which an axis of them is logarithmic away from zero
 )
 LEAST_SHARE = 1e-5
+PARTING: dict[str, Callable[[Any], str]] = {  # how each is called beside another, where it varies
+    "rounding": str,
+    "scaling": str,
+    "exponent_bits": lambda bits: f"E{bits}",
+    "mantissa_bits": lambda bits: f"M{bits}",
+    "loss_scale": lambda scale: "dynamic loss scale" if scale is None else f"loss scale {power(scale)}",
+}
 
 
 class Point(NamedTuple):
@@ -44,26 +51,22 @@ Series = Mapping[str, Sequence[Point]]
 
 
 def series_of(
-    part: Part, verdict: xr.Dataset | str, baseline: str, which: str, statistic: str, named: Callable[[Numerics], str]
+    part: Part, verdict: xr.Dataset | str, baseline: str, which: str, statistic: str, by: str
 ) -> dict[str, list[Point]]:
-    """A statistic of every simulated recipe against its bits, by what `named` calls the recipe's series; bits rise."""
+    """A statistic of every simulated recipe against its bits, rising; by: "rounding" or "scaling", by which a series is called.
+
+    Whatever else differs between the recipes parts them too, so that a line joins only what differs in the bits of the axis.
+    """
+    every = {recipe: part.numerics(recipe) for recipe in part.recipes if recipe != baseline}
+    simulated = {r: n for r, n in every.items() if not n.native and getattr(n, which) is not None}
+    rest = [field for field in PARTING if field not in (which, by)]
+    varied = [field for field in rest if len({getattr(n, field) for n in simulated.values()}) > 1]
     found: dict[str, list[Point]] = {}
-    for recipe in part.recipes:
-        numerics = part.numerics(recipe)
-        bits = getattr(numerics, which)
-        if bits is not None and not numerics.native and recipe != baseline:
-            found.setdefault(named(numerics), []).append(Point(bits, number(verdict_row(verdict, recipe), statistic)))
+    for recipe, numerics in simulated.items():
+        name = ", ".join([getattr(numerics, by), *(PARTING[field](getattr(numerics, field)) for field in varied)])
+        value = number(verdict_row(verdict, recipe), statistic)
+        found.setdefault(name, []).append(Point(getattr(numerics, which), value))
     return {name: sorted(points) for name, points in found.items()}
-
-
-def rounding_name(numerics: Numerics) -> str:
-    """A series by its rounding."""
-    return numerics.rounding
-
-
-def scaling_name(numerics: Numerics) -> str:
-    """A series by who shares a scale."""
-    return numerics.scaling
 
 
 def window_drawing(evidence: Evidence) -> Drawing:
@@ -85,7 +88,7 @@ def windows(evidence: Evidence) -> Figure:
     for row, (statistic, label) in enumerate(
         (("window", "stable window\n(octaves)"), ("sensitivity", "LR sensitivity\n(nats/token)"))
     ):
-        each = [series_of(part, of, evidence.baseline, "mantissa_bits", statistic, rounding_name) for part, of in both]
+        each = [series_of(part, of, evidence.baseline, "mantissa_bits", statistic, "rounding") for part, of in both]
         bases = [number(verdict_row(of, evidence.baseline), statistic) for _, of in both]
         known = [x for series in each for points in series.values() for p in points for x in p.of if math.isfinite(x)]
         top = 1.12 * max([*known, *(x for base in bases for x in base if math.isfinite(x)), 0.05])
@@ -135,21 +138,21 @@ def _series(
                 mark(axes, p.bits + aside, ends[1], style, "x")
 
 
-def penalty_drawing(evidence: Evidence, section: str, which: str, named: Callable[[Numerics], str], by: str) -> Drawing:
-    """Of the studies of roundings and scales. which: the bits of the axis; by: what the series are, in words."""
+def penalty_drawing(evidence: Evidence, section: str, which: str, by: str) -> Drawing:
+    """Of the studies of roundings and scales. which: the bits of the axis; by: what the series are, "rounding" or "scaling"."""
     axis = which.replace("_", " ")
     return Drawing(
         section, section,
         f"Loss penalty against {axis}, by {by}, each recipe at its own best learning rate, with 95 % intervals; a cross at "
         "the upper edge: trains at no rate",
-        lambda: penalties(evidence, which, named),
+        lambda: penalties(evidence, which, by),
     )  # fmt: skip
 
 
-def penalties(evidence: Evidence, which: str, named: Callable[[Numerics], str]) -> Figure:
+def penalties(evidence: Evidence, which: str, by: str) -> Figure:
     """Loss penalties against bits, a panel a part."""
     each = [
-        series_of(part, of, evidence.baseline, which, "loss_penalty", named)
+        series_of(part, of, evidence.baseline, which, "loss_penalty", by)
         for part, of in zip(evidence.parts, evidence.verdicts, strict=True)
     ]
     figure, axes = sheet([2.7 if len(each) == 1 else 2.0] * len(each), sharex=True, sharey=True)

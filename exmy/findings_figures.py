@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exmy.findings_bits import nothing, penalty_drawing, rounding_name, scaling_name, signal_drawings, window_drawing
+from exmy.findings_bits import nothing, penalty_drawing, signal_drawings, window_drawing
 from exmy.findings_canvas import Drawing
 from exmy.findings_numbers import has_signals
 from exmy.findings_rates import rate_drawings, size_drawings
@@ -34,8 +34,8 @@ def _of(name: str, evidence: Evidence) -> Iterator[Drawing]:
         if has_signals(evidence):
             yield from signal_drawings(evidence)
     elif name == "rounding" and judged:
-        yield penalty_drawing(evidence, name, "mantissa_bits", rounding_name, "rounding")
+        yield penalty_drawing(evidence, name, "mantissa_bits", "rounding")
     elif name == "scaling" and judged:
-        yield penalty_drawing(evidence, name, "exponent_bits", scaling_name, "scaling")
+        yield penalty_drawing(evidence, name, "exponent_bits", "scaling")
     elif name == "size":
         yield from size_drawings(evidence)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from exmy.compare_figure import EDGE, limits
 from exmy.costs import Cost, Row
@@ -18,6 +19,7 @@ from exmy.findings_studies import Evidence, Part
 from exmy.findings_tables import condition_rows, in_table_order, rate_words
 
 LINE, AROUND = 0.24, 0.62  # inches: of a row, and of an axis with its words
+FEW_TICKS = 6
 LONGEST = 26  # characters of a row's words in one line
 ROOM = 0.15  # of the axis' width, for words behind the intervals
 
@@ -102,6 +104,7 @@ def seed_losses(evidence: Evidence) -> Figure:
     each = [losses(part, recipe, rate) for _, part, recipe, rate in rows]
     low, high = _ends(np.concatenate(each))
     panel.set_xlim(low, high)
+    panel.xaxis.set_major_locator(MaxNLocator(FEW_TICKS))
     for y, ((_, part, recipe, rate), values) in enumerate(zip(rows, each, strict=True)):
         style = looks[recipe]
         own = (part.runs["recipe"].values.astype(str) == recipe) & (part.runs["learning_rate"].values == rate)
@@ -165,6 +168,7 @@ def conditions(evidence: Evidence) -> Figure:
     panel = axes[0, 0]
     ends = limits([row.validation for rows in found.values() for row in rows])
     panel.set_xlim(ends[0], ends[1] + ROOM * (ends[1] - ends[0]))
+    panel.xaxis.set_major_locator(MaxNLocator(FEW_TICKS))
     panel.axvline(0.0, color="#000000", lw=0.9, zorder=1)
     for y, rows in enumerate(found.values()):
         for row in rows:

@@ -12,15 +12,18 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
 from exmy import findings_canvas
 from exmy.findings import PAGE, RESULTS, main, make
+from exmy.findings_bits import series_of
 from exmy.findings_canvas import plain
-from exmy.findings_studies import STUDIES, Numerics, numerics_of
+from exmy.findings_studies import STUDIES, Evidence, Numerics, load, numerics_of
 from exmy.findings_text import FINDINGS, OPEN
 from tests.synthetic_evidence import ENTROPY, make_study
 from tests.test_figure import texts
@@ -293,6 +296,49 @@ def test_what_is_open_is_listed_and_every_finding_is_there(page: str) -> None:
     }  # fmt: skip
 
 
+DRAWN = (
+    "seeds-rates", "seeds-losses", "mantissa-rates", "mantissa-windows", "conditions", "exponent-rates-1", "exponent-rates-2",
+    "exponent-signals", "rounding", "scaling", "size",
+)  # fmt: skip
+
+
+def points(axes: Axes, marker: str) -> list[tuple[float, float]]:
+    """The points of the panel's lines with this marker, to three digits."""
+    return [
+        (round(float(x), 3), round(float(y), 3))
+        for line in axes.lines
+        if line.get_marker() == marker
+        for x, y in zip(np.atleast_1d(line.get_xdata()), np.atleast_1d(line.get_ydata()), strict=True)
+    ]
+
+
+def at_bits(axes: Axes, markers: str) -> list[tuple[int, float]]:
+    """The same by bits, beside which they may stand; each once."""
+    return sorted({(round(x), y) for marker in markers for x, y in points(axes, marker)})
+
+
+def words(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def shown_right(figure: dict[str, Figure]) -> None:
+    """What is drawn is what was made."""
+    assert words(figure["seeds-rates"].axes[0]) == ["0/20", "3/20", "0/20"]
+    assert words(figure["seeds-losses"].axes[0]) == ["+ 3"]  # far above all others
+    assert words(figure["mantissa-rates"].axes[1]) == ["0"] * 13 + ["100"] * 2
+    windows, sensitivities = figure["mantissa-windows"].axes
+    assert at_bits(windows, "s") == [(1, 1.0), (3, 2.0)]
+    assert at_bits(sensitivities, "s")[1] == (3, 0.1)
+    (forest,) = figure["conditions"].axes
+    assert points(forest, "s") == [(0.05, 0.0), (0.05, 2.0), (0.05, 3.0)]
+    assert words(forest) == ["+0.30 [+0.30, +0.30]"] * 2  # far beyond the others
+    assert at_bits(figure["exponent-signals"].axes[1], "D") == [(5, 0.25), (8, 0.0)]  # at nanoGPT's divisor
+    assert at_bits(figure["rounding"].axes[0], "s^D") == [(3, -0.01), (3, 0.0), (3, 0.02)]
+    assert at_bits(figure["scaling"].axes[0], "s^D") == [(4, 0.0), (4, 0.03)]
+    assert len(points(figure["scaling"].axes[0], "x")) == 1  # unscaled trains at no rate
+    assert [y for _, y in points(figure["size"].axes[0], "s")] == [0.008, 0.004]
+
+
 def test_a_second_time_nothing_changes_and_nothing_overlaps_or_is_cut_off(
     page: str, results: Path, figures: list[Figure]
 ) -> None:
@@ -305,6 +351,7 @@ def test_a_second_time_nothing_changes_and_nothing_overlaps_or_is_cut_off(
     assert make(results, results / "claims.toml", results / "findings.md") == page
     assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == before
     assert len(figures) == 11
+    shown_right(dict(zip(DRAWN, figures, strict=True)))
     for figure in figures:
         assert not figure.get_suptitle()
         width, height = figure.get_size_inches() * figure.dpi
@@ -427,6 +474,16 @@ def test_a_recipe_is_sorted_by_its_bits_its_rounding_and_its_scales(name: str, f
 
 def test_every_named_recipe_can_be_sorted() -> None:
     assert all(numerics_of(resolve_recipe(name, {})).rounding for name in NAMED)
+
+
+def test_a_line_joins_only_what_differs_in_the_bits_of_its_axis(tmp_path: Path) -> None:
+    make_study(tmp_path, "mantissa", grid("native-bf16 e8m3 e8m1 e5m1 masked-e8m1", 1, RATES[2:3]), of_seed)
+    evidence = load(tmp_path, "mantissa")
+    assert isinstance(evidence, Evidence)
+    series = series_of(evidence.parts[0], evidence.verdicts[0], "native-bf16", "mantissa_bits", "optimum", "rounding")
+    assert {name: [point.bits for point in points] for name, points in series.items()} == {
+        "nearest even, E8": [1, 3], "nearest even, E5": [1], "toward zero, E8": [1],
+    }  # fmt: skip
 
 
 def test_powers_are_raised_in_pictures() -> None:
