@@ -199,8 +199,8 @@ def signal_drawings(evidence: Evidence) -> Iterator[Drawing]:
 def _signal_drawing(evidence: Evidence, parts: Sequence[Part], name: str) -> Drawing:
     return Drawing(
         "signals", name,
-        "Shares of elements flushed to zero and clipped, of activations, weights and gradients, against exponent bits: the "
-        "median of the runs at the baseline's best rate, from the least to the largest",
+        "Shares of elements flushed to zero and clipped, of activations, weights and gradients, in the layer where that is most, "
+        "against exponent bits: the median of the runs at the baseline's best rate, from the least to the largest",
         lambda: signals(evidence, parts),
     )  # fmt: skip
 

@@ -148,13 +148,17 @@ def has_signals(evidence: Evidence) -> bool:
 
 
 def signal_share(evidence: Evidence, part: Part, recipe: str, which: str, role: str, rate: float) -> Number:
-    """Share of a role's elements that are flushed, or clipped: a run's mean over its steps and tensors; the median of the runs at
-    a rate, and the least and the largest. Diverged runs count.
+    """Share of a role's elements that are flushed, or clipped, in the layer where it is most, mean over steps: the median of the
+    runs at a rate, of all where it is NaN, and the least and the largest. Diverged runs count.
+
+    Not the mean over layers: below one whose gradient is flushed altogether all is zero, and of nothing nothing is flushed.
     """
     runs = part.runs
-    chosen = (runs["recipe"].values.astype(str) == recipe) & (runs["learning_rate"].values == rate)
+    chosen = runs["recipe"].values.astype(str) == recipe
+    if math.isfinite(rate):
+        chosen &= runs["learning_rate"].values == rate
     values = evidence.tree["signals"].to_dataset()[which].sel(run=runs["run"].values[chosen], role=role)
-    each = values.mean(("signal_step", "tensor"), skipna=True).values.astype(np.float64)
+    each = values.mean("signal_step", skipna=True).max("tensor").values.astype(np.float64)
     known = each[np.isfinite(each)]
     return (
         Number(float(np.median(known)), float(known.min()), float(known.max()))

@@ -321,8 +321,9 @@ def _of_signals(evidence: Evidence) -> Iterator[str]:
     yield from signal_table(evidence)
     yield ""
     yield (
-        "At the baseline's best rate, mean over steps and tensors (see [alarm signals](signals.md)), median of the runs "
-        "[least, most]."
+        "At the baseline's best rate, at all where it trains at none: in the layer where it is most, mean over steps (see "
+        "[alarm signals](signals.md)), the median of the runs [least, most]. Not the mean over layers, since below one whose "
+        "gradient is flushed altogether all is zero, and of nothing nothing is flushed."
     )
 
 

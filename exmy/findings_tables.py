@@ -266,7 +266,9 @@ def size_table(evidence: Evidence) -> Iterator[str]:
                     part.sample.model.label + (f", {label}" if label else ""),
                     f"{part.parameters:,}",
                     named(evidence, recipe),
-                    f"{rate_words(found.largest)} ({found.largest_counts})" if found.largest_counts else "none tried",
+                    f"{rate_words(found.largest)} ({found.largest_counts})"
+                    if found.largest_counts
+                    else "none of those tried",
                     f"{rate_words(found.unstable)} ({found.unstable_counts})"
                     if found.unstable_counts
                     else "beyond the grid",

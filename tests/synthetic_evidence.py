@@ -84,9 +84,8 @@ def _result(pack: PlannedPack, loss: Loss, shares: Shares | None) -> PackResult:
         tensors = len(tensor_names(program.shape))
         for which in ("flushed", "clipped"):
             of = np.array([[shares(run, which, role) for role in ("activation", "weight", "gradient")] for run in runs])
-            signals[which] = np.broadcast_to(
-                of[None, :, None], (len(program.signal_steps), len(runs), tensors, 3)
-            ).astype(np.float32)  # fmt: skip
+            signals[which] = np.zeros((len(program.signal_steps), len(runs), tensors, 3), np.float32)
+            signals[which][:, :, -1] = of  # of one layer alone
     return PackResult(
         train,
         np.ones_like(train),
