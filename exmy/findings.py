@@ -58,7 +58,7 @@ def judged(claims: Claims, studies: Available) -> tuple[list[Judged], dict[str, 
     def guarded(claim: Claim) -> xr.Dataset | None:
         grid = grid_of(claim)
         try:
-            judge(Claims(alpha=claims.alpha, claims=(claim,)), lambda _: grid)
+            judge(Claims(alpha=claims.alpha, claims=(claim,)), grid_of)
         except ValueError as error:
             reasons[claim.name] = str(error).removeprefix(f"claim {claim.name}: ")
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +37,9 @@ PARTING: dict[str, Callable[[Any], str]] = {  # how each is called beside anothe
     "scaling": str,
     "exponent_bits": lambda bits: f"E{bits}",
     "mantissa_bits": lambda bits: f"M{bits}",
-    "loss_scale": lambda scale: "dynamic loss scale" if scale is None else f"loss scale {power(scale)}",
+    "loss_scale": lambda scale: (
+        "dynamic loss scale" if scale is None else f"loss scale {power(scale)}" if scale != 1 else ""
+    ),
 }
 
 
@@ -63,7 +66,7 @@ def series_of(
     varied = [field for field in rest if len({getattr(n, field) for n in simulated.values()}) > 1]
     found: dict[str, list[Point]] = {}
     for recipe, numerics in simulated.items():
-        name = ", ".join([getattr(numerics, by), *(PARTING[field](getattr(numerics, field)) for field in varied)])
+        name = ", ".join(filter(None, [getattr(numerics, by), *(PARTING[f](getattr(numerics, f)) for f in varied)]))
         value = number(verdict_row(verdict, recipe), statistic)
         found.setdefault(name, []).append(Point(getattr(numerics, which), value))
     return {name: sorted(points) for name, points in found.items()}
@@ -185,7 +188,7 @@ def penalty_axis(of: Sequence[Number]) -> tuple[tuple[float, float], float]:
     values = sorted(abs(each.value) for each in of if math.isfinite(each.value))
     middle = values[len(values) // 2] if values else 0.0
     if middle and largest > LINEAR_UP_TO * middle:
-        return (least - 0.05 * max(abs(least), middle), 1.6 * largest), max(2 * middle, 1e-3)
+        return (least - 0.05 * max(abs(least), middle), 1.6 * largest), max(2 * middle, 5e-3)
     return (least - 0.06 * span, largest + 0.1 * span), 0.0
 
 
@@ -212,7 +215,7 @@ def signals(evidence: Evidence, parts: Sequence[Part]) -> Figure:
     bits: set[int] = set()
     for column, part in enumerate(parts):
         rate = reference(evidence, part)
-        recipes = [(part.numerics(name).exponent_bits, name) for name in part.recipes if not part.numerics(name).native]
+        recipes = _of_one_mantissa(part)
         for row, which in enumerate(SHARES):
             panel = axes[row, column]
             panel.set_yscale("symlog", linthresh=LEAST_SHARE, linscale=0.5)
@@ -237,6 +240,13 @@ def signals(evidence: Evidence, parts: Sequence[Part]) -> Figure:
             whole_axis(panel, sorted(bits), "exponent bits")
     legend_below(figure, [Line2D([], [], label=role, **looks[role].line) for role in ROLES])
     return figure
+
+
+def _of_one_mantissa(part: Part) -> list[tuple[int | None, str]]:
+    """Exponent bits and names of the simulated recipes with as many mantissa bits as most have."""
+    kinds = {name: kind for name in part.recipes if not (kind := part.numerics(name)).native}
+    most = Counter(kind.mantissa_bits for kind in kinds.values()).most_common(1)
+    return [(kind.exponent_bits, name) for name, kind in kinds.items() if kind.mantissa_bits == most[0][0]]
 
 
 def nothing(verdicts: Sequence[xr.Dataset | str]) -> bool:

@@ -13,8 +13,8 @@ from train.plan import shape_of
 
 
 def command(name: str) -> str:
-    """By which a study is run again, into a directory of its own."""
-    return f"exmy sweep studies/{name}.toml --out runs/{name}"
+    """By which a study is run again, on a GPU, and its dataset made anew."""
+    return f"make study STUDY={name}"
 
 
 def block(evidence: Evidence) -> Iterator[str]:
@@ -45,6 +45,10 @@ def block(evidence: Evidence) -> Iterator[str]:
         "diverged means": f"`{definition}`: {evidence.summary[definition].attrs['source']}",
         "run it again": f"`{command(evidence.name)}`",
     }
+    if "digest_every" in attrs:
+        rows["kept of it"] = (
+            f"histories of every {attrs['digest_every']}th step, signals of {attrs['digest_signal_seeds']} seeds; all else of all"
+        )
     rows |= {
         word: str(attrs[key])
         for key, word in (("left_out", "left out"), ("set_afterwards", "set after training"))

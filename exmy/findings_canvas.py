@@ -34,8 +34,9 @@ SMALL = LETTERING | {
     "xtick.major.width": 0.7, "ytick.major.width": 0.7, "grid.linewidth": 0.6, "axes.axisbelow": True,
 }  # fmt: skip
 GREY = "#6F6F6F"
-MOST_TICKS = 9
+MOST_TICKS, CROWDED = 12, 45  # ticks with a label, and characters in all of them, before these are turned
 COLOURS_OF_A_FILE = 256
+LEGEND = 74  # characters of a legend's width
 POWER = re.compile(r"\b2\^(-?\d+)")
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -86,15 +87,24 @@ def sheet(rows: Sequence[float], columns: int = 1, **options: Any) -> tuple[Figu
     return figure, axes
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 3) -> None:
-    """Under all panels, and the figure higher by its lines."""
+def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
+    """Under all panels, in as many columns as fit, and the figure higher by its lines."""
     if not handles:
         return
-    columns = max(1, min(columns, len(handles)))
+    labels = [str(handle.get_label()) for handle in handles]
+    columns = next(n for n in (3, 2, 1) if n == 1 or (n <= len(labels) and _legend_width(labels, n) <= LEGEND))
     lines = -(-len(handles) // columns)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.18 * lines + 0.08)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.4, columnspacing=1.4)
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> int:
+    """In characters: of matplotlib's columns, the first ones the longer, each as wide as its longest label and its line."""
+    lines, more = divmod(len(labels), columns)
+    sizes = [lines + (i < more) for i in range(columns)]
+    starts = [sum(sizes[:i]) for i in range(columns)]
+    return sum(max(map(len, labels[at : at + size])) + 7 for at, size in zip(starts, sizes, strict=True))
 
 
 def ordered_styles(names: Sequence[str], baseline: str) -> Mapping[str, Style]:
@@ -138,6 +148,8 @@ def rate_axis(axes: Axes, rates: Sequence[float], *, vertical: bool = False, nam
     axis.set_major_formatter(
         FuncFormatter(lambda value, _: next((w for r, w in shown.items() if math.isclose(r, value)), ""))
     )
+    if not vertical and sum(len(words) for words in shown.values()) > CROWDED:
+        axes.tick_params(axis="x", rotation=45)
     if named:
         (axes.set_ylabel if vertical else axes.set_xlabel)("peak learning rate")
 

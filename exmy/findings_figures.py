@@ -8,7 +8,7 @@ from exmy.findings_bits import nothing, penalty_drawing, signal_drawings, window
 from exmy.findings_canvas import Drawing
 from exmy.findings_numbers import has_signals
 from exmy.findings_rates import rate_drawings, size_drawings
-from exmy.findings_rows import condition_drawing, seed_drawings
+from exmy.findings_rows import condition_drawings, seed_drawings
 from exmy.findings_studies import Available, Evidence
 
 
@@ -28,7 +28,7 @@ def _of(name: str, evidence: Evidence) -> Iterator[Drawing]:
         if judged:
             yield window_drawing(evidence)
     elif name == "conditions" and not isinstance(evidence.comparison, str):
-        yield condition_drawing(evidence)
+        yield from condition_drawings(evidence)
     elif name == "exponent":
         yield from rate_drawings(evidence, name)
         if has_signals(evidence):

@@ -32,6 +32,7 @@ from exmy.findings_tables import (
 from exmy.findings_text import FINDINGS, OPEN, Finding
 from train.claims import Claim, Claims, Judged
 from train.stability import DEFINITIONS, VARIABLES, DivergenceSettings
+from train.window import ALLOWED, MARGIN
 
 STATISTICS = {
     "divergence": "the share of runs that diverge",
@@ -122,7 +123,7 @@ class Findings:
         words = VERDICTS[of.state] if of.claim.name not in self.reasons else f"not yet: {self.reasons[of.claim.name]}"
         words += f", {of.more} more seeds until its next look" if of.state == "undecided" and of.more else ""
         used = seeds(of) if of.n else "–"
-        measured = effect(of) if of.looks else "–"
+        measured = effect(of).replace("inf", "∞") if of.looks else "–"
         return line([first, f"`{of.claim.name}`: {of.claim.claim}", f"`{of.claim.study}`", measured, used, words])
 
     def _of(self, finding: Finding) -> list[Judged]:
@@ -140,7 +141,7 @@ class Findings:
             yield from self._section(section, finding)
         yield f"**What would change our mind.** {finding.mind}"
         yield ""
-        yield self._standing(own)
+        yield self._standing(finding, own)
         yield ""
         for cause in finding.causes:
             yield f"- *{cause.word}:* {cause.sentence}{self._tried(cause.study)}."
@@ -164,23 +165,23 @@ class Findings:
             return f"Undecided: {of.n} seeds, and the first look is at {of.claim.looks[0]}."
         more = f"; the next look is at {of.n + of.more} seeds" if of.state == "undecided" and of.more else ""
         return (
-            f"**{of.state.capitalize()}**: {effect(of)}, "
+            f"**{of.state.capitalize()}**: {effect(of).replace('inf', '∞')}, "
             f"{100 * (1 - self.claims.alpha):g} % interval over all looks, {seeds(of)} seeds, Holm p {p_value(of.p_holm)}{more}."
         )
 
-    def _standing(self, own: Sequence[Judged]) -> str:
-        """Whether we agree, by the claims' states; then come the causes."""
-        by_state = {state: [f"`{of.claim.name}`" for of in own if of.state == state] for state in VERDICTS}
+    def _standing(self, finding: Finding, own: Sequence[Judged]) -> str:
+        """Whether we agree with the paper, or what came of the reviewers' questions, by the claims' states."""
+        by_state = {state: ", ".join(f"`{of.claim.name}`" for of in own if of.state == state) for state in VERDICTS}
         words = "What differs from the paper's setting:"
-        if not own:
-            return f"**{words}**"
+        theirs = finding.key.startswith("F")
         if by_state["refuted"]:
-            return f"**Where we disagree.** Refuted here: {', '.join(by_state['refuted'])}. {words}"
+            return f"**{'Where we disagree' if theirs else 'Refuted, at this size'}.** {by_state['refuted']}. {words}"
         if by_state["undecided"]:
-            return f"**Where we may disagree.** Nothing is decided yet on {', '.join(by_state['undecided'])}. {words}"
+            state = "Where we may disagree" if theirs else "Open"
+            return f"**{state}.** Nothing is decided yet on {by_state['undecided']}. {words}"
         if by_state["supported"] and not by_state["not tested"]:
-            return f"**We agree, at this size.** {words}"
-        return f"**Where we may come to disagree.** {words}"
+            return f"**{'We agree' if theirs else 'Supported'}, at this size.** {words}"
+        return f"**Where we may come to disagree.** {words}" if own and theirs else f"**{words}**"
 
     def _tried(self, study: str) -> str:
         if not study:
@@ -238,7 +239,12 @@ def rule(claim: Claim, claims: Claims) -> str:
             rate_words(claim.learning_rate) if claim.learning_rate else f"the rate that is best for `{claim.baseline}`"
         )
         at = f", at {where}, in pairs of the same seed"
+    if claim.statistic == "window":
+        at = f", within {claim.loss_margin or MARGIN:g} nats/token of the recipe's own best"
     group = "".join(f", {axis_words(axis, value)}" for axis, value in claim.where.items())
+    if claim.beyond:
+        elsewhere = ", ".join(axis_words(axis, value) for axis, value in claim.beyond.items())
+        group += f", less the same at {elsewhere} on the same seeds"
     if claim.expect == "alike":
         test = f"supported if shown to differ by less than {claim.margin:g}, refuted if shown to differ by more"
     else:
@@ -263,7 +269,10 @@ def _by_part(evidence: Evidence) -> Iterator[str]:
         for words in follows(evidence, part, of):
             yield f"- {words}"
         yield ""
-    yield f"By definition: {' · '.join(DEFINITIONS)}, over all rates."
+    yield (
+        f"By definition: {' · '.join(DEFINITIONS)}, over all rates. In a window are rates at which at most {100 * ALLOWED:g} % "
+        f"diverge and that end within {MARGIN:g} nats/token of the recipe's own best."
+    )
 
 
 def _of_seeds(evidence: Evidence) -> Iterator[str]:

@@ -130,7 +130,7 @@ def _heat(axes: Axes, part: Part, names: Sequence[str]) -> None:
         x, np.arange(len(names) + 1), np.ma.masked_invalid(share), cmap=shades, vmin=0, vmax=1, lw=0.6, ec="white"
     )
     for i, j in np.ndindex(*share.shape):
-        value, x_middle = float(share[i, j]), float(rates[j])
+        value, x_middle = float(share[i, j]), math.sqrt(float(x[j] * x[j + 1]))
         words = "" if math.isnan(value) else f"{100 * value:.0f}"
         if words and len(rates) <= CROWDED:
             dark = value > 0.6

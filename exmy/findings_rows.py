@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -147,21 +147,31 @@ def _aside(values: Floats) -> Floats:
     return np.asarray(2 * ((order * 0.6180339887498949) % 1.0) - 1, np.float64)
 
 
-def condition_drawing(evidence: Evidence) -> Drawing:
-    """Of the conditions' study."""
+def condition_drawings(evidence: Evidence) -> Iterator[Drawing]:
+    """Of the conditions' study, a figure a learning rate."""
+    rates = sorted({row.learning_rate for _, row, _ in condition_rows(evidence)})
+    for i, rate in enumerate(rates):
+        several = len(rates) > 1
+        yield _condition_drawing(
+            evidence, rate, f"-{i + 1}" if several else "", f", at {rate_words(rate)}" if several else ""
+        )
+
+
+def _condition_drawing(evidence: Evidence, rate: float, number: str, at: str) -> Drawing:
     return Drawing(
-        "conditions", "conditions",
+        "conditions", f"conditions{number}",
         f"Final validation loss above that of {evidence.baseline} under the same condition, a row a condition: mean with "
-        "Student's 95 % interval, and each pair of seeds",
-        lambda: conditions(evidence),
+        f"Student's 95 % interval, and each pair of seeds{at}",
+        lambda: conditions(evidence, rate),
     )  # fmt: skip
 
 
-def conditions(evidence: Evidence) -> Figure:
+def conditions(evidence: Evidence, rate: float) -> Figure:
     """A forest plot, a row a condition, its recipes beneath each other; what is far beyond is an arrow with its number."""
     found: dict[str, list[Row]] = {}
     for words, row, _ in condition_rows(evidence):
-        found.setdefault(words, []).append(row)
+        if row.learning_rate == rate:
+            found.setdefault(words.removesuffix(f", rate {rate_words(rate)}"), []).append(row)
     recipes = list(dict.fromkeys(row.recipe for rows in found.values() for row in rows))
     looks = styles(recipes)
     figure, axes = sheet((AROUND + LINE * len(found) * (0.4 + 0.6 * len(recipes)),))

@@ -22,6 +22,7 @@ from exmy.groups import Group, groups
 from exmy.looks import in_order
 from formats import ElementFormat, FloatFormat, Rounding, ScaledFormat, get_format
 from train import StudyError, VerdictSettings, open_study, seed_grid, study_runs, verdict
+from train.digest import has_digest
 from train.directory import STUDY_FILE, pack_files, study_of
 from train.plan import shape_of
 from train.recipe import Recipe
@@ -252,7 +253,7 @@ def load(results: Path, name: str) -> Evidence | str:
     if not (directory / STUDY_FILE).is_file():
         return "not yet run"
     study = study_of(directory)
-    if not pack_files(directory):
+    if not pack_files(directory) and not has_digest(directory):
         return f"begun, and none of its {len(study.design()):,} runs is finished"
     tree = open_study(directory)
     there = set(tree["summary"].to_dataset()["run"].values.tolist())

@@ -287,7 +287,8 @@ def divergence_words(evidence: Evidence, part: Part, of: xr.Dataset | str) -> It
     if not math.isfinite(rate):
         yield f"Divergence is compared at no rate: more than half of {evidence.baseline}'s runs diverged at each."
         return
-    rows = {recipe: verdict_row(of, recipe) for recipe in part.recipes if recipe != evidence.baseline}
+    every = {recipe: verdict_row(of, recipe) for recipe in part.recipes if recipe != evidence.baseline}
+    rows = {recipe: row for recipe, row in every.items() if row.get("pairs")}
     states = ("less stable", "more stable", "as stable", "undecided")
     by_state = {state: _told(r for r, row in rows.items() if row.get("state") == state) for state in states}
     yield (

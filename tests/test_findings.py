@@ -23,10 +23,14 @@ from exmy import findings_canvas
 from exmy.findings import PAGE, RESULTS, main, make
 from exmy.findings_bits import series_of
 from exmy.findings_canvas import plain
+from exmy.findings_page import rule
 from exmy.findings_studies import STUDIES, Evidence, Numerics, load, numerics_of
 from exmy.findings_text import FINDINGS, OPEN
 from tests.synthetic_evidence import ENTROPY, make_study
 from tests.test_figure import texts
+from train import open_study
+from train.claims import Claims
+from train.digest import write_digest
 from train.named_recipes import NAMED
 from train.resolve import resolve_recipe
 from train.study import Run
@@ -268,7 +272,7 @@ def test_claims_are_told_with_their_rules_and_what_came_of_them(page: str) -> No
         "**Supported**: +0.100 [+0.100, +0.100] nats/token, 95 % interval over all looks, 20 seeds, Holm p <0.001."
         in page
     )
-    assert "**Where we disagree.** Refuted here: `F1-lower`." in page
+    assert "**Where we disagree.** `F1-lower`." in page
     assert "**Our result.** Undecided: 4 seeds, and the first look is at 8." in page  # `alone`, among further claims
     assert page.index("## Further claims") < page.index("**Our claim, `alone`.**") < page.index("## Still open")
 
@@ -283,8 +287,47 @@ def test_each_study_says_how_it_was_trained(page: str) -> None:
     assert cells["model"] == f"gpt2-2x16; {16 * (256 + 12) + 2 * (12 * 16 * 16 + 2 * 16) + 16:,} parameters"
     assert cells["hardware"] == "a pencil; 3.0 minutes of training, 0.3 of them first steps with their compiling"
     assert "exmy 0.1.0, PyTorch 2.11.0, CUDA none, Python 3.12.3; commit 0000" in cells["versions"]
-    assert cells["run it again"] == "`exmy sweep studies/seeds.toml --out runs/seeds`"
+    assert cells["run it again"] == "`make study STUDY=seeds`"
     assert cells["diverged means"].startswith("`no_progress`: final_loss is not below the unigram entropy")
+
+
+WINDOW = {
+    "name": "c", "claim": "c.", "source": "here", "study": "s", "recipe": "a", "baseline": "b", "statistic": "window",
+    "expect": "lower", "smallest_n": 4, "looks": [4, 8],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "window of learning rates, in octaves, within 0.1 nats/token of the recipe's own best, of `a` against `b`: "
+             "supported if shown to be lower, refuted if shown to be higher, with p at most 0.05"),
+        ({"loss_margin": 1.0}, "within 1 nats/token"),
+        ({"statistic": "divergence", "learning_rate": 2**-6}, "runs that diverge, at 2^-6, in pairs of the same seed, of"),
+        ({"statistic": "loss"}, "at the rate that is best for `b`, in pairs"),
+        ({"statistic": "loss", "where": {"loss_scale": 0.00390625}, "beyond": {"loss_scale": 1}},
+         "of `a` against `b`, loss scale 2^-8, less the same at loss scale 1 on the same seeds: supported"),
+        ({"statistic": "loss", "expect": "alike", "margin": 0.05}, "if shown to differ by less than 0.05, refuted if"),
+        ({"expected": False}, "and at no other number. We expect it not to be supported here."),
+    ],
+)  # fmt: skip
+def test_a_rule_is_said_in_a_sentence(change: dict[str, object], words: str) -> None:
+    claims = Claims.model_validate({"claims": [WINDOW | change]})
+    assert words in rule(claims.claims[0], claims)
+
+
+def test_a_digest_gives_the_same_numbers_as_the_packs(page: str, results: Path, tmp_path: Path) -> None:
+    """Of the study with signals, of which it keeps four seeds: as many as this one has."""
+    folder = tmp_path / "exponent"
+    folder.mkdir()
+    write_digest(open_study(results / "exponent"), results / "exponent", folder)
+    text = make(tmp_path, claims_file(tmp_path), tmp_path / "findings.md")
+    same = [row for row in rows(page, "", "exponent") if len(row) > 2]
+    assert [row for row in rows(text, "", "exponent") if len(row) > 2] == same
+    start, end = "## R4", "**What would change our mind.**"
+    ours, theirs = (of[of.index(start) : of.index(end, of.index(start))] for of in (text, page))
+    assert ours == theirs
+    assert "| kept of it | histories of every 10th step, signals of 4 seeds; all else of all |" in text
 
 
 def test_what_is_open_is_listed_and_every_finding_is_there(page: str) -> None:
@@ -367,7 +410,7 @@ def test_without_a_study_the_page_says_so_of_each(tmp_path: Path) -> None:
     text = make(tmp_path / "nowhere", claims_file(tmp_path), tmp_path / "findings.md")
     assert "Studies that are here: none." in text
     for name in STUDIES:
-        assert f"`{name}`: not yet run. When it has: `exmy sweep studies/{name}.toml" in text
+        assert f"`{name}`: not yet run. When it has: `make study STUDY={name}`, then" in text
     assert text.count("**Our result.** Not yet run: there is no dataset of") == 8
     assert not (tmp_path / "findings").exists()
     assert "![" not in text
