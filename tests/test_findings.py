@@ -6,17 +6,20 @@ is not there, not finished or not finite must be said and never crash.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import shutil
 import warnings
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy import stats
 
 from exmy import findings_canvas
@@ -527,6 +530,22 @@ def test_a_line_joins_only_what_differs_in_the_bits_of_its_axis(tmp_path: Path) 
     assert {name: [point.bits for point in points] for name, points in series.items()} == {
         "nearest even, E8": [1, 3], "nearest even, E5": [1], "toward zero, E8": [1],
     }  # fmt: skip
+
+
+SCALES = ["unscaled", *(f"unscaled, loss scale {of}" for of in ("2^8", "2^16")), "unscaled, dynamic loss scale", "per tensor", "per row",
+          "blocks of 32"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "labels", [["a"], SCALES, [f"masked-e8m{i}" for i in range(15)], ["a rather long label " * 3] * 3]
+)
+def test_a_legend_is_no_wider_than_its_figure(labels: list[str]) -> None:
+    with matplotlib.rc_context(findings_canvas.SMALL):
+        figure, _ = findings_canvas.sheet((2.0,))
+        findings_canvas.legend_below(figure, [Line2D([], [], label=plain(label)) for label in labels])
+        figure.savefig(io.BytesIO(), format="png")
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.get_size_inches()[0] * figure.dpi
 
 
 def test_powers_are_raised_in_pictures() -> None:
