@@ -21,7 +21,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
-from PIL import Image
 
 from exmy.looks import BASELINE_COLOUR, COLOURS, LETTERING, MARKERS
 
@@ -52,6 +51,8 @@ class Drawing:
 
     def save(self, path: Path) -> None:
         """The same bytes for the same numbers, in 256 colours, a third of what all colours take. OSError for a bad place."""
+        from PIL import Image  # pillow's name, which matplotlib too imports only to write
+
         drawn = io.BytesIO()
         with matplotlib.rc_context(SMALL):
             self.draw().savefig(drawn, format="png")
