@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Tests beside each other, a process each; every one of them takes a gigabyte or two.
 JOBS   ?= 2
 
-.PHONY: install sweep study test survive fuzz verify verify-gpu conformance recipes recipes-page bench lint clean
+.PHONY: install sweep study test survive fuzz verify verify-gpu conformance recipes recipes-page figures bench lint clean
 
 install: $(READY)
 
@@ -65,6 +65,10 @@ recipes: $(READY)
 
 recipes-page: $(READY)
 	$(BIN)/exmy compare $(RECIPES) --page docs/recipes-12m.md --figure docs/recipes-12m.png
+
+# docs/findings.md and its figures, of the datasets in studies/results that are there; trains nothing.
+figures: $(READY)
+	$(BIN)/python -m exmy.findings $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -112,7 +112,7 @@ def compare(tree: xr.DataTree, baseline: str | None = None) -> Comparison:
 
     tree: as `open_study` gives it. StudyError where the baseline has no finished run, or no recipe has two pairs with it.
     """
-    summary = _with_validation(tree)
+    summary = with_validation(tree)
     recipes = in_order(summary["recipe"])
     baseline = str(tree.attrs["baseline"]) if baseline is None else baseline
     if baseline not in recipes:
@@ -146,7 +146,7 @@ def _with_p(cost: Cost, p_holm: float) -> Cost:
     return replace(cost, difference=replace(cost.difference, p_holm=p_holm))
 
 
-def _with_validation(tree: xr.DataTree) -> xr.Dataset:
+def with_validation(tree: xr.DataTree) -> xr.Dataset:
     """/summary with `final_validation_loss` (run): the evaluation after the run's last step."""
     loss = tree["evaluation"].to_dataset()["validation_loss"].transpose("run", "eval_step")
     updates = tree["history"].to_dataset()["last_step"].values + 1

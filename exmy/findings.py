@@ -1,0 +1,129 @@
+"""`make figures`: the page of findings and its figures, made anew from the datasets that are committed.
+
+    python -m exmy.findings [--results studies/results] [--claims studies/claims.toml] [--page docs/findings.md]
+
+What the paper said and what would change our mind is `findings_text`'s; claims and their rules are those of the claims' file, and
+every number is made from a study. Figures lie beside the page, in a folder of its name; those that are no longer drawn are taken
+away. A second time nothing changes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import xarray as xr
+
+from exmy.busy import busy
+from exmy.claims import default_claims
+from exmy.findings_figures import drawings
+from exmy.findings_page import Findings
+from exmy.findings_studies import Available, Evidence, load, load_all
+from exmy.outputs import write_whole
+from train import StudyError
+from train.claims import Claim, Claims, Judged, by_study, judge, read_claims
+
+RESULTS, PAGE = Path("studies/results"), Path("docs/findings.md")
+
+
+def judged(claims: Claims, studies: Available) -> tuple[list[Judged], dict[str, str]]:
+    """What came of every claim, and of those that can't be judged yet, by name, why, although there is their study."""
+    there = {name: of for name, of in studies.items() if isinstance(of, Evidence)}
+    grids = {name: {tuple(part.where.items()): part.grid for part in of.parts} for name, of in there.items()}
+    find, reasons = by_study(grids), dict[str, str]()
+
+    def grid_of(claim: Claim) -> xr.Dataset | None:
+        absent = studies.get(claim.study)
+        if isinstance(absent, str) and absent != "not yet run":
+            reasons[claim.name] = f"`{claim.study}` is {absent}"
+        try:
+            grid = find(claim)
+        except StudyError as error:
+            reasons[claim.name] = str(error).removeprefix(f"claim {claim.name}: ")
+            return None
+        lacking = [
+            name for name in (claim.recipe, claim.baseline) if grid is not None and name not in grid["recipe"].values
+        ]
+        if grid is None or lacking:
+            if lacking:
+                reasons[claim.name] = f"`{lacking[0]}` has no finished run in `{claim.study}`"
+            return None
+        return grid
+
+    try:
+        return judge(claims, grid_of), reasons
+    except ValueError:  # such as no run of the baseline at a claim's rate: that claim's alone to say
+        pass
+
+    def guarded(claim: Claim) -> xr.Dataset | None:
+        grid = grid_of(claim)
+        try:
+            judge(Claims(alpha=claims.alpha, claims=(claim,)), grid_of)
+        except ValueError as error:
+            reasons[claim.name] = str(error).removeprefix(f"claim {claim.name}: ")
+            return None
+        return grid
+
+    return judge(claims, guarded), reasons
+
+
+def studies_of(results: Path, claims: Claims) -> dict[str, Evidence | str]:
+    """The findings' studies, and whatever else claims are about."""
+    with busy("reading studies") as told:
+        found = load_all(results, told)
+        return found | {c.study: load(results, c.study) for c in claims.claims if c.study not in found}
+
+
+def make(results: Path, claims_file: Path, page: Path) -> str:
+    """Write the figures beside the page; gives back its text. StudyError, in a line, where something can't be read or written."""
+    claims = read_claims(claims_file)
+    studies = studies_of(results, claims)
+    with busy("judging claims"):
+        found, reasons = judged(claims, studies)
+    folder = page.with_suffix("")
+    pictures: dict[str, list[tuple[str, str]]] = {}
+    written = set()
+    with busy("drawing"):
+        for drawing in drawings(studies):
+            path = folder / f"{drawing.name}.png"
+            write_whole(_in_folder(path), drawing.save)
+            written.add(path)
+            pictures.setdefault(drawing.section, []).append((drawing.words, f"{folder.name}/{path.name}"))
+    for old in set(folder.glob("*.png")) - written:
+        old.unlink()
+    with busy("writing"):
+        return Findings(studies, claims, found, reasons, pictures).page()
+
+
+def _in_folder(path: Path) -> Path:
+    """The path, its folder made; StudyError where it can't be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{path.parent}: can't be made ({error.strerror}); name another place") from None
+    return path
+
+
+@click.command()
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="Folder of study directories.",
+)
+@click.option(
+    "--claims", type=click.Path(path_type=Path), default=None, help="File of claims; exmy's own if not given."
+)
+@click.option("--page", type=click.Path(path_type=Path), default=PAGE, show_default=True, help="Page to write.")
+def main(results: Path, claims: Path | None, page: Path) -> None:
+    """Make the page of findings, and its figures, anew."""
+    try:
+        text = make(results, claims or default_claims(), page)
+        write_whole(_in_folder(page), lambda aside: aside.write_text(text, encoding="utf-8"))
+    except StudyError as error:
+        raise click.UsageError(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
