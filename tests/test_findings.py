@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from exmy import findings_canvas
-from exmy.findings import PAGE, RESULTS, main, make
-from exmy.findings_bits import series_of
-from exmy.findings_canvas import plain
-from exmy.findings_page import rule
-from exmy.findings_studies import STUDIES, Evidence, Numerics, load, numerics_of
-from exmy.findings_text import FINDINGS, OPEN
+from exmy.findings import canvas
+from exmy.findings.bits import series_of
+from exmy.findings.canvas import plain
+from exmy.findings.make import PAGE, RESULTS, main, make
+from exmy.findings.page import rule
+from exmy.findings.studies import STUDIES, Evidence, Numerics, load, numerics_of
+from exmy.findings.text import FINDINGS, OPEN
 from tests.synthetic_evidence import ENTROPY, make_study
 from tests.test_figure import texts
 from train import open_study
@@ -428,7 +428,7 @@ SCENES = {
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_whatever_is_there_there_is_a_page(scene: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings_canvas, "DPI", 30)  # drawn all the same, and faster
+    monkeypatch.setattr(canvas, "DPI", 30)  # drawn all the same, and faster
     loss, finished = SCENES[scene]
     for name in STUDIES:
         axes = grid("e8m7 e8m1", 2, RATES[2:4])
@@ -542,9 +542,9 @@ SCALES = [
     "labels", [["a"], SCALES, [f"masked-e8m{i}" for i in range(15)], ["a rather long label " * 3] * 3]
 )
 def test_a_legend_is_no_wider_than_its_figure(labels: list[str]) -> None:
-    with matplotlib.rc_context(findings_canvas.SMALL):
-        figure, _ = findings_canvas.sheet((2.0,))
-        findings_canvas.legend_below(figure, [Line2D([], [], label=plain(label)) for label in labels])
+    with matplotlib.rc_context(canvas.SMALL):
+        figure, _ = canvas.sheet((2.0,))
+        canvas.legend_below(figure, [Line2D([], [], label=plain(label)) for label in labels])
         figure.savefig(io.BytesIO(), format="png")
     box = figure.legends[0].get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.get_size_inches()[0] * figure.dpi

@@ -55,7 +55,7 @@ def files(folder: Path) -> set[str]:
 def opened() -> Iterator[str]:
     """Every file that the code opens beside itself, read off the source: `files("package") / "name"`, and names in constants."""
     for package in PACKAGES:
-        for path in sorted((ROOT / package).glob("*.py")):
+        for path in sorted((ROOT / package).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
             if "importlib.resources" not in text:
                 continue
@@ -68,7 +68,7 @@ def opened() -> Iterator[str]:
 
 
 def test_the_wheel_has_every_module_and_no_test(built: tuple[Path, Path]) -> None:
-    modules = {p.relative_to(ROOT).as_posix() for package in PACKAGES for p in (ROOT / package).glob("*.py")}
+    modules = {p.relative_to(ROOT).as_posix() for package in PACKAGES for p in (ROOT / package).rglob("*.py")}
     wanted = {module for module in modules if not module.startswith("verification/test_")}
     assert len(modules) > len(wanted) > 200
     there = {name for name in files(built[1]) if ".dist-info/" not in name}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from exmy.compare_page import VERSIONS
-from exmy.findings_studies import Evidence, axis_words
-from exmy.findings_tables import line, rate_words
+from exmy.findings.studies import Evidence, axis_words
+from exmy.findings.tables import line, rate_words
 from train.plan import shape_of
 
 

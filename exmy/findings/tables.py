@@ -13,7 +13,7 @@ import xarray as xr
 
 from exmy.compare_page import interval, p_value, signed
 from exmy.costs import Comparison, Row
-from exmy.findings_numbers import (
+from exmy.findings.numbers import (
     ROLES,
     SHARES,
     Number,
@@ -28,7 +28,7 @@ from exmy.findings_numbers import (
     spread,
     verdict_row,
 )
-from exmy.findings_studies import Evidence, Part, departures, power, sizes_apart
+from exmy.findings.studies import Evidence, Part, departures, power, sizes_apart
 from train.proportions import clopper_pearson_interval
 from train.window import ALLOWED
 

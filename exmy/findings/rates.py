@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from exmy.figure import limits
-from exmy.findings_canvas import (
+from exmy.findings.canvas import (
     GREY,
     Drawing,
     Floats,
@@ -28,9 +28,9 @@ from exmy.findings_canvas import (
     sheet,
     styles,
 )
-from exmy.findings_numbers import curve, edges_of, number, shares, verdict_row
-from exmy.findings_studies import Evidence, Part, sizes_apart
-from exmy.findings_tables import in_table_order
+from exmy.findings.numbers import curve, edges_of, number, shares, verdict_row
+from exmy.findings.studies import Evidence, Part, sizes_apart
+from exmy.findings.tables import in_table_order
 from train.window import ALLOWED
 
 EDGE, FEW = 1.08, 3

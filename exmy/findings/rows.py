@@ -13,10 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from exmy.compare_figure import EDGE, limits
 from exmy.costs import Cost, Row
-from exmy.findings_canvas import GREY, Drawing, Floats, Style, beside, legend_below, plain, sheet, styles
-from exmy.findings_numbers import losses, shares, spread
-from exmy.findings_studies import Evidence, Part
-from exmy.findings_tables import condition_rows, in_table_order, rate_words
+from exmy.findings.canvas import GREY, Drawing, Floats, Style, beside, legend_below, plain, sheet, styles
+from exmy.findings.numbers import losses, shares, spread
+from exmy.findings.studies import Evidence, Part
+from exmy.findings.tables import condition_rows, in_table_order, rate_words
 
 LINE, AROUND = 0.24, 0.62  # inches: of a row, and of an axis with its words
 FEW_TICKS = 6

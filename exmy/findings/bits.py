@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from exmy.findings_canvas import (
+from exmy.findings.canvas import (
     Drawing,
     Style,
     bar,
@@ -25,8 +25,8 @@ from exmy.findings_canvas import (
     styles,
     whole_axis,
 )
-from exmy.findings_numbers import ROLES, SHARES, Number, number, reference, signal_share, verdict_row
-from exmy.findings_studies import Evidence, Part, power
+from exmy.findings.numbers import ROLES, SHARES, Number, number, reference, signal_share, verdict_row
+from exmy.findings.studies import Evidence, Part, power
 
 LINEAR_UP_TO = (
     25.0  # the largest over the median of penalties, beyond which an axis of them is logarithmic away from zero

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exmy.findings_bits import nothing, penalty_drawing, signal_drawings, window_drawing
-from exmy.findings_canvas import Drawing
-from exmy.findings_numbers import has_signals
-from exmy.findings_rates import rate_drawings, size_drawings
-from exmy.findings_rows import condition_drawings, seed_drawings
-from exmy.findings_studies import Available, Evidence
+from exmy.findings.bits import nothing, penalty_drawing, signal_drawings, window_drawing
+from exmy.findings.canvas import Drawing
+from exmy.findings.numbers import has_signals
+from exmy.findings.rates import rate_drawings, size_drawings
+from exmy.findings.rows import condition_drawings, seed_drawings
+from exmy.findings.studies import Available, Evidence
 
 
 def drawings(studies: Available) -> Iterator[Drawing]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from exmy.findings_studies import Evidence, Numerics, Part
+from exmy.findings.studies import Evidence, Numerics, Part
 from train.bisect import edge
 from train.optimum import loss_penalty
 from train.rates import stability_table

@@ -12,10 +12,10 @@ from dataclasses import fields
 
 from exmy.claims import effect, seeds
 from exmy.compare_page import p_value
-from exmy.findings_block import block, command
-from exmy.findings_numbers import has_signals
-from exmy.findings_studies import STUDIES, Available, Evidence, axis_words
-from exmy.findings_tables import (
+from exmy.findings.block import block, command
+from exmy.findings.numbers import has_signals
+from exmy.findings.studies import STUDIES, Available, Evidence, axis_words
+from exmy.findings.tables import (
     condition_table,
     divergence_words,
     endings_table,
@@ -29,7 +29,7 @@ from exmy.findings_tables import (
     signal_table,
     size_table,
 )
-from exmy.findings_text import FINDINGS, OPEN, Finding
+from exmy.findings.text import FINDINGS, OPEN, Finding
 from train.claims import Claim, Claims, Judged
 from train.stability import DEFINITIONS, VARIABLES, DivergenceSettings
 from train.window import ALLOWED, MARGIN

@@ -2,7 +2,7 @@
 
     python -m exmy.findings [--results studies/results] [--claims studies/claims.toml] [--page docs/findings.md]
 
-What the paper said and what would change our mind is `findings_text`'s; claims and their rules are those of the claims' file, and
+What the paper said and what would change our mind is `text`'s; claims and their rules are those of the claims' file, and
 every number is made from a study. Figures lie beside the page, in a folder of its name; those that are no longer drawn are taken
 away. A second time nothing changes.
 """
@@ -16,9 +16,9 @@ import xarray as xr
 
 from exmy.busy import busy
 from exmy.claims import default_claims
-from exmy.findings_figures import drawings
-from exmy.findings_page import Findings
-from exmy.findings_studies import Available, Evidence, load, load_all
+from exmy.findings.figures import drawings
+from exmy.findings.page import Findings
+from exmy.findings.studies import Available, Evidence, load, load_all
 from exmy.outputs import write_whole
 from train import StudyError
 from train.claims import Claim, Claims, Judged, by_study, judge, read_claims
@@ -123,7 +123,3 @@ def main(results: Path, claims: Path | None, page: Path) -> None:
         write_whole(_in_folder(page), lambda aside: aside.write_text(text, encoding="utf-8"))
     except StudyError as error:
         raise click.UsageError(str(error)) from None
-
-
-if __name__ == "__main__":
-    main()
