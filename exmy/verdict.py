@@ -153,6 +153,7 @@ def verdict_table(of: xr.Dataset) -> Table:
 
 def measured_rows(row: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """What was measured, in words: what it is, the recipe's, the baseline's, and the difference with its interval."""
+
     def both(write: Any) -> tuple[str, str]:
         return write(row), write(base)
 

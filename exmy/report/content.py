@@ -1,7 +1,7 @@
 """What a page is about: a study's runs, groups, verdicts, series, recipes and formats, in plain values.
 
-The page counts runs and takes medians of those that its filters leave, and looks intervals up; every verdict, interval and alarm in
-it is made here, by `train`'s functions.
+The page counts runs and takes medians of those that its filters leave, and looks intervals up; every verdict, interval and alarm
+in it is made here, by `train`'s functions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def content(studies: Sequence[tuple[Study, xr.DataTree | None]]) -> dict[str, An
     """Everything that the page's figures are drawn from; studies: each with its tree, None where no run is finished."""
     room = Room().shared(len(studies))
     parts = [study_content(study, tree, room) for study, tree in studies]
-    recipes = list(dict.fromkeys(name for part in parts for name in part["columns"].get("recipe", {}).get("values", [])))
+    recipes = list(
+        dict.fromkeys(name for part in parts for name in part["columns"].get("recipe", {}).get("values", []))
+    )
     facets = list(dict.fromkeys([*ALWAYS, *(facet for part in parts for facet in part["columns"])]))
     return {
         "studies": parts,
@@ -56,7 +58,15 @@ def study_content(study: Study, tree: xr.DataTree | None, room: Room) -> dict[st
     """One study; with nothing but its name where no run is finished."""
     known = {"name": study.name, "baseline": study.reference, "planned": sum(1 for _ in study.runs())}
     if tree is None:
-        return known | {"finished": 0, "most": 0, "columns": {}, "groups": [], "signals": [], "layers": None, "recipes": {}}
+        return known | {
+            "finished": 0,
+            "most": 0,
+            "columns": {},
+            "groups": [],
+            "signals": [],
+            "layers": None,
+            "recipes": {},
+        }
     runs, history = study_runs(tree), tree["history"].to_dataset()
     baseline = str(tree.attrs["baseline"])
     of_groups = groups(runs)
@@ -87,7 +97,9 @@ def definition(runs: xr.Dataset) -> str:
 
 def _columns(runs: xr.Dataset, of_groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
     """What runs can be filtered by: each facet's values in words, and every run's place among them."""
-    labels: dict[str, list[str]] = {name: runs[name].values.astype(str).tolist() for name in ALWAYS if name in runs.coords}
+    labels: dict[str, list[str]] = {
+        name: runs[name].values.astype(str).tolist() for name in ALWAYS if name in runs.coords
+    }
     for group in of_groups:
         for axis, value in group.where.items():
             labels.setdefault(axis, [""] * runs.sizes["run"])
@@ -113,7 +125,9 @@ def _per_run(runs: xr.Dataset, tree: xr.DataTree) -> dict[str, Any]:
         "spikes": packed(runs["spike_score"].values),
     }
     if "evaluation" in tree.children:
-        loss = tree["evaluation"].to_dataset()["validation_loss"].transpose("run", "eval_step").values.astype(np.float64)
+        loss = (
+            tree["evaluation"].to_dataset()["validation_loss"].transpose("run", "eval_step").values.astype(np.float64)
+        )
         there = ~np.isnan(loss)
         last = np.where(there.any(axis=1), loss.shape[1] - 1 - there[:, ::-1].argmax(axis=1), 0)
         content["validation"] = packed(loss[np.arange(last.size), last])

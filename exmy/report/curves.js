@@ -26,7 +26,7 @@ function bandAndLine(recipe, steps, {low, high, middle}, yaxis, ceiling) {
   const outline = {type: "scatter", mode: "lines", yaxis, hoverinfo: "skip", x: inside.map(i => steps[i]), line: {width: 0}};
   return [
     {...outline, y: inside.map(i => cut(low[i]))},
-    {...outline, y: inside.map(i => cut(high[i])), fill: "tonexty", fillcolor: faint(colour, 0.2)},
+    {...outline, y: inside.map(i => cut(high[i])), fill: "tonexty", fillcolor: faint(colour, 0.16)},
     {
       type: "scatter", mode: "lines", yaxis, x: steps, y: middle.map(v => v <= ceiling ? v : null), line: {color: colour, dash: look.dash, width: 2.2},
       hovertemplate: `${plain(recipe)}: %{y:.4g} at step %{x:.0f}<extra></extra>`,
@@ -69,11 +69,11 @@ function divergences(panel, recipe, runs, high) {
 }
 
 const curves = {
-  title: "While training",
+  title: "While training", tall: () => 930,
   plot(panel) {
     const {study} = panel, rate = rateOf(panel), [low, high] = together(panels().map(p => p.group.loss_limits));
     const sharp = signalOf(panel, "sharpness"), signal = signalOf(panel, "signal");
-    const below = [["gradient norm (log)", null], ...(sharp ? [[shorter(sharp), sharp]] : []), ...(signal ? [[shorter(signal), signal]] : [])];
+    const below = [["gradient norm", null], ...(sharp ? [[shorter(sharp), sharp]] : []), ...(signal ? [[shorter(signal), signal]] : [])];
     const bands = [], lines = [], marks = [], seen = below.map(() => []);
     for (const value of panel.group.entropy)
       lines.push({type: "scatter", mode: "lines", x: study.curves.span, y: [value, value], hoverinfo: "skip", line: {color: css("soft"), dash: "dot", width: 1.6}});
@@ -91,16 +91,20 @@ const curves = {
       marks.push(...divergences(panel, recipe, runs, high));
     }
     // The loss has the most room; panels below share the rest, from the top down.
-    const count = below.length, share = count === 1 ? 0.4 : count === 2 ? 0.27 : 0.2, gap = 0.045;
+    const count = below.length, share = count === 1 ? 0.4 : count === 2 ? 0.27 : 0.2, gap = 0.06;
     const top = i => 1 - (1 - count * share) - i * share;
     const [start, end] = study.curves.span, bottom = "y" + (count + 1);
     const figure = layout(420 + 170 * count, {
       xaxis: axis("step", {anchor: bottom, range: [start - 0.005 * (end - start), (end > start ? end : start + 1) * 1.012]}),
-      yaxis: axis("loss (nats/token)", {range: [low, high], domain: [count * share + gap / 2, 1]}),
+      yaxis: axis("", {range: [low, high], domain: [count * share + gap / 2, 1]}),
+      margin: {l: 48, r: 16, t: 26, b: 48},
     });
-    below.forEach(([title, of], i) => {
+    // Over each panel what it shows: turned names would run into each other.
+    const named = (text, y) => ({text: `<b>${text}</b>`, x: 0, y, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false, font: {size: 12.5}});
+    figure.annotations = [named("training loss (nats/token)", 1), ...below.map(([title], i) => named(title, top(i) - gap / 2))];
+    below.forEach(([, of], i) => {
       const values = seen[i].filter(v => v !== null && Number.isFinite(v)), positive = values.length && values.every(v => v > 0);
-      figure["yaxis" + (i + 2)] = axis(title, {domain: [Math.max(0, top(i) - share + (i === count - 1 ? 0 : gap / 2)), top(i) - gap / 2], ...(positive || !of ? logTicks(values) : {})});
+      figure["yaxis" + (i + 2)] = axis("", {domain: [Math.max(0, top(i) - share + (i === count - 1 ? 0 : gap / 2)), top(i) - gap / 2], ...(positive || !of ? logTicks(values) : {})});
     });
     return {data: [...bands, ...lines, ...marks], layout: figure};
   },
@@ -123,9 +127,9 @@ const curves = {
   },
 };
 
-/** A signal's name for an axis: short, with its unit. */
+/** A signal's name in words, with its unit. */
 function shorter(signal) {
   const units = signal.units && signal.units !== "1" ? ` (${signal.units})` : "";
   const name = signal.name.replaceAll("_", " ").replace(" at epsilon ", ", ε ");
-  return (name.length > 24 ? name.replace(/^(.{10,24}?)[ ,]+/, "$1<br>") : name) + units;
+  return name + units;
 }

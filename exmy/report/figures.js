@@ -45,6 +45,9 @@ function fill(slot, name, list) {
     Object.assign(frame, item, {stale: true});
     frame.element.style.setProperty("--column", item.panel.s + 1);
     if (slot.children[place] !== frame.element) slot.insertBefore(frame.element, slot.children[place] ?? null);
+    // Room for what will be drawn, so that nothing moves when it is.
+    const drawn = frame.plot.childElementCount > 0, absent = FIGURES[name].absent?.(item.panel);
+    frame.plot.style.minHeight = drawn || absent ? "0" : (FIGURES[name].tall?.(item.panel, slot.clientWidth / (innerWidth > 900 ? content.studies.length : 1), item.of) ?? 120) + "px";
     refresh(frame);
   });
 }
@@ -74,11 +77,13 @@ function show(frame) {
   frame.plot.setAttribute("aria-label", absent || kind.say(panel, frame.of));
   if (absent) {
     if (frame.plot.data) Plotly.purge(frame.plot);
+    frame.plot.style.height = "auto";
     frame.plot.replaceChildren(make("p", {class: "soft"}, absent));
     frame.after.replaceChildren();
     return;
   }
   const width = frame.plot.clientWidth || 680;
+  frame.plot.style.minHeight = "0";
   if (kind.svg) frame.plot.replaceChildren(kind.svg(panel, width, frame.of));
   else {
     if (!frame.plot.data) frame.plot.replaceChildren();

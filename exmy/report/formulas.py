@@ -102,4 +102,11 @@ def grid(f: ElementFormat) -> dict[str, Any]:
     count = f.max_code if isinstance(f, FloatFormat) else f.grid().size
     values = [float(value) for value in f.grid() if value > 0] if count <= STROKES_UP_TO else []
     normal = f.smallest_normal if isinstance(f, FloatFormat) else smallest
-    return {"name": f.name, "bits": f.bits, "smallest": smallest, "normal": normal, "largest": float(f.max), "values": values}
+    return {
+        "name": f.name,
+        "bits": f.bits,
+        "smallest": smallest,
+        "normal": normal,
+        "largest": float(f.max),
+        "values": values,
+    }

@@ -1,7 +1,8 @@
 """How recipes are drawn on the page: as in every picture of ours, with enough contrast on its light and on its dark background.
 
-WCAG 2.2 asks for a contrast of 3 between a line and what it lies on. Colours of `exmy.looks` that have less are mixed with black or
-white until they have it; a recipe is told apart by its marker and its dashes as well.
+WCAG 2.2 asks for a contrast of 3 between a line and what it lies on. Colours of `exmy.looks` that have less are mixed with black
+or white until they have it; a recipe is told apart by its marker and its dashes as well. The baseline is black, and white on the
+dark background.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from exmy.looks import Look, recipe_looks
+from exmy.looks import BASELINE_COLOUR, Look, recipe_looks
 
 BACKGROUNDS = {"light": "#ffffff", "dark": "#15191e"}  # --paper in report.css
 TOWARDS = {"light": (0, 0, 0), "dark": (255, 255, 255)}
-LEAST_CONTRAST = 3.2
+LEAST_CONTRAST = {"light": 3.2, "dark": 4.5}
 SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross"}
 SYMBOLS |= {"h": "hexagon", "*": "star"}
 SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "h": "⬢", "*": "★"}
@@ -35,10 +36,12 @@ def _in_words(look: Look) -> dict[str, Any]:
 def visible(colour: str, theme: str) -> str:
     """The colour itself where it has the contrast on that background, else mixed with as little black or white as gives it."""
     own, end = channels(colour), TOWARDS[theme]
+    if colour == BASELINE_COLOUR:
+        own = end
     for share in range(0, 101, 2):
         mixed = tuple(round(a + (b - a) * share / 100) for a, b in zip(own, end, strict=True))
         word = "#" + "".join(f"{value:02x}" for value in mixed)
-        if contrast(word, BACKGROUNDS[theme]) >= LEAST_CONTRAST:
+        if contrast(word, BACKGROUNDS[theme]) >= LEAST_CONTRAST[theme]:
             return word
     raise AssertionError(f"{theme}: {BACKGROUNDS[theme]} has no contrast with {end}")
 

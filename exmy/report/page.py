@@ -1,4 +1,4 @@
-"""`exmy report`: a study, or two side by side, as one HTML page that needs nothing else: no network, no server, no file beside it.
+"""`exmy report`: a study, or two side by side, as one HTML page that needs nothing else: no network, no server, no other file.
 
 The page is a template (`page.html.j2`) around its style (`report.css`), its scripts and three things that they need: the studies'
 content (`content`), packed into one block (`packing`), plotly, once, and the words that are there without any script: verdicts,
@@ -33,24 +33,28 @@ SIDE_BY_SIDE = 2
 Shown = tuple[Study, xr.DataTree | None]
 
 
-def write_report(directory: Path, out: Path, tree: xr.DataTree | None = None, against: Path | None = None) -> list[Path]:
-    """Write the page, and the figure where a run is finished, into the folder `out`; the paths written, the page first.
+def write_report(directory: Path, out: Path, tree: xr.DataTree | None = None) -> list[Path]:
+    """Write a study's page, and its figure where a run is finished, into the folder `out`; the paths written, the page first.
 
-    tree: what `open_study(directory)` gives, from a caller who has it already; None to open it. against: another study's
-    directory, shown beside it. StudyError where a directory holds no study or `out` can't be written.
+    tree: what `open_study(directory)` gives, from a caller who has it already; None to open it. StudyError where the directory
+    holds no study or `out` can't be written.
     """
-    shown = [opened(directory, tree), *([opened(against)] if against else [])]
-    page = render(shown, [findings_of(of) for of in (directory, *([against] if against else []))])
+    return write_page([directory], [opened(directory, tree)], out)
+
+
+def write_page(directories: Sequence[Path], shown: Sequence[Shown], out: Path) -> list[Path]:
+    """The same for one study or two, opened."""
+    page = render(shown, [findings_of(directory) for directory in directories])
     written = [out / PAGE]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with atomically(out / PAGE) as aside:
             aside.write_text(page, encoding="utf-8")
-        (_, of) = shown[0]
-        if of is not None and against is None:
-            with atomically(out / PICTURE) as aside:
-                study_figure(of, aside)
-            written.append(out / PICTURE)
+        for _, tree in shown if len(shown) == 1 else ():
+            if tree is not None:
+                with atomically(out / PICTURE) as aside:
+                    study_figure(tree, aside)
+                written.append(out / PICTURE)
     except OSError as error:
         raise cannot_write(out, error) from None
     return written
@@ -100,7 +104,9 @@ def _facets(inside: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each facet but the recipe's with its values of all studies, in order."""
     facets = []
     for name in inside["facets"]:
-        values: Iterable[str] = (v for study in inside["studies"] for v in study["columns"].get(name, {}).get("values", []))
+        values: Iterable[str] = (
+            v for study in inside["studies"] for v in study["columns"].get(name, {}).get("values", [])
+        )
         if name != "recipe":
             facets.append({"name": name, "values": list(dict.fromkeys(values))})
     return [facet for facet in facets if facet["values"]]

@@ -2,14 +2,14 @@
 // what is drawn, {head, rows}, and a sentence for who can't see it.
 
 const heat = {
-  title: "Divergence and loss",
+  title: "Divergence and loss", tall: (panel, width) => (width > 760 ? 100 : 210) + (width > 760 ? 30 : 60) * recipesOf(panel).length,
   plot(panel, width) {
     const recipes = recipesOf(panel), rates = ratesOf(panel);
     const cells = recipes.map(recipe => rates.map(rate => cellOf(panel, recipe, rate)));
     const wide = width > 760, beside = {xgap: 2, ygap: 2, showscale: false, x: rates.map(r => word(r, 3)), y: recipes.map(plain)};
     const said = cells.map(line => line.map(cell =>
       `${plain(cell.recipe)}, lr ${word(cell.rate, 3)}<br>${counted(cell)} diverged<br>mean final loss ${word(cell.loss)} nats/token`));
-    const [low, high] = panel.group.final_limits;
+    const [low, high] = together(panels().map(p => p.group.final_limits));
     // Many rates leave a cell no room for three digits: the colour then says it, and the hover.
     const room = (wide ? width / 2 : width) / Math.max(1, rates.length) > 44;
     const one = {...beside, type: "heatmap", hovertext: said, hovertemplate: "%{hovertext}<extra></extra>"};
@@ -49,7 +49,7 @@ const heat = {
 };
 
 const final = {
-  title: "Final loss against learning rate",
+  title: "Final loss against learning rate", tall: () => 430,
   plot(panel) {
     const rates = ratesOf(panel), [low, high] = together(panels().map(p => p.group.final_limits));
     const above = high - 0.08 * (high - low), lost = high - 0.03 * (high - low);
@@ -97,13 +97,20 @@ function alarmsOf(panel) {
   }).filter(of => of.failed.length);
 }
 
+/** The signals that warned of a run, those that warned of most first. */
+const ranked = panel => alarmsOf(panel).filter(of => of.warned.length).sort((a, b) => b.warned.length / b.failed.length - a.warned.length / a.failed.length);
+
 const lead = {
-  title: "Lead times",
-  absent: panel => alarmsOf(panel).length ? "" : panel.runs.some(run => panel.study.run.diverged[run])
+  title: "Lead times", tall: panel => 90 + 46 * ranked(panel).length,
+  note(panel) {
+    const silent = alarmsOf(panel).filter(of => !of.warned.length);
+    return silent.length ? `Silent before every onset: ${silent.map(of => of.signal.name.replaceAll("_", " ")).join("; ")}.` : "";
+  },
+  absent: panel => ranked(panel).length ? "" : alarmsOf(panel).length ? "No alarm rang before a run diverged." : panel.runs.some(run => panel.study.run.diverged[run])
     ? "No diverged run could be judged: of each recipe and learning rate, at least nine runs of other seeds that did not diverge are needed."
     : "No run diverged here: there is nothing to warn of.",
   plot(panel, width) {
-    const found = alarmsOf(panel).sort((a, b) => b.warned.length / b.failed.length - a.warned.length / a.failed.length);
+    const found = ranked(panel);
     const name = of => of.signal.name.length > 26 && width < 700 ? of.signal.name.slice(0, 25) + "…" : of.signal.name;
     const labels = found.map(of => `${plain(name(of))}<br><span style="font-size:11px">${of.warned.length}/${of.failed.length} warned, ${of.false_alarms}/${of.healthy.length} false</span>`);
     const data = recipesOf(panel).map(recipe => {
@@ -119,7 +126,7 @@ const lead = {
     data.push({type: "scatter", mode: "markers", x: middles.map(m => m.x), y: middles.map(m => m.i), hovertemplate: "median %{x:.4g} steps<extra></extra>",
       marker: {symbol: "line-ns-open", size: 26, color: css("ink"), line: {width: 2.5, color: css("ink")}}});
     return {data, layout: layout(90 + 46 * found.length, {
-      xaxis: axis("steps from the alarm to the onset", {rangemode: "tozero"}),
+      xaxis: axis("steps before the onset", {rangemode: "tozero"}),
       yaxis: axis("", {tickvals: found.map((_, i) => i), ticktext: labels, range: [found.length - 0.4, -0.6]}),
     })};
   },
@@ -153,12 +160,16 @@ function layerMeans(panel, recipe) {
   return {measure, role: roles[role], means: sum.map((line, l) => [...line].map((s, t) => count[l][t] ? s / count[l][t] : NaN)), part: chosen.some(u => !u.all), runs: shown.size};
 }
 
+/** The places of the tensors that the panel's runs have. */
+const tensorsOf = (panel, found) => panel.study.layers.tensors.map((_, l) => l).filter(l => found.some(of => of.means[l].some(Number.isFinite)));
+
 const layers = {
-  title: "Layers",
+  title: "Layers", tall: () => 300,
   absent: panel => panel.study.layers ? "" : "This study recorded no signals of its layers: set [signals] every in the study file.",
   plot(panel, width) {
-    const {tensors, steps} = panel.study.layers, recipes = recipesOf(panel);
-    const found = recipes.map(recipe => ({recipe, ...layerMeans(panel, recipe)})).filter(of => of.means.some(line => line.some(Number.isFinite)));
+    const {steps} = panel.study.layers;
+    const found = recipesOf(panel).map(recipe => ({recipe, ...layerMeans(panel, recipe)})).filter(of => of.means.some(line => line.some(Number.isFinite)));
+    const places = tensorsOf(panel, found), tensors = places.map(l => panel.study.layers.tensors[l]);
     const columns = width > 900 && found.length > 1 ? 2 : 1, rows = Math.max(1, Math.ceil(found.length / columns));
     const each = 40 + 15 * tensors.length, gap = 46, height = rows * (each + gap) + 30;
     const figure = {data: [], layout: layout(height, {annotations: []})};
@@ -169,8 +180,8 @@ const layers = {
       const x = columns === 2 ? [column * 0.53, column * 0.53 + 0.43] : [0, 0.9];
       figure.data.push({
         type: "heatmap", x: steps, y: tensors.map(plain), xaxis: "x" + n, yaxis: "y" + n, coloraxis: "coloraxis",
-        z: of.means.map(values => values.map(v => Number.isFinite(v) ? Math.log10(Math.max(v, TINY)) : null)),
-        customdata: of.means.map(values => values.map(v => word(v, 3))),
+        z: places.map(l => of.means[l].map(v => Number.isFinite(v) ? Math.log10(Math.max(v, TINY)) : null)),
+        customdata: places.map(l => of.means[l].map(v => word(v, 3))),
         hovertemplate: `${plain(of.recipe)}, %{y}<br>step %{x:.0f}: %{customdata}<extra></extra>`,
       });
       figure.layout["xaxis" + n] = axis(line === rows - 1 || i + columns >= found.length ? "step" : "", {domain: x, anchor: "y" + n, showgrid: false});
@@ -207,17 +218,17 @@ function formatsOf(panel) {
 }
 
 const grids = {
-  title: "Grids", once: true,
+  title: "Grids", once: true, tall: panel => 80 + 38 * formatsOf(panel).length,
   absent: panel => formatsOf(panel).length ? "" : "The formats of these recipes are not known to this version.",
   plot(panel) {
     const formats = formatsOf(panel), data = [];
-    const colours = ["#D55E00", "#0072B2", "#009E73", "#CC79A7"], ink = css("ink");
+    const ink = css("high");
     formats.forEach((f, i) => {
       if (f.values.length) for (const [values, opacity] of [[f.values.filter(v => v >= f.normal), 1], [f.values.filter(v => v < f.normal), 0.45]])
         data.push({type: "scatter", mode: "markers", x: values, y: values.map(() => i), opacity, hovertemplate: `${f.name}: %{x}<extra></extra>`,
           marker: {symbol: "line-ns-open", size: 22, color: ink, line: {width: 1.1, color: ink}}});
       else for (const [from, to, opacity] of [[f.smallest, f.normal, 0.3], [f.normal, f.largest, 0.7]])
-        data.push({type: "scatter", mode: "lines", x: [from, to], y: [i, i], opacity, line: {width: 18, color: colours[1]},
+        data.push({type: "scatter", mode: "lines", x: [from, to], y: [i, i], opacity, line: {width: 18, color: ink},
           hovertemplate: `${f.name}: ${word(f.smallest)} to ${word(f.largest)}<extra></extra>`});
     });
     const low = Math.floor(Math.log2(Math.min(...formats.map(f => f.smallest)))) - 1, high = Math.ceil(Math.log2(Math.max(...formats.map(f => f.largest)))) + 1;

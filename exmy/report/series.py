@@ -19,7 +19,7 @@ from exmy.report.packing import Floats, bucketed, packed
 from train import lead_time
 from train.study_alarms import study_onset, study_signals
 
-FEWEST, MOST = 24, 200  # buckets of a curve
+FEWEST, MOST = 24, 120  # buckets of a curve
 FALSE_ALARMS = 0.1
 BY_LAYER = ("quantization_error", "clipped", "flushed", "at_maximum")
 OF_THE_LOSS = ("train_loss", "grad_norm")
@@ -55,10 +55,11 @@ def curves(history: xr.Dataset, runs: xr.Dataset, room: int) -> dict[str, Any]:
 
 
 def signals(tree: xr.DataTree, room: int) -> list[dict[str, Any]]:
-    """Every signal of the study, [run, step], the largest of a bucket where there are many steps, and what it is worth as an alarm.
+    """Every signal of the study, [run, step], and what it is worth as an alarm.
 
-    Signals are `study_signals`'s. The alarm is `lead_time`'s, at a false-alarm rate of `FALSE_ALARMS` a run: the step at which it
-    rang in each run, and how long before the onset that was. What no run has a value of is left out.
+    Signals are `study_signals`'s, the largest value of a bucket where there are many steps. The alarm is `lead_time`'s, at a
+    false-alarm rate of `FALSE_ALARMS` a run: the step at which it rang in each run, and how long before the onset that was. What
+    no run has a value of is left out.
     """
     found = [(name, of) for name, of in study_signals(tree) if np.isfinite(of.values).any()]
     onset, last = study_onset(tree), tree["history"].to_dataset()["last_step"]

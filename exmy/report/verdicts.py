@@ -27,12 +27,17 @@ def group_verdicts(runs: xr.Dataset, baseline: str) -> dict[str, Any]:
     """
     recipes = list(dict.fromkeys(runs["recipe"].values.astype(str).tolist()))
     if baseline not in recipes:
-        return {"cards": [], "why": f"{baseline}, the baseline, has no finished run here: nothing to hold the others against."}
+        return {
+            "cards": [],
+            "why": f"{baseline}, the baseline, has no finished run here: nothing to hold the others against.",
+        }
     try:
         found = verdict(seed_grid(runs), baseline)
     except ValueError as error:
         return {"cards": [], "why": f"No verdict: {error}."}
-    rows = [{str(name): of[name].item() for name in of.data_vars} for of in (found.isel(recipe=i) for i in _places(found))]
+    rows = [
+        {str(name): of[name].item() for name in of.data_vars} for of in (found.isel(recipe=i) for i in _places(found))
+    ]
     base = rows[-1]
     cards = [
         {
@@ -54,7 +59,7 @@ def _places(found: xr.Dataset) -> range:
 
 
 def wilson_limits(most: int) -> list[list[list[float]]]:
-    """The 95 % limits of Wilson's interval of k of n, at [n][k], for n up to `most`: what the page looks shares' intervals up in."""
+    """The 95 % limits of Wilson's interval of k of n, at [n][k], for n up to `most`: where the page looks them up."""
     limits: list[list[list[float]]] = []
     for n in range(most + 1):
         low, high = wilson_interval(np.arange(n + 1), np.full(n + 1, n))
