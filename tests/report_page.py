@@ -92,7 +92,7 @@ def full_tree(seeds: int = 12, **how: Any) -> xr.DataTree:
     )
     logit = np.ones((count, ticks.size, 2))
     lonely = np.logical_and.reduce([summary[name].values == value for name, value in LONELY.items()])
-    logit[np.ix_(lonely, ticks >= RINGS, [1])] = 99.0
+    logit[np.outer(lonely, ticks >= RINGS), 1] = 99.0
     place = np.array([RECIPES.index(name) for name in summary["recipe"].values.tolist()])
     of_run = (place + 1.0) * (summary["seed"].values + 1.0) / 100
     error = of_run[:, None, None, None] * np.ones((ticks.size, 1, 1))
@@ -100,7 +100,8 @@ def full_tree(seeds: int = 12, **how: Any) -> xr.DataTree:
     where = ("run", "signal_step", "tensor", "role")
     tree["signals"] = xr.DataTree(
         xr.Dataset(
-            {"attention_logit": (("run", "signal_step", "block"), logit), "quantization_error": (where, error), "clipped": (where, error / 10)},
+            {"attention_logit": (("run", "signal_step", "block"), logit), "quantization_error": (where, error)}
+            | {"clipped": (where, error / 10)},
             coordinates | {"signal_step": ticks, "block": [0, 1], "tensor": list(TENSORS), "role": list(ROLES)},
         )
     )  # fmt: skip

@@ -259,4 +259,4 @@ def test_a_full_disk_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_made_up_studies_are_what_they_claim() -> None:
     assert make_tree(fate="collapse")["summary"]["final_loss"].values == pytest.approx(ENTROPY, abs=0.1)
-    assert np.isnan(make_tree(fate="nan")["summary"]["final_loss"].values).all()
+    assert np.isnan(make_tree(fate="nan")["summary"].to_dataset()["final_loss"].values).all()

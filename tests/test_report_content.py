@@ -103,7 +103,7 @@ def test_every_runs_extremes_are_in_the_page(real: tuple[dict[str, Any], xr.Data
     sharpness = {
         signal["name"]: numbers(signal["values"]) for signal in study["signals"] if signal["kind"] == "sharpness"
     }
-    own = tree["sharpness"]["logit_sharpness"].sel(epsilon=1e-3)
+    own = tree["sharpness"].to_dataset()["logit_sharpness"].sel(epsilon=1e-3)
     np.testing.assert_allclose(sharpness["logit_sharpness at epsilon 0.001"], own.values, rtol=CLOSE)
 
 
@@ -161,7 +161,7 @@ def test_shares_intervals_are_wilsons() -> None:
 
 def test_diverged_runs_stand_at_their_step_with_their_loss(full: tuple[dict[str, Any], xr.DataTree]) -> None:
     study, tree = full
-    summary, loss = tree["summary"].to_dataset(), tree["history"]["train_loss"].values
+    summary, loss = tree["summary"].to_dataset(), tree["history"].to_dataset()["train_loss"].values
     at, value = numbers(study["run"]["at"]), numbers(study["curves"]["loss_at"])
     for run in np.flatnonzero(summary["diverged"].values):
         assert at[run] == summary["diverged_step"].values[run]
