@@ -51,7 +51,7 @@ def browser() -> Iterator[Any]:
 def visit(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Open a page, wait until it has drawn; at the end, nothing may have been said on the console or asked of a network."""
     said: list[str] = []
-    contexts = []
+    contexts: list[Any] = []
 
     def asked_for(request: Any) -> None:
         if request.url.split(":")[0] not in ("file", "data", "blob"):
@@ -183,7 +183,7 @@ def test_texts_and_models_can_be_put_away(visit: Any) -> None:
     page.locator(".picker[data-facet=dataset] summary").click()
     page.get_by_role("checkbox", name="prose").click()
     assert page.locator("figure[data-name=heat]").count() == 1
-    assert page.locator(".group:visible h4").all_inner_texts() == ["dataset python"]
+    assert page.locator(".group:visible h3").all_inner_texts() == ["dataset python"]
     assert page.inner_text("#count") == "36 of 72 runs"
     page.get_by_role("checkbox", name="python").click()
     assert page.locator("#nothing").is_visible()
@@ -205,7 +205,7 @@ def test_a_cell_of_the_heat_map_shows_its_runs(visit: Any, full: Path) -> None:
     page.mouse.down()
     page.mouse.up()
     runs = figure.locator(".runs")
-    assert runs.locator("h4").inner_text() == "e8m1 at learning rate 0.004: 1/12 [1–35 %] diverged"
+    assert runs.locator("h3").inner_text() == "e8m1 at learning rate 0.004: 1/12 [1–35 %] diverged"
     rows = [row.split("\t") for row in runs.locator("tbody tr").all_inner_texts()]
     assert [row[0] for row in rows] == [str(seed) for seed in range(12)]
     assert [row[3] for row in rows] == ["yes, at step 299", *["no"] * 11]
@@ -223,7 +223,7 @@ def test_a_cell_is_reached_by_keyboard(visit: Any, full: Path) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    runs = page.locator("figure[data-name=heat] .runs h4")
+    runs = page.locator("figure[data-name=heat] .runs h3")
     assert runs.inner_text() == "e8m7 at learning rate 0.0005: 0/12 [0–24 %] diverged"
 
 
@@ -307,6 +307,25 @@ def test_marks_stand_at_the_steps_of_divergence(visit: Any) -> None:
     assert sorted(x for x, _ in marks) == sorted(own["diverged_step"].values.tolist())
     # e5m7's three seeds collapse, turn NaN and explode.
     assert sorted(symbol for _, symbol in marks) == ["diamond-open", "triangle-up", "x-thin-open"]
+
+
+def test_medians_and_files_are_as_they_say(visit: Any, full: Path) -> None:
+    page = visit(full)
+    # A lost seed counts as infinite: of three, the second still has a finite middle, the third has none.
+    assert page.evaluate("[median([3, 1, 2]), median([1, 3]), median([1, 2, NaN]), median([1, NaN, NaN]), median([])].map(String)") == [
+        "2", "2", "2", "NaN", "NaN",
+    ]  # fmt: skip
+    # Two runs, the second of which ends at step 10 and has nothing to say after it; the third is lost from step 20 on.
+    parts = """const held = values => Object.assign(Float32Array.from(values), {shape: [3, 3]});
+        const [low, high] = [held([1, 1, 1, 2, NaN, NaN, 3, 3, NaN]), held([4, 4, 4, 9, NaN, NaN, 6, 6, NaN])];
+        return overSeeds({low, high, mean: low}, [0, 1, 2], [5, 15, 25], [29, 9, 29]);"""
+    found = page.evaluate(f"(() => {{ {parts} }})()")
+    assert (found["low"], found["high"]) == ([1, 1, 1], [9, 6, 4])
+    assert found["middle"][:2] == [2, 2]
+    assert np.isnan(found["middle"][2])
+    assert page.evaluate("""csvOf({head: ["a", "b"], rows: [['x,"y"', 0.1], [NaN, null], [1 / 3, 2]]})""") == (
+        'a,b\n"x,""y""",0.1\n,\n0.333333333,2\n'
+    )
 
 
 def test_the_theme_is_the_systems_until_it_is_chosen(visit: Any, full: Path) -> None:

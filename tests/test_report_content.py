@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from exmy.report.content import content
 from exmy.report.formulas import diagram, formats_of, grid
 from exmy.report.looks import BACKGROUNDS, contrast, page_looks, visible
-from exmy.report.packing import KEPT_BITS, bucketed, embedded, packed, rounded, strict
+from exmy.report.packing import bucketed, embedded, packed, rounded, strict
 from formats import get_format
 from tests.report_page import LONELY, RINGS, ROLES, STUDY, TENSORS, full_tree, numbers, with_coordinates
 from tests.test_figure import ENTROPY, NAN, make_tree
@@ -26,7 +26,7 @@ from train.store import study_of
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT / "studies" / "results" / "first-look-gpu"
-CLOSE = 2.0**-KEPT_BITS  # what rounding to so many bits may lose of a number
+CLOSE = 2.0**-13  # what rounding to 13 bits may lose of a number
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ function cellRuns(panel) {
     word(of.final[run]), of.validation ? word(of.validation[run]) : "–", of.diverged[run] ? `yes, at step ${word(of.at[run])}` : "no", word(of.spikes[run], 2), of.id[run] ?? "–",
   ].map(text => make("td", {}, text))));
   box.append(make("div", {class: "runs"},
-    make("h4", {}, `${recipe} at learning rate ${word(+rate, 3)}: ${counted(cell)} diverged`),
+    make("h3", {}, `${recipe} at learning rate ${word(+rate, 3)}: ${counted(cell)} diverged`),
     make("div", {class: "wide"}, make("table", {}, make("thead", {}, make("tr", {}, ...["seed", "final loss", "validation loss", "diverged", "spike score", "run"].map(name => make("th", {scope: "col"}, name)))), make("tbody", {}, ...rows))),
     make("p", {}, make("button", {type: "button", class: "quiet", onclick: () => { state.rate = +rate; changed(); goTo("curves"); }}, "Show curves at this learning rate"), " ",
       make("button", {type: "button", class: "quiet", onclick: () => openCell(panel, recipe, +rate)}, "Close"))));
