@@ -297,3 +297,9 @@ def test_unigram_entropy_and_limits_are_the_groups_own(full: tuple[dict[str, Any
     assert group["loss_limits"][0] < ENTROPY < group["loss_limits"][1]
     assert group["reference"] == 5e-4
     assert group["why"] == "the best of e8m7"
+
+
+def test_of_eight_seeds_no_alarm_is_judged() -> None:
+    """A false alarm in at most a tenth of runs needs nine healthy neighbours for its threshold: ceil(0.9 (m + 1)) <= m."""
+    for signal in content([(STUDY, full_tree(seeds=8))])["studies"][0]["signals"]:
+        assert not any(signal["judged"]), signal["name"]

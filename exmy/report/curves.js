@@ -20,13 +20,13 @@ function overSeeds(parts, runs, steps, last) {
 }
 
 /** A band from low to high, in pieces where there is nothing between, and the line of medians, all cut at a ceiling. */
-function bandAndLine(recipe, steps, {low, high, middle}, yaxis, ceiling) {
+function bandAndLine(recipe, steps, {low, high, middle}, yaxis, ceiling, opacity) {
   const look = content.looks[recipe], colour = colourOf(recipe), cut = v => v > ceiling ? ceiling * 1.05 : v;
   const inside = steps.map((_, i) => i).filter(i => low[i] !== null);
   const outline = {type: "scatter", mode: "lines", yaxis, hoverinfo: "skip", x: inside.map(i => steps[i]), line: {width: 0}};
   return [
     {...outline, y: inside.map(i => cut(low[i]))},
-    {...outline, y: inside.map(i => cut(high[i])), fill: "tonexty", fillcolor: faint(colour, 0.16)},
+    {...outline, y: inside.map(i => cut(high[i])), fill: "tonexty", fillcolor: faint(colour, opacity)},
     {
       type: "scatter", mode: "lines", yaxis, x: steps, y: middle.map(v => v <= ceiling ? v : null), line: {color: colour, dash: look.dash, width: 2.2},
       hovertemplate: `${plain(recipe)}: %{y:.4g} at step %{x:.0f}<extra></extra>`,
@@ -41,10 +41,10 @@ const signalOf = (panel, kind) => {
 };
 
 /** A signal's band and median, its runs alike; and a star where the alarm rang in a run. */
-function signalTraces(panel, signal, recipe, runs, yaxis) {
+function signalTraces(panel, signal, recipe, runs, yaxis, opacity) {
   const parts = {low: signal.values, high: signal.values, mean: signal.values};
   const found = overSeeds(parts, runs, signal.steps, panel.study.curves.last.map(l => l + 1));
-  const traces = bandAndLine(recipe, signal.steps, found, yaxis, Infinity);
+  const traces = bandAndLine(recipe, signal.steps, found, yaxis, Infinity, opacity);
   const rang = runs.filter(run => Number.isFinite(signal.rang[run]));
   const at = run => signal.steps.reduce((best, s, i) => Math.abs(s - signal.rang[run]) < Math.abs(signal.steps[best] - signal.rang[run]) ? i : best, 0);
   if (rang.length) traces.push({
@@ -74,6 +74,7 @@ const curves = {
     const {study} = panel, rate = rateOf(panel), [low, high] = together(panels().map(p => p.group.loss_limits));
     const sharp = signalOf(panel, "sharpness"), signal = signalOf(panel, "signal");
     const below = [["gradient norm", null], ...(sharp ? [[shorter(sharp), sharp]] : []), ...(signal ? [[shorter(signal), signal]] : [])];
+    const opacity = Math.max(0.03, 0.16 * Math.min(1, 6 / recipesOf(panel).length)); // many bands lie on each other
     const bands = [], lines = [], marks = [], seen = below.map(() => []);
     for (const value of panel.group.entropy)
       lines.push({type: "scatter", mode: "lines", x: study.curves.span, y: [value, value], hoverinfo: "skip", line: {color: css("soft"), dash: "dot", width: 1.6}});
@@ -81,10 +82,10 @@ const curves = {
       const runs = panel.runs.filter(run => recipeOf(panel, run) === recipe && study.rate[run] === rate);
       if (!runs.length) continue;
       const place = ([a, b, line, ...stars]) => { bands.push(a, b); lines.push(line); marks.push(...stars); };
-      place(bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.train_loss, runs, study.curves.steps, study.curves.last), "y", high));
+      place(bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.train_loss, runs, study.curves.steps, study.curves.last), "y", high, opacity));
       below.forEach(([, of], i) => {
-        const traces = of ? signalTraces(panel, of, recipe, runs, "y" + (i + 2))
-          : bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.grad_norm, runs, study.curves.steps, study.curves.last), "y" + (i + 2), Infinity);
+        const traces = of ? signalTraces(panel, of, recipe, runs, "y" + (i + 2), opacity)
+          : bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.grad_norm, runs, study.curves.steps, study.curves.last), "y" + (i + 2), Infinity, opacity);
         for (const trace of traces) seen[i].push(...trace.y);
         place(traces);
       });

@@ -1,7 +1,7 @@
 // Pictures that are SVG of our own: the small multiple of the verdicts, and recipes as diagrams. Colours are written into them, so that
 // a picture that is saved looks as it did.
 
-const MULTIPLE_LEFT = 118, TALL = 208; // pixels: names beside the small multiple; a product of a recipe
+const TALL = 208; // pixels, of a product of a recipe
 
 /** Text cut to a width in pixels, roughly: 0.56 em a character. */
 const fit = (text, width, size = 12) => text.length * size * 0.56 > width ? text.slice(0, Math.max(1, Math.floor(width / size / 0.56) - 1)) + "…" : text;
@@ -20,14 +20,14 @@ const multiple = {
   absent: panel => multiple.cards(panel).length ? "" : "No recipe beside the baseline is chosen.",
   svg(panel, width) {
     const cards = multiple.cards(panel), base = panel.group.verdicts.baseline, stacked = width < 640;
-    const inner = width - MULTIPLE_LEFT - 20, each = stacked ? inner : (inner - 48) / 3, line = 36, block = 30 + line * cards.length + 44;
+    const name = Math.min(stacked ? 118 : 190, 46 + 7 * Math.max(...cards.map(card => card.recipe.length))), inner = width - name - 20, each = stacked ? inner : (inner - 48) / 3, line = 36, block = 30 + line * cards.length + 44;
     const svg = draw("svg", {xmlns: "http://www.w3.org/2000/svg", width, height: stacked ? 3 * block : block, viewBox: `0 0 ${width} ${stacked ? 3 * block : block}`});
     svg.append(draw("rect", {width: "100%", height: "100%", fill: css("paper")}));
     [windows, divergenceRates, penalties].forEach((part, i) => {
-      const x = MULTIPLE_LEFT + (stacked ? 0 : i * (each + 24)), y = stacked ? i * block : 0;
+      const x = name + (stacked ? 0 : i * (each + 24)), y = stacked ? i * block : 0;
       part(svg, panel, cards, base, x, y, each, line);
       if (stacked || i === 0) cards.forEach((card, j) => svg.append(
-        words(20, y + 30 + line * j + 20, fit(card.recipe, MULTIPLE_LEFT - 26)), words(2, y + 30 + line * j + 20, content.looks[card.recipe].sign, {fill: colourOf(card.recipe)})));
+        words(20, y + 30 + line * j + 20, fit(card.recipe, name - 26)), words(2, y + 30 + line * j + 20, content.looks[card.recipe].sign, {fill: colourOf(card.recipe)})));
     });
     return svg;
   },

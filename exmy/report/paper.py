@@ -59,7 +59,7 @@ def paper_figures(study: Study, tree: xr.DataTree, folder: Path, suffixes: Seque
                 with atomically(path) as aside:
                     # No date: the same study gives the same file.
                     dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix, {})
-                    figure.savefig(aside, format=suffix, dpi=DPI, metadata=dated)
+                    figure.savefig(aside, format=suffix, metadata=dated)
                 written.append(path)
     return written
 
@@ -91,7 +91,7 @@ def _figures(study: Study, tree: xr.DataTree) -> Iterator[tuple[str, Figure]]:
 
 
 def _sheet(height: float, rows: int = 1, columns: int = 1, **how: Any) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(COLUMN, height), layout="constrained")
+    figure = Figure(figsize=(COLUMN, height), dpi=DPI, layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **how).ravel())
 
 
@@ -102,7 +102,18 @@ def _legend(figure: Figure, looks: dict[str, Look], present: Sequence[str]) -> N
         if name in present
     ]
     if len(handles) > 1:
-        figure.legend(handles=handles, loc="outside lower center", ncols=2 if max(map(len, present)) > 14 else 3)
+        figure.legend(handles=handles, loc="outside lower center", ncols=_columns(present))
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Of a legend: as many as the longest name leaves room for."""
+    return 2 if max(map(len, names)) > 12 else 3
+
+
+def _key_height(runs: xr.Dataset) -> float:
+    """Inches that a legend of the runs' recipes takes, so that it takes nothing from what is drawn."""
+    names = in_order(runs["recipe"])
+    return 0.15 * math.ceil(len(names) / _columns(names))
 
 
 def _verdicts(held: dict[str, Any], rates: Any, looks: dict[str, Look]) -> Figure:
@@ -167,7 +178,7 @@ def _final_losses(runs: xr.Dataset, history: xr.Dataset, looks: dict[str, Look])
         np.concatenate([loss[np.isfinite(loss)], entropy[np.isfinite(entropy)]]), highest(history, runs), 0.1
     )
     above, lost = high - 0.05 * (high - low), high - 0.01 * (high - low)
-    figure, (axes,) = _sheet(2.5)
+    figure, (axes,) = _sheet(2.3 + _key_height(runs))
     for value in np.unique(entropy[np.isfinite(entropy)]):
         axes.axhline(value, color=GREY, ls=":", lw=0.8)
     for name, look in looks.items():
@@ -235,7 +246,7 @@ def _curves(
     if sharpness is not None and "logit_sharpness" in sharpness:
         probes = sharpness["logit_sharpness"].sortby("epsilon").isel(epsilon=-1).transpose("run", "probe_step")
     probed = probes is not None and bool(np.isfinite(probes.values[at]).any())
-    figure, (top, *below) = _sheet(3.6 if probed else 2.5, rows=2 if probed else 1, sharex=True)
+    figure, (top, *below) = _sheet((3.3 if probed else 2.2) + _key_height(runs), rows=2 if probed else 1, sharex=True)
     finite = loss[at][np.isfinite(loss[at])]
     low, high = limits(np.append(finite, runs["unigram_entropy"].values), highest(history, runs), 0.04)
     for name, look in looks.items():
@@ -308,7 +319,7 @@ def _lead_times(leads: Sequence[tuple[str, Any, Any]], looks: dict[str, Look]) -
 def _quantization(signals: xr.Dataset, runs: xr.Dataset, looks: dict[str, Look], baseline: str) -> Figure:
     rate, _ = reference_rate(runs, baseline)
     at, recipe = runs["learning_rate"].values == rate, runs["recipe"].values.astype(str)
-    figure, panels = _sheet(3.6, rows=3, sharex=True)
+    figure, panels = _sheet(3.3 + _key_height(runs), rows=3, sharex=True)
     for axes, role in zip(panels, ("activation", "weight", "gradient"), strict=True):
         error = signals["quantization_error"].sel(role=role).transpose("run", "signal_step", "tensor")
         for name, look in looks.items():
