@@ -92,7 +92,10 @@ def test_a_packages_init_only_reexports() -> None:
 
 def test_no_package_escapes_the_table() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(project["tool"]["setuptools"]["packages"]) == MAY_IMPORT.keys() - {"scripts"}
+    packages = set(project["tool"]["setuptools"]["packages"])
+    assert {name for name in packages if "." not in name} == MAY_IMPORT.keys() - {"scripts"}
+    within = {path.parent for room in MAY_IMPORT for path in (ROOT / room).glob("*/**/__init__.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in within} == packages - MAY_IMPORT.keys()
     with_code = {path.parent.name for path in ROOT.glob("*/*.py") if not path.parent.name.startswith((".", "build"))}
     assert with_code <= OURS
 

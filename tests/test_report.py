@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from click.testing import CliRunner, Result
 from exmy.cli import main
 from exmy.report import page as report_page
 from exmy.report import render, write_report
+from exmy.report.packing import KEPT_BITS
+from exmy.report.paper import COLUMN
+from exmy.report.series import MOST
 from tests.report_page import STUDY, Page, full_tree, with_coordinates
 from tests.test_figure import ENTROPY, make_tree
 from train import StudyError, open_study
@@ -222,6 +226,25 @@ def test_a_study_in_progress_shows_what_is_there(tmp_path: Path) -> None:
     page = Page((source / "report" / "index.html").read_text(encoding="utf-8"))
     assert "32 of 48 runs finished" in page.words
     assert "The study is not complete" in page.words
+
+
+def test_the_docs_table_of_sizes_and_times_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "report-page.json").read_text())
+    page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    for name, row in measured["studies"].items():
+        times = f"{row['render_s']:.1f} | {row['first_paint_s']:.2f} | {row['ready_s']:.1f} | {row['draw_all_s']:.1f}"
+        assert f"| {name} | {row['bytes'] / 1e6:.1f} | {times} |" in page
+        assert row["first_paint_s"] < 3  # what was promised
+        assert row["bytes"] < 12_000_000
+    assert f"Median of {measured['loads']} loads in headless Chromium on two cores" in page
+    assert measured["cores"] == 2
+
+
+def test_the_page_on_the_report_says_what_the_code_does() -> None:
+    page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    assert f"at most {MOST} equal buckets" in page
+    assert f"keep {KEPT_BITS} significant bits" in page
+    assert f"{COLUMN} inches wide" in page
 
 
 def test_bad_input_is_one_line_and_status_2(tmp_path: Path) -> None:
