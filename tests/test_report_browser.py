@@ -225,6 +225,12 @@ def test_a_cell_is_reached_by_keyboard(visit: Any, full: Path) -> None:
     page.keyboard.press("Enter")
     runs = page.locator("figure[data-name=heat] .runs h3")
     assert runs.inner_text() == "e8m7 at learning rate 0.0005: 0/12 [0–24 %] diverged"
+    assert page.evaluate("document.activeElement.dataset.cell") == "0.0|e8m7|0.0005"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert runs.inner_text().startswith("e8m7 at learning rate 0.001: ")
+    page.keyboard.press("Enter")
+    assert runs.count() == 0
 
 
 def test_a_link_shows_what_it_was_taken_from(visit: Any, full: Path) -> None:
@@ -355,7 +361,7 @@ def test_it_prints_on_white_with_every_figure(visit: Any, full: Path) -> None:
     assert page.pdf(format="A4").startswith(b"%PDF")
 
 
-@pytest.mark.parametrize("scene", [scene for scene in SCENES if scene not in ("many seeds", "two datasets")])
+@pytest.mark.parametrize("scene", ["one run", "one step", "all NaN", "all explode"])
 def test_whatever_became_of_the_runs_the_page_draws(visit: Any, scene: str) -> None:
     page = visit(render([(STUDY, with_coordinates(make_tree(**SCENES[scene])))]))
     draw_all(page)

@@ -104,7 +104,10 @@ const cellKey = (panel, recipe, rate) => `${panel.key}|${recipe}|${rate}`;
 function openCell(panel, recipe, rate) {
   const key = cellKey(panel, recipe, rate);
   state.cell = state.cell === key ? null : key;
+  const focused = document.activeElement?.dataset.cell;
   for (const frame of frames.values()) if (frame.name === "heat" && !frame.stale) frame.after.replaceChildren(cellTable(frame.panel, frame), cellRuns(frame.panel));
+  // The table was made anew: who came by keyboard goes on where they were.
+  if (focused) [...document.querySelectorAll("[data-cell]")].find(button => button.dataset.cell === focused)?.focus();
   remember();
 }
 
@@ -115,7 +118,7 @@ function cellTable(panel, frame) {
   const line = recipe => make("tr", {}, make("th", {scope: "row"}, recipe), ...rates.map(rate => {
     const cell = cellOf(panel, recipe, rate);
     if (!cell.n) return make("td", {}, "–");
-    const button = make("button", {type: "button", "aria-pressed": String(state.cell === cellKey(panel, recipe, rate)), onclick: () => openCell(panel, recipe, rate)},
+    const button = make("button", {type: "button", "data-cell": cellKey(panel, recipe, rate), "aria-pressed": String(state.cell === cellKey(panel, recipe, rate)), onclick: () => openCell(panel, recipe, rate)},
       Number.isFinite(cell.loss) ? cell.loss.toFixed(3) : "non-finite", make("br"), make("small", {}, counted(cell)));
     return make("td", {class: cell.k === cell.n ? "every" : cell.k ? "some" : ""}, button);
   }));
