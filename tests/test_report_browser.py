@@ -170,6 +170,14 @@ def test_counts_and_intervals_of_some_seeds_are_those_of_python(visit: Any) -> N
         if line["finite"] != "0":
             assert float(line["mean_final_loss"]) == pytest.approx(float(cell["final_loss_mean"]), rel=1e-3)
     assert {line["seed"] for line in table(page, "curves")} == set("12467")
+    at = expected.sel(learning_rate=5e-4)  # the baseline's best
+    for line in table(page, "multiple"):
+        assert (line["runs"], line["chosen_runs"]) == ("8", "5")
+        assert int(line["chosen_diverged"]) == int(at["k"].sel(recipe=line["recipe"]))
+        assert float(line["chosen_wilson_high"]) == pytest.approx(
+            float(at["rate_upper"].sel(recipe=line["recipe"])), abs=1e-5
+        )
+    assert "chosen seeds" in page.inner_html("figure[data-name=multiple] svg")
     # Seeds 1, 2, 4, 6, 7: (seed + 1) has mean 5; the activations of the first tensor of e8m7 have 1 · 5 / 100 / 2.
     (first,) = {
         line["mean"] for line in table(page, "layers") if (line["recipe"], line["tensor"]) == ("e8m7", "h.0.attn.qkv")

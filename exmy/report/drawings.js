@@ -32,13 +32,21 @@ const multiple = {
     return svg;
   },
   table(panel) {
-    const keys = Object.keys(panel.group.verdicts.baseline);
-    const rows = [...multiple.cards(panel).map(card => [card.recipe, card.state, ...keys.map(key => card.numbers[key])]),
-      [panel.study.baseline, "baseline", ...keys.map(key => panel.group.verdicts.baseline[key])]];
-    return {head: ["recipe", "verdict", ...keys], rows};
+    const base = panel.group.verdicts.baseline, keys = Object.keys(base);
+    const line = (recipe, verdict, numbers) => { const c = ofSeeds(panel, recipe, base.learning_rate); return [recipe, verdict, ...keys.map(key => numbers[key]), c.n, c.k, c.low, c.high]; };
+    return {
+      head: ["recipe", "verdict", ...keys, "chosen_runs", "chosen_diverged", "chosen_wilson_low", "chosen_wilson_high"],
+      rows: [...multiple.cards(panel).map(card => line(card.recipe, card.state, card.numbers)), line(panel.study.baseline, "baseline", base)],
+    };
   },
   say: panel => "Of each recipe against the baseline: stable window of learning rates, share of diverged runs and loss penalty, each with its interval. The numbers stand under each verdict.",
 };
+
+/** Runs of a recipe at a learning rate, of the seeds that are chosen, whatever recipes are. */
+function ofSeeds(panel, recipe, rate) {
+  const runs = panel.group.runs.filter(run => !state.keep.seed || state.keep.seed.has(seedOf(panel, run)));
+  return cellOf({...panel, runs}, recipe, rate);
+}
 
 /** A part's title, its grid lines with labels, and a faint line under each recipe. */
 function frame(svg, title, unit, ticks, x, y, width, rows, line) {
@@ -79,11 +87,13 @@ function interval(svg, place, y, [value, low, high], colour, thick) {
 
 function divergenceRates(svg, panel, cards, base, x, y, width, line) {
   const place = scaled(0, 1, x + 6, width - 12), rate = base.learning_rate;
-  frame(svg, rate === null ? "Diverged" : `Diverged at ${word(rate, 3)}`, "share of runs", [0, 0.25, 0.5, 0.75, 1].map(v => [place(v), percent(v)]), x, y, width, cards.length, line);
+  frame(svg, rate === null ? "Diverged" : `Diverged at ${word(rate, 3)}`, state.keep.seed ? "share of runs, chosen seeds" : "share of runs", [0, 0.25, 0.5, 0.75, 1].map(v => [place(v), percent(v)]), x, y, width, cards.length, line);
   cards.forEach((card, i) => {
-    const top = y + 30 + line * i, of = numbers => [numbers.rate, numbers.rate_low, numbers.rate_high];
-    interval(svg, place, top + 10, of(base), css("soft"), false);
-    interval(svg, place, top + 22, of(card.numbers), colourOf(card.recipe), true);
+    // Of all seeds it is the verdict's interval; of some, as in the heat map, Wilson's.
+    const top = y + 30 + line * i, some = recipe => { const c = ofSeeds(panel, recipe, rate); return [c.n ? c.k / c.n : null, c.low, c.high]; };
+    const of = (recipe, numbers) => state.keep.seed ? some(recipe) : [numbers.rate, numbers.rate_low, numbers.rate_high];
+    interval(svg, place, top + 10, of(panel.study.baseline, base), css("soft"), false);
+    interval(svg, place, top + 22, of(card.recipe, card.numbers), colourOf(card.recipe), true);
   });
 }
 

@@ -114,7 +114,7 @@ function openCell(panel, recipe, rate) {
 /** The heat map as a table, whose cells are buttons. */
 function cellTable(panel, frame) {
   const recipes = recipesOf(panel), rates = ratesOf(panel), bits = panel.group.bits;
-  const details = make("details", {class: "cells", open: frame.open ?? false, ontoggle: event => { frame.open = event.target.open; }}, make("summary", {}, "The same as a table"));
+  const details = make("details", {class: "cells", open: frame.after.querySelector(".cells")?.open ?? false}, make("summary", {}, "The same as a table"));
   const line = recipe => make("tr", {}, make("th", {scope: "row"}, recipe), ...rates.map(rate => {
     const cell = cellOf(panel, recipe, rate);
     if (!cell.n) return make("td", {}, "–");
