@@ -85,6 +85,11 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def settled(page: Any) -> None:
+    """Wait until what is near the view is drawn, so that nothing moves any more."""
+    page.wait_for_function("[...frames.values()].every(frame => !frame.near || !frame.stale)")
+
+
 def draw_all(page: Any) -> None:
     """Go down the page until every figure has been near the view, and drawn."""
     for figure in page.query_selector_all("figure"):
@@ -206,6 +211,7 @@ def test_a_cell_of_the_heat_map_shows_its_runs(visit: Any, full: Path) -> None:
     page = visit(full)
     figure = page.locator("figure[data-name=heat]")
     figure.scroll_into_view_if_needed()
+    settled(page)
     page.wait_for_selector("figure[data-name=heat] .xy .hm")
     area = page.locator("figure[data-name=heat] .xy .hm image, figure[data-name=heat] .xy .hm").first.bounding_box()
     # Four rates across and four recipes down; the third recipe at the last rate, e8m1 at 0.004.
@@ -253,8 +259,7 @@ def test_a_link_shows_what_it_was_taken_from(visit: Any, full: Path) -> None:
     assert again.get_by_role("button", name="e8m3", exact=True).get_attribute("aria-pressed") == "false"
     assert again.locator("#rate").input_value() == "0.002"
     assert again.locator("#signal").input_value() == "attention_logit"
-    again.wait_for_timeout(300)
-    assert abs(again.locator("#final").bounding_box()["y"]) < 300
+    again.wait_for_function("Math.abs(document.getElementById('final').getBoundingClientRect().y) < 300")
     assert again.url == page.url
     # Back to all by an address that was typed.
     again.evaluate("location.hash = '#heat'")
@@ -351,6 +356,7 @@ def test_the_theme_is_the_systems_until_it_is_chosen(visit: Any, full: Path) -> 
     assert page.evaluate(paper) == "rgb(21, 25, 30)"
     page.locator("figure[data-name=final]").scroll_into_view_if_needed()
     page.wait_for_selector("figure[data-name=final] .main-svg")
+    settled(page)
     assert page.evaluate("[...frames.values()].find(f => f.name === 'final').plot.layout.paper_bgcolor") == "#15191e"
     page.reload()
     page.wait_for_selector("html[data-ready]")
