@@ -382,6 +382,8 @@ def test_whatever_became_of_the_runs_the_page_draws(visit: Any, scene: str) -> N
     assert page.locator("#broken").is_hidden()
     assert page.locator("figure[data-name=heat] svg").count()
     assert page.locator("figure[data-name=final] svg").count()
+    crosses = page.locator("figure[data-name=heat] .annotation").all_text_contents()
+    assert crosses == (["✕"] * 16 if scene == "all NaN" else [])
     assert "set [signals] every in the study file" in page.inner_text("#layers")
 
 

@@ -31,7 +31,7 @@ function rebuild() {
   document.getElementById("nothing").hidden = shown.length > 0;
   document.getElementById("verdict-note").hidden = state.keep.seed == null;
   const count = shown.reduce((sum, panel) => sum + panel.runs.length, 0), all = content.studies.reduce((sum, study) => sum + study.finished, 0);
-  document.getElementById("count").textContent = count === all ? `all ${all} runs` : `${count} of ${all} runs`;
+  document.getElementById("count").textContent = count < all ? `${count} of ${all} runs` : all === 1 ? "1 run" : `all ${all} runs`;
 }
 
 function fill(slot, name, list) {

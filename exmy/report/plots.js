@@ -15,8 +15,8 @@ const heat = {
     const one = {...beside, type: "heatmap", hovertext: said, hovertemplate: "%{hovertext}<extra></extra>"};
     const height = 60 + 30 * recipes.length;
     const axes = (x, y, title, where) => ({
-      ["xaxis" + x]: axis(title, {type: "category", showgrid: false, anchor: "y" + y, domain: where.x, tickangle: rates.length > 8 ? -60 : 0}),
-      ["yaxis" + y]: axis("", {type: "category", autorange: "reversed", showgrid: false, anchor: "x" + x, domain: where.y, showticklabels: where.names, dtick: 1}),
+      ["xaxis" + x]: axis(title, {type: "category", showgrid: false, categoryorder: "array", categoryarray: beside.x, range: [-0.5, rates.length - 0.5], anchor: "y" + y, domain: where.x, tickangle: rates.length > 8 ? -60 : 0}),
+      ["yaxis" + y]: axis("", {type: "category", showgrid: false, categoryorder: "array", categoryarray: beside.y, range: [recipes.length - 0.5, -0.5], anchor: "x" + x, domain: where.y, showticklabels: where.names, dtick: 1}),
     });
     return {
       data: [
@@ -24,9 +24,12 @@ const heat = {
           text: cells.map(line => line.map(c => c.n ? `${c.k}/${c.n}` : "")), texttemplate: room ? "%{text}" : ""},
         {...one, xaxis: "x2", yaxis: "y2", z: cells.map(line => line.map(c => Number.isFinite(c.loss) ? Math.min(c.loss, high) : null)),
           zmin: low, zmax: high, colorscale: blues(),
-          text: cells.map(line => line.map(c => c.n ? Number.isFinite(c.loss) ? c.loss.toFixed(2) : "✕" : "")), texttemplate: room ? "%{text}" : ""},
+          text: cells.map(line => line.map(c => c.n ? Number.isFinite(c.loss) ? c.loss.toFixed(2) : "" : "")), texttemplate: room ? "%{text}" : ""},
       ],
       layout: layout(wide ? height + 40 : 2 * height + 90, {
+        // A cell without a finite loss has no colour; a cross says that it has runs.
+        annotations: cells.flatMap((line, i) => line.map((c, j) => ({c, i, j}))).filter(({c}) => c.n && !Number.isFinite(c.loss)).map(({i, j}) => ({
+          text: "✕", x: j, y: i, xref: "x2", yref: "y2", showarrow: false, font: {color: css("bad")}})),
         ...axes("", "", "diverged, by peak learning rate", wide ? {x: [0, 0.49], y: [0, 1], names: true} : {x: [0, 1], y: [0.58, 1], names: true}),
         ...axes("2", "2", "mean final loss, by peak learning rate", wide ? {x: [0.51, 1], y: [0, 1], names: false} : {x: [0, 1], y: [0, 0.42], names: true}),
       }),
