@@ -44,7 +44,7 @@ def main() -> None:
     # 3 to 10 times the step (measured on two cores), and sleeping soon costs a quarter where nothing does.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Echo()])
-    for noisy in ("torch", "matplotlib", "h5py"):
+    for noisy in ("torch", "matplotlib", "h5py", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
 

@@ -34,7 +34,7 @@ LOADED = (
 )  # fmt: skip
 SHIPPED = (
     ("studies", "first-look-cpu.toml"), ("studies", "first-look-gpu.toml"), ("studies", "claims.toml"),
-    ("exmy", "report.html.j2"), ("exmy", "conformance.html.j2"),
+    ("exmy.report", "page.html.j2"), ("exmy.report", "report.css"), ("exmy.report", "main.js"), ("exmy", "conformance.html.j2"),
 )  # fmt: skip
 # By OCP's E4M3: 0.3 lies nearest to 5/16, 17 halfway between 16 and 18, where 16 is even, and 448 is the largest.
 GIVEN, ROUNDED = (0.3, 17.0, 1000.0, -1e-4), (0.3125, 16.0, 448.0, -0.0)

@@ -57,7 +57,7 @@ def recipe_sheet(name: str, tables: Mapping[str, RecipeTable]) -> Iterator[Table
                 table.add_row(place, *row)
             table.add_section()
     yield table
-    yield from _rest(recipe)
+    yield from further(recipe)
 
 
 def _rows(linear: LinearPrecision) -> Iterator[tuple[str, ...]]:
@@ -78,12 +78,13 @@ def _rows(linear: LinearPrecision) -> Iterator[tuple[str, ...]]:
                 role,
                 name,
                 rule.rounding.value,
-                _scale(rule),
+                scale_words(rule),
                 f"{rule.hadamard}, signs {rule.signs}" if rule.hadamard else "",
             )
 
 
-def _scale(rule: OperandRule) -> str:
+def scale_words(rule: OperandRule) -> str:
+    """Where an operand's scales come from."""
     if rule.scaled is None:
         return "none"
     if rule.delayed is None:
@@ -91,7 +92,8 @@ def _scale(rule: OperandRule) -> str:
     return f"{rule.delayed.rule} amax of {rule.delayed.length} steps, margin {rule.delayed.margin}"
 
 
-def _rest(recipe: Recipe) -> Iterator[str]:
+def further(recipe: Recipe) -> Iterator[str]:
+    """What a recipe says beside its operands, in sentences."""
     body = recipe.body.structure
     sums = body.accumulate.description if body.accumulate else "in FP32" if not body.hardware else "as FP8 units do"
     yield f"Products: multiplied in {body.carrier.upper()}, summed {sums}, rounded to {body.output.upper()}."

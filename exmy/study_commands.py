@@ -124,24 +124,42 @@ def export(directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path
 
 @click.command()
 @click.argument(
-    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
+    "directories",
+    metavar="DIR [DIR]",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=completing.study_directories,
 )
-@click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), help="Where to write; DIR/report by default.")
-def report(directory: Path, out: Path | None) -> None:
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where to write; DIR/report by default, DIR/report/against-OTHER for two.",
+)
+@click.option(
+    "--format",
+    "formats",
+    metavar="LIST",
+    default="",
+    help="Figures for papers as well: pdf, png, svg, or several, as pdf,png.",
+)
+def report(directories: tuple[Path, ...], out: Path | None, formats: str) -> None:
     """Write a study up as one HTML page that needs no network and no other file, and its figure as a PNG beside it.
 
-    Also while the study is under way: the page shows the runs that are finished.
+    Two studies stand side by side. Also while a study is under way: the page shows the runs that are finished. --format adds
+    FOLDER/figures: single-column figures without titles, a file each.
 
     \b
     Example: exmy report runs/first-look-cpu
+    Example: exmy report runs/mine --format pdf,png
+    Example: exmy report runs/before runs/after
     """  # noqa: D301
-    from exmy.busy import busy
-    from exmy.report import write_report
+    from exmy.report import run_report
     from train import StudyError
 
     try:
-        with busy("writing the report"):
-            written = write_report(directory, out or directory / "report")
+        written = run_report(directories, out, tuple(filter(None, formats.split(","))))
     except StudyError as error:
         raise Refused(str(error)) from None
     for path in written:

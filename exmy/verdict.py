@@ -146,12 +146,14 @@ def verdict_table(of: xr.Dataset) -> Table:
     shown.add_column("measured", overflow="fold")
     for heading in (recipe, baseline, f"difference [{percent} interval]"):
         shown.add_column(heading, justify="right", overflow="fold")
-    for name, *cells in _rows(row, base):
+    for name, *cells in measured_rows(row, base):
         shown.add_row(name, *cells)
     return shown
 
 
-def _rows(row: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def measured_rows(row: dict[str, Any], base: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """What was measured, in words: what it is, the recipe's, the baseline's, and the difference with its interval."""
+
     def both(write: Any) -> tuple[str, str]:
         return write(row), write(base)
 

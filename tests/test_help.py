@@ -188,7 +188,7 @@ def test_a_picture_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatc
 
 
 WORK: dict[str, tuple[list[Any], str]] = {
-    "report": (["report", STUDY, "--out", "{out}/r"], "exmy.report.write_report"),
+    "report": (["report", STUDY, "--out", "{out}/r"], "exmy.report.command.write_page"),
     "compare": (["compare", STUDY], "exmy.compare.compare"),
     "alarms": (["alarms", STUDY, "--horizon", 5], "exmy.alarms.study_warnings"),
     "verdict": (["verdict", "e4m3", STUDY], "exmy.verdict.verdict"),

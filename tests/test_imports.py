@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,7 +93,11 @@ def test_a_packages_init_only_reexports() -> None:
 
 def test_no_package_escapes_the_table() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(project["tool"]["setuptools"]["packages"]) == MAY_IMPORT.keys() - {"scripts"}
+    found = project["tool"]["setuptools"]["packages"]["find"]
+    packages = set(setuptools.find_packages(str(ROOT), include=found["include"]))
+    assert {name for name in packages if "." not in name} == MAY_IMPORT.keys() - {"scripts"}
+    within = {path.parent for room in MAY_IMPORT for path in (ROOT / room).glob("*/**/__init__.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in within} == packages - MAY_IMPORT.keys()
     with_code = {path.parent.name for path in ROOT.glob("*/*.py") if not path.parent.name.startswith((".", "build"))}
     assert with_code <= OURS
 

@@ -1,0 +1,115 @@
+"""Figures for papers: as wide as a column, without titles, with every letter inside and large enough to read."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+from exmy.report.paper import COLUMN, paper_figures
+from tests.report_page import STUDY, full_tree, with_coordinates
+from tests.test_figure import make_tree, marks, texts
+from tests.test_report import SCENES, invoke
+
+ALL = ["verdicts", "divergence", "final-loss", "curves", "lead-times", "quantization-error", "grids"]
+
+
+def draw(tree: Any, folder: Path, *suffixes: str) -> list[Path]:
+    """Any warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return paper_figures(STUDY, tree, folder, suffixes)
+
+
+def test_every_figure_is_drawn_in_every_format_that_was_asked_for(tmp_path: Path) -> None:
+    written = draw(full_tree(), tmp_path, "pdf", "svg")
+    assert [path.name for path in written] == [f"{name}.{suffix}" for name in ALL for suffix in ("pdf", "svg")]
+    for path in written:
+        assert path.read_bytes()[:5] == {".pdf": b"%PDF-", ".svg": b"<?xml"}[path.suffix]
+
+
+def test_they_are_single_column_and_bear_no_title(figures: list[Figure], tmp_path: Path) -> None:
+    draw(full_tree(), tmp_path, "png")
+    assert len(figures) == len(ALL)
+    for name, figure in zip(ALL, figures, strict=True):
+        assert figure.get_figwidth() == COLUMN == 3.35, name
+        assert figure.get_figheight() < 5, name
+        assert figure.get_suptitle() == "", name
+        assert all(axes.get_title(loc) == "" for axes in figure.axes for loc in ("left", "center", "right")), name
+        width, height = figure.get_size_inches() * figure.dpi
+        for text in texts(figure):
+            assert float(text.get_fontsize()) >= 6, (name, text.get_text())
+            box = text.get_window_extent()
+            inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+            assert inside, (name, text.get_text())
+        assert any(axes.get_xlabel() for axes in figure.axes), name
+    assert matplotlib.image.imread(tmp_path / "curves.png").shape[1] == pytest.approx(COLUMN * 600, abs=1)
+
+
+def test_every_run_has_its_mark(figures: list[Figure], tmp_path: Path) -> None:
+    tree = with_coordinates(make_tree())
+    draw(tree, tmp_path, "png")
+    names = sorted(path.stem for path in tmp_path.iterdir())
+    final = figures[["divergence", "final-loss", "curves"].index("final-loss") + ("verdicts" in names)].axes[0]
+    summary = tree["summary"].to_dataset()
+    loss = summary["final_loss"].values
+    assert marks(final, "x") == (~np.isfinite(loss)).sum()
+    drawn = sum(marks(final, marker) for marker in ("o", "s", "^", "D", "x"))
+    assert drawn == summary.sizes["run"]
+
+
+def test_many_recipes_leave_the_figures_their_room(figures: list[Figure], tmp_path: Path) -> None:
+    """A legend of 28 names is longer than a figure of few recipes is tall."""
+    tree = with_coordinates(make_tree(recipes=8, rates=1, seeds=4))
+    for name in ("history", "summary"):
+        data = tree[name].to_dataset()
+        long = [
+            f"{recipe}-of-{seed}" if recipe != "e8m7" else recipe
+            for recipe, seed in zip(data["recipe"].values, data["seed"].values, strict=True)
+        ]
+        tree[name] = xr.DataTree(
+            data.assign_coords(recipe=("run", long), seed=("run", np.where(data["recipe"] == "e8m7", data["seed"], 0)))
+        )
+    draw(tree, tmp_path, "png")
+    with_legend = [figure for figure in figures if figure.legends]
+    assert len(with_legend) == 2
+    for figure in with_legend:
+        legend = figure.legends[0].get_window_extent()
+        for axes in figure.axes:
+            assert axes.get_window_extent().height > 0.8 * figure.dpi
+            assert legend.y1 <= axes.get_window_extent().y0
+
+
+def test_each_group_has_its_own_files(tmp_path: Path) -> None:
+    names = {path.stem for path in draw(with_coordinates(make_tree(recipes=2, datasets=2)), tmp_path, "svg")}
+    assert {"final-loss-dataset_python", "final-loss-dataset_prose", "grids"} <= names
+
+
+@pytest.mark.parametrize("scene", [scene for scene in SCENES if scene not in ("two datasets", "many seeds")])
+def test_whatever_became_of_the_runs_they_are_drawn(tmp_path: Path, scene: str) -> None:
+    names = {path.stem for path in draw(with_coordinates(make_tree(**SCENES[scene])), tmp_path, "svg")}
+    assert {"divergence", "final-loss", "curves"} <= names
+    assert "quantization-error" not in names
+
+
+def test_the_same_study_gives_the_same_file(tmp_path: Path) -> None:
+    tree = with_coordinates(make_tree(recipes=2, rates=2))
+    first, second = (draw(tree, tmp_path / name, "pdf") for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_command_writes_them_beside_the_page(tmp_path: Path) -> None:
+    study = Path(__file__).parent.parent / "studies" / "results" / "first-look-cpu"
+    done = invoke("report", study, "--out", tmp_path, "--format", "svg")
+    assert done.exit_code == 0, done.output
+    assert str(tmp_path / "figures" / "final-loss.svg") in done.output.split("\n")
+    assert (tmp_path / "index.html").exists()
+    assert len(done.output.split("\n")) == 1 + 2 + len(
+        list((tmp_path / "figures").iterdir())
+    )  # nothing but paths is said
