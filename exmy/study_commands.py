@@ -99,7 +99,9 @@ def status(directory: Path, as_json: bool) -> None:
     help="A small study directory: histories every tenth step, signals of four seeds, all else whole.",
 )
 @click.option(
-    "--alarms", is_flag=True, help="The digest is for `exmy alarms`: of signals the loudest, of all seeds, and the onset."
+    "--alarms",
+    is_flag=True,
+    help="The digest is for `exmy alarms`: of signals the loudest, of all seeds, and the onset.",
 )
 @click.option("--force", is_flag=True, help="Replace what is there.")
 def export(

@@ -18,7 +18,9 @@ from train.signals import SIGNALS
 from train.study_alarms import study_warnings
 
 CPU = Path(__file__).parent.parent / "studies" / "results" / "first-look-cpu"
-SHARPNESS = [f"{name} at epsilon {e:g}" for name in ("logit_sharpness", "logit_sharpness_centred") for e in (5e-4, 1e-3)]
+SHARPNESS = [
+    f"{name} at epsilon {e:g}" for name in ("logit_sharpness", "logit_sharpness_centred") for e in (5e-4, 1e-3)
+]
 OWN = {"gnmr", "grad_norm_block", "gnmr_block"}
 
 

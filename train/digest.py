@@ -53,7 +53,10 @@ def digest_of(tree: xr.DataTree, every: int = EVERY, seeds: int = SEEDS, *, alar
     if alarms:
         from train.study_alarms import ONSET, loudest, study_onset  # waits for SciPy
 
-        described = {"units": "step", "long_name": "step from which the run counts as diverged, for alarms; NaN if it did not"}
+        described = {
+            "units": "step",
+            "long_name": "step from which the run counts as diverged, for alarms; NaN if it did not",
+        }
         groups["/summary"] = groups["/summary"].assign({ONSET: study_onset(tree).assign_attrs(described)})
         kept = {"digest_signals": "loudest"}
     if "/signals" in groups:

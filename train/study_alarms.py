@@ -58,12 +58,16 @@ def study_signals(tree: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
         if main.ndim <= 3:  # a spectrum is no signal
             yield from _at_ticks(where.removeprefix(f"{PROBES}/"), main, "probe_step")
     if "signals" in tree:
-        yield from ((str(name), of) for name, of in loudest(tree["signals"].to_dataset()).data_vars.items() if of.ndim == 2)
+        yield from (
+            (str(name), of) for name, of in loudest(tree["signals"].to_dataset()).data_vars.items() if of.ndim == 2
+        )
 
 
 def loudest(signals: xr.Dataset) -> xr.Dataset:
     """/signals with the largest of blocks, tensors and roles of each signal, (run, signal_step); what has no such axis as it is."""
-    further = {name: [dim for dim in of.dims if dim not in ("run", "signal_step")] for name, of in signals.data_vars.items()}
+    further = {
+        name: [dim for dim in of.dims if dim not in ("run", "signal_step")] for name, of in signals.data_vars.items()
+    }
     largest = {name: signals[name].max(dims, keep_attrs=True) for name, dims in further.items() if dims}
     return signals.assign(largest).drop_dims([dim for dim in signals.dims if dim not in ("run", "signal_step")])
 
