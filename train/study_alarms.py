@@ -64,7 +64,7 @@ def study_signals(tree: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
 
 
 def loudest(signals: xr.Dataset) -> xr.Dataset:
-    """/signals with the largest of blocks, tensors and roles of each signal, (run, signal_step); what has no such axis as it is."""
+    """/signals with the largest of blocks, tensors and roles, (run, signal_step) each; what has no such axis is as it was."""
     further = {
         name: [dim for dim in of.dims if dim not in ("run", "signal_step")] for name, of in signals.data_vars.items()
     }
