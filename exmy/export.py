@@ -35,8 +35,8 @@ def export_study(
 ) -> list[Path]:  # fmt: skip
     """Write the study to a Zarr store, a netCDF file and a digest, as far as they are named; what was written.
 
-    alarms: the digest is for `exmy alarms`. force: replace what is there. StudyError, before anything is read, where that can't or
-    should not be done.
+    alarms: the digest is for `exmy alarms`. force: replace what is there. StudyError, before anything is read, where that can not
+    or should not be done.
     """
     outs = [out for out in (zarr, netcdf, digest) if out is not None]
     for out in outs:
