@@ -13,7 +13,7 @@ than those in /summary can't be worked out again.
 
 `exmy alarms` takes of /signals the loudest, of every run, and the step of the onset: a digest for alarms has these, worked out
 of the whole, so that signals and sharpness are judged as they are of the packs. With signals and sharpness at every tenth step
-that is some 7 kB a run of a thousand steps, where all signals are 100 kB.
+that is 4 to 7 kB a run of a thousand steps, where all signals are a hundred.
 """
 
 from __future__ import annotations
