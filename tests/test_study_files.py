@@ -14,7 +14,9 @@ from train import open_study, read_study, run_study
 from train import plan as plan_module
 from train.claims import Claim, Claims, by_study, judge, read_claims
 from train.estimate import Estimate, Rates, estimate, total
+from train.signals import SIGNALS
 from train.study import Run
+from train.study_alarms import study_signals
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FIRST = ("seeds", "mantissa", "conditions", "exponent", "rounding", "scaling", "size")
@@ -31,6 +33,14 @@ CLAIMS = [claim for claims in BY_FILE.values() for claim in claims.claims]
 H100 = Rates(700e12, 2.9e12)  # as benchmarks/results/h100-packs.json has them
 MINUTES = {FIRST: 60, (*SECOND, *UNCLAIMED): 100}  # on one H100, of all together
 LONGEST = {"llama-120m": 40}  # minutes, where that is more than any other may take
+RECORDED = {"train_loss", "grad_norm", "gnmr", *SIGNALS} | {
+    f"{name} at epsilon 0.001" for name in ("logit_sharpness", "logit_sharpness_centred")
+}
+MEASURED = {  # Keskar's own, curvature, critical sharpness, balls: once, beside the others
+    "box_sharpness at epsilon 0.001", "hidden_sharpness at epsilon 0.001", "hessian_eigenvalue at rank 0",
+    "preconditioned_eigenvalue at rank 0", "critical_sharpness", "gradient_curvature", "sam_sharpness at rho 0.05",
+    "asam_sharpness at rho 0.5",
+}  # fmt: skip
 MEGABYTES = dict.fromkeys(ALARMS, 10)  # of results, where that is more than 4
 
 
@@ -146,6 +156,9 @@ def test_a_study_trains_in_miniature_and_its_claims_are_undecided(
     assert {PEERS.get(name, name) for name in full.recipes_named} == set(
         tree["summary"].to_dataset()["recipe"].values.tolist()
     )
+    if path in FILES and path.stem in ALARMS:
+        wanted = RECORDED | (MEASURED if path.stem == "curvature" else set())
+        assert wanted - {name for name, _ in study_signals(tree)} == set()
     if path in PILOTS or path.stem in UNCLAIMED:
         assert not about
         return
