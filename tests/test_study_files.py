@@ -39,7 +39,7 @@ RECORDED = {"train_loss", "grad_norm", "gnmr", *SIGNALS} | {
 MEASURED = {  # Keskar's own, curvature, critical sharpness, balls: once, beside the others
     "box_sharpness at epsilon 0.001", "hidden_sharpness at epsilon 0.001", "hessian_eigenvalue at rank 0",
     "preconditioned_eigenvalue at rank 0", "critical_sharpness", "gradient_curvature", "sam_sharpness at rho 0.05",
-    "asam_sharpness at rho 0.5",
+    "asam_sharpness at rho 0.5", "logit_sharpness_lbfgsb at epsilon 0.001",
 }  # fmt: skip
 MEGABYTES = dict.fromkeys(ALARMS, 10)  # of results, where that is more than 4
 
