@@ -22,12 +22,15 @@ sweep: $(READY)
 	$(BIN)/exmy sweep $(ARGS)
 
 # A study of studies/ again, on a GPU: make study STUDY=seeds. What is missing of it is trained into runs/seeds, its digest goes
-# into studies/results/seeds, and its claims are judged by it. Minutes: the head of its file says how many.
+# into studies/results/seeds, and its claims are judged by it, or its alarms. Minutes: the head of its file says how many.
+FOR_ALARMS = $(filter warning warning-english warning-6x256 curvature,$(STUDY))
+UNCLAIMED  = $(or $(FOR_ALARMS),$(filter llama-120m,$(STUDY)))
 study: $(READY)
 	@test -f studies/$(STUDY).toml || { echo "make study STUDY=NAME, where studies/NAME.toml is a study"; exit 2; }
 	$(BIN)/exmy sweep studies/$(STUDY).toml --out runs/$(STUDY) $(ARGS)
-	$(BIN)/exmy export runs/$(STUDY) --digest studies/results/$(STUDY) --force
-	$(BIN)/exmy claims studies/results/$(STUDY)
+	$(BIN)/exmy export runs/$(STUDY) --digest studies/results/$(STUDY) $(if $(FOR_ALARMS),--alarms) --force
+	$(if $(UNCLAIMED),,$(BIN)/exmy claims studies/results/$(STUDY))
+	$(if $(FOR_ALARMS),$(BIN)/exmy alarms studies/results/$(STUDY) --horizon 100 --false-alarms 0.05)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)

@@ -1,4 +1,4 @@
-"""`exmy claims`: a file of claims held against studies: supported, refuted or undecided, and what it would take."""
+"""`exmy claims`: files of claims held against studies: supported, refuted or undecided, and what it would take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xarray as xr
 from rich.table import Table
@@ -25,33 +25,57 @@ from train.directory import study_of
 STYLES = {"supported": "green", "refuted": "bold red", "undecided": "yellow", "not tested": "dim"}
 
 
+class JudgedFile(NamedTuple):
+    """A file of claims, and what came of them."""
+
+    file: Path
+    claims: Claims
+    found: list[Judged]
+
+
 def default_claims() -> Path:
-    """The claims that come with exmy."""
+    """The claims that come with exmy, of its first studies."""
     return Path(str(importlib.resources.files("studies") / "claims.toml"))
 
 
-def run_claims(directories: Sequence[Path], file: Path, json_file: Path | None) -> bool:
-    """Print every claim's state; whether none that is expected is refuted. StudyError, in a line, where that can't be told."""
-    claims = read_claims(file)
+def own_claims() -> list[Path]:
+    """All files of claims that come with exmy. Each has an alpha of its own, and its claims are adjusted for each other alone."""
+    return [default_claims(), default_claims().with_name("claims-second.toml")]
+
+
+def run_claims(directories: Sequence[Path], files: Sequence[Path], json_file: Path | None) -> bool:
+    """Print every claim's state, of the files that have any about these studies; whether none that is expected is refuted.
+
+    StudyError, in a line, where that can't be told.
+    """
+    each = {file: read_claims(file) for file in files}
     by_name: dict[str, list[Path]] = {}
     for directory in directories:
         by_name.setdefault(study_of(directory).name, []).append(directory)
-    wanted = {claim.study for claim in claims.claims}
-    if not by_name.keys() & wanted:
-        raise StudyError(f"{file}: no claim is about {', '.join(by_name)}; its studies are {', '.join(sorted(wanted))}")
+    wanted = {file: {claim.study for claim in claims.claims} for file, claims in each.items()}
+    about = [file for file in files if by_name.keys() & wanted[file]]
+    every = set().union(*wanted.values())
+    if not about:
+        raise StudyError(
+            f"{', '.join(map(str, files))}: no claim is about {', '.join(by_name)}; studies with claims are "
+            f"{', '.join(sorted(every))}"
+        )
     with busy("reading runs"):
-        grids = {name: grids_of(of) for name, of in by_name.items() if name in wanted}
-    try:
-        with busy("judging claims"):
-            found = judge(claims, by_study(grids))
-    except ValueError as error:
-        raise StudyError(f"{file}: {error}") from None
+        grids = {name: grids_of(of) for name, of in by_name.items() if name in every}
+    judged = []
+    for file in about:
+        try:
+            with busy("judging claims"):
+                judged.append(JudgedFile(file, each[file], judge(each[file], by_study(grids))))
+        except ValueError as error:
+            raise StudyError(f"{file}: {error}") from None
     console = output()
-    console.print(claims_table(found, claims.alpha))
-    for line in lines(claims, found):
-        console.print(Text(line), soft_wrap=True)
-    write_text(json_file, lambda: as_json(claims, found))
-    return not any(of.state == "refuted" and of.claim.expected for of in found)
+    for of in judged:
+        console.print(claims_table(of.found, of.claims.alpha))
+        for line in lines(of):
+            console.print(Text(line), soft_wrap=True)
+    write_text(json_file, lambda: as_json(judged))
+    return not any(of.state == "refuted" and of.claim.expected for file in judged for of in file.found)
 
 
 def grids_of(directories: Sequence[Path]) -> dict[tuple[tuple[str, str], ...], xr.Dataset]:
@@ -98,10 +122,10 @@ def effect(of: Judged) -> str:
     return f"{value}{limits} {UNITS[of.claim.statistic]}"
 
 
-def lines(claims: Claims, found: Sequence[Judged]) -> list[str]:
+def lines(judged: JudgedFile) -> list[str]:
     """Every claim in its own words, with its source and what follows; then what the p-values are."""
-    told = []
-    for of in found:
+    claims, told = judged.claims, []
+    for of in judged.found:
         claim, words = of.claim, f"{of.claim.name}: {of.claim.claim} ({of.claim.source}) - {of.state}"
         if of.state == "not tested":
             words += f": {claim.study} is not here"
@@ -110,22 +134,22 @@ def lines(claims: Claims, found: Sequence[Judged]) -> list[str]:
         told.append(words + ".")
     return [
         *told,
-        f"p-values are Holm's, for all {len(claims.claims)} claims of the file at {100 * claims.alpha:g} %, over all looks.",
+        f"p-values are Holm's, for all {len(claims.claims)} claims of {judged.file.name} at {100 * claims.alpha:g} %, over all "
+        "looks.",
     ]
 
 
-def as_json(claims: Claims, found: Sequence[Judged]) -> str:
-    """Every claim and number, for machines; null where there is none."""
+def as_json(judged: Sequence[JudgedFile]) -> str:
+    """Every claim and number, with its file's name and alpha, for machines; null where there is none."""
 
     def plain(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
+    names = ("effect", "low", "high", "n", "used", "p", "p_holm", "looks", "more")
     rows = [
-        {"claim": of.claim.model_dump(mode="json"), "state": of.state}
-        | {
-            name: plain(getattr(of, name))
-            for name in ("effect", "low", "high", "n", "used", "p", "p_holm", "looks", "more")
-        }
+        {"file": file.name, "alpha": claims.alpha, "claim": of.claim.model_dump(mode="json"), "state": of.state}
+        | {name: plain(getattr(of, name)) for name in names}
+        for file, claims, found in judged
         for of in found
     ]
-    return json.dumps({"alpha": claims.alpha, "claims": rows}, indent=1, allow_nan=False) + "\n"
+    return json.dumps({"claims": rows}, indent=1, allow_nan=False) + "\n"

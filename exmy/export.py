@@ -30,11 +30,13 @@ ZARR_MARKS = (".zgroup", "zarr.json")  # of a store, in format 2 and 3
 
 
 def export_study(
-    directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path | None = None, *, force: bool = False
-) -> list[Path]:
+    directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path | None = None, *, alarms: bool = False,
+    force: bool = False,
+) -> list[Path]:  # fmt: skip
     """Write the study to a Zarr store, a netCDF file and a digest, as far as they are named; what was written.
 
-    force: replace what is there. StudyError, before anything is read, where that can't or should not be done.
+    alarms: the digest is for `exmy alarms`. force: replace what is there. StudyError, before anything is read, where that can not
+    or should not be done.
     """
     outs = [out for out in (zarr, netcdf, digest) if out is not None]
     for out in outs:
@@ -50,7 +52,7 @@ def export_study(
     try:
         if digest is not None:
             with _folder_aside(digest) as aside:
-                write_digest(open_study(directory), directory, aside)
+                write_digest(open_study(directory), directory, aside, alarms=alarms)
         if zarr is not None:
             _write_zarr(tree, zarr)
         if netcdf is not None:

@@ -135,11 +135,11 @@ def test_claims(directories: tuple[Path, ...], file: Path | None, json_file: Pat
     Example: exmy claims runs/masking runs/first-look-gpu
     Example: exmy claims runs/mine --claims mine-claims.toml
     """  # noqa: D301
-    from exmy.claims import default_claims, run_claims
+    from exmy.claims import own_claims, run_claims
     from train import StudyError
 
     try:
-        holds = run_claims(directories, file or default_claims(), json_file)
+        holds = run_claims(directories, [file] if file else own_claims(), json_file)
     except StudyError as error:
         raise Refused(str(error)) from None
     sys.exit(0 if holds else 1)

@@ -98,8 +98,15 @@ def status(directory: Path, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="A small study directory: histories every tenth step, signals of four seeds, all else whole.",
 )
+@click.option(
+    "--alarms",
+    is_flag=True,
+    help="The digest is for `exmy alarms`: of signals the loudest, of all seeds, and the onset.",
+)
 @click.option("--force", is_flag=True, help="Replace what is there.")
-def export(directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path | None, *, force: bool) -> None:
+def export(
+    directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path | None, *, alarms: bool, force: bool
+) -> None:
     """Write a study as one Zarr store or netCDF file, in bounded memory; xarray.open_datatree(OUT, engine="zarr") opens it.
 
     A digest is a directory of a few megabytes, to be kept in a repository; every command that opens a study opens it.
@@ -108,14 +115,17 @@ def export(directory: Path, zarr: Path | None, netcdf: Path | None, digest: Path
     Example: exmy export runs/mine --zarr mine.zarr
     Example: exmy export runs/mine --netcdf mine.nc
     Example: exmy export runs/mine --digest results/mine
+    Example: exmy export runs/mine --digest results/mine --alarms
     """  # noqa: D301
     if zarr is None and netcdf is None and digest is None:
         raise click.UsageError("name what to write: --zarr OUT, --netcdf OUT.nc, --digest OUT")
+    if alarms and digest is None:
+        raise click.UsageError("--alarms says what a digest keeps, and none is written: name it with --digest OUT")
     from exmy.export import export_study
     from train import StudyError
 
     try:
-        written = export_study(directory, zarr, netcdf, digest, force=force)
+        written = export_study(directory, zarr, netcdf, digest, alarms=alarms, force=force)
     except StudyError as error:
         raise Refused(str(error)) from None
     for path in written:

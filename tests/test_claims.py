@@ -296,6 +296,22 @@ def test_an_expected_claim_that_is_refuted_has_status_1(tmp_path: Path, expect: 
     assert row["state"] in done.output
 
 
+def test_files_of_claims_are_judged_each_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of one claim each, and one about a study that is not here: p-values are those of a file alone, and it is left out."""
+    files = []
+    for name, changes in (("a", {}), ("b", {"expect": "lower", "expected": False}), ("c", {"study": "elsewhere"})):
+        (tmp_path / name).mkdir()
+        files.append(write(tmp_path / name, [REAL | changes]).rename(tmp_path / f"{name}.toml"))
+    monkeypatch.setattr("exmy.claims.own_claims", lambda: files)
+    done = exmy(GPU, "--json", tmp_path / "f.json")
+    assert done.exit_code == 0, done.output
+    assert done.output.count("p-values are Holm's, for all 1 claims") == 2
+    first, second = json.loads((tmp_path / "f.json").read_text())["claims"]
+    assert [(row["file"], row["state"]) for row in (first, second)] == [("a.toml", "supported"), ("b.toml", "refuted")]
+    assert first["p_holm"] == first["p"] == second["p_holm"]
+    assert first["alpha"] == 0.05
+
+
 def test_an_undecided_claim_says_how_many_more_seeds_its_next_look_needs(tmp_path: Path) -> None:
     done = exmy(GPU, "--claims", write(tmp_path, [REAL | {"looks": [20], "name": "later"}]))
     assert done.exit_code == 0, done.output
@@ -303,7 +319,7 @@ def test_an_undecided_claim_says_how_many_more_seeds_its_next_look_needs(tmp_pat
 
 
 @pytest.mark.parametrize(("arguments", "what"), [
-    ([GPU], "no claim is about first-look-gpu; its studies are conditions, exponent, mantissa"),
+    ([GPU], "no claim is about first-look-gpu; studies with claims are conditions, data, exponent, fp8, hardware"),
     ([GPU, "--claims", "absent.toml"], "absent.toml: No such file"),
     (["nowhere"], "nowhere"),
 ])  # fmt: skip

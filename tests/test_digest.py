@@ -14,8 +14,13 @@ from exmy.cli import main
 from tests.test_lazy import Silent, study
 from train import StudyError, open_study, run_study
 from train.digest import DIGEST, digest_of, write_digest
+from train.signals import SIGNALS
+from train.study_alarms import study_warnings
 
 CPU = Path(__file__).parent.parent / "studies" / "results" / "first-look-cpu"
+SHARPNESS = [
+    f"{name} at epsilon {e:g}" for name in ("logit_sharpness", "logit_sharpness_centred") for e in (5e-4, 1e-3)
+]
 OWN = {"gnmr", "grad_norm_block", "gnmr_block"}
 
 
@@ -83,6 +88,40 @@ def test_signals_are_those_of_the_first_seeds_and_say_so(whole: xr.DataTree, sma
     for name in set(theirs.data_vars) - {"measured"}:
         assert ours[name].values[kept].tobytes() == theirs[name].values[kept].tobytes()
         assert np.isnan(ours[name].values[~kept]).all()
+
+
+def test_alarms_judge_a_digest_for_them_as_they_do_the_packs(tmp_path: Path, directory: Path) -> None:
+    """Of each signal and sharpness, at its own steps; but for what is known beside it, loss and gradient norm of every third."""
+    shutil.copytree(directory, tmp_path / "study")
+    path = tmp_path / "study" / "study.toml"
+    path.write_text(
+        path.read_text().replace('definition = "no_progress"', 'definition = "gap"')
+    )  # in short runs all make none
+    whole = open_study(tmp_path / "study")
+    (tmp_path / "small").mkdir()
+    write_digest(whole, tmp_path / "study", tmp_path / "small", every=3, alarms=True)
+    small = open_study(tmp_path / "small")
+    theirs = study_warnings(whole, 2, 0.5)
+    assert set(theirs["signal"].values) == {"train_loss", "grad_norm", "gnmr", *SIGNALS, *SHARPNESS}
+    ours = study_warnings(small, 2, 0.5)
+    assert ours.attrs == theirs.attrs
+    assert 0 < ours.attrs["diverged"] < ours.attrs["runs"]
+    beside = [name for name in theirs.data_vars if str(name).startswith("gain")]
+    recorded = [name for name in theirs["signal"].values if name not in ("train_loss", "grad_norm", "gnmr")]
+    xr.testing.assert_identical(*(of.drop_vars(beside).sel(signal=recorded) for of in (ours, theirs)))
+    assert small["signals"].to_dataset()["kurtosis"].dims == ("run", "signal_step")
+    kept, all_of_it = (tree["history"].to_dataset()["gnmr"].values for tree in (small, whole))
+    assert np.array_equal(kept, all_of_it[:, ::3], equal_nan=True)
+    assert small.attrs["digest_signals"] == "loudest"
+
+
+def test_a_digest_for_alarms_is_one(tmp_path: Path, directory: Path) -> None:
+    refused = exmy("export", directory, "--zarr", tmp_path / "z", "--alarms")
+    assert (refused.exit_code, "none is written" in refused.output) == (2, True)
+    for name, more in (("all", []), ("alarms", ["--alarms"])):
+        assert exmy("export", directory, "--digest", tmp_path / name, *more).exit_code == 0
+    assert "onset" in open_study(tmp_path / "alarms")["summary"]
+    assert "onset" not in open_study(tmp_path / "all")["summary"]
 
 
 def test_in_chunks_it_is_the_same(small: xr.DataTree, digest: Path) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from landscape import LandscapeError, validate
+from landscape import LandscapeError, lbfgsb_logit_sharpness, validate
 from tests.recipe_packs import program_for, slot
 from tests.small import SHAPE, SHAPES, make_program
 from tests.test_checkpoint import OF, After, assert_same
@@ -128,6 +128,24 @@ def test_on_a_gpu_recorded_steps_have_the_same_bits_beside_probes_and_values_are
         plain = train_pack(dataclasses.replace(program, probe=Probe()), slots, text, cuda)
         assert_same(dataclasses.replace(probed, measures={}, sharpness={}), plain)
         assert np.isfinite(probed.measures["hessian_eigenvalue/hessian_eigenvalue"]).all()
+
+
+def test_ten_iterations_at_the_last_tokens_stay_below_the_exact_maximum_there(text: Text) -> None:
+    program, slots = setting("native-fp32", (3e-3, 1e-2))
+    pack = Pack(program, slots, text, CPU)
+    with torch.no_grad():
+        pack.parameters["wte"].mul_(100)  # logits that are far apart, at which ten iterations are too few
+    probe = dataclasses.replace(ALL, positions="last", epsilons=(0.02, 0.3))
+    at = AtPoint(pack, probe)
+    found, exact = (take(m, at)[0] for m in ("logit_sharpness_lbfgsb", "logit_sharpness"))
+    reached, upper = (found[f"logit_sharpness_lbfgsb_{end}"] for end in ("lower", "upper"))
+    np.testing.assert_allclose(upper, exact["logit_sharpness"], rtol=1e-4)
+    hidden, head, targets = at.last_states()
+    by_hand = lbfgsb_logit_sharpness(hidden @ head.mT, targets, probe.epsilons)
+    np.testing.assert_allclose(reached, by_hand.lower.mean(1), rtol=1e-2)
+    assert (reached < upper * (1 + 1e-9)).all()
+    assert (reached < (1 - 1e-6) * upper).all()
+    assert (found["logit_sharpness_lbfgsb_n_forward"] > 1).all()
 
 
 def test_a_probe_leaves_weights_moments_generators_and_switches_as_they_were(text: Text) -> None:

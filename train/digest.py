@@ -1,7 +1,8 @@
 """A study in a few megabytes, to be committed: all that is said of its runs, and of their histories every tenth step.
 
     study.toml      the study as resolved, as in any study directory
-    digest.nc       /summary, /evaluation, /sharpness and other measures whole; /history thinned; /signals of some seeds
+    digest.nc       /summary, /evaluation, /sharpness and other measures whole; /history thinned; /signals of some seeds, or, for
+                    alarms, of all seeds the loudest of blocks, tensors and roles
     digest.sha256   its checksum, for `sha256sum -c` too
 
 Noise does not compress: a run's loss and gradient norm of a thousand steps are 6 kB, the norms of its blocks 3 kB each. A
@@ -9,6 +10,10 @@ study of a thousand runs comes to tens of megabytes, and what is decided of it t
 of the whole histories before they are thinned, and no number is rounded. `open_study` reads a directory that has a digest and no
 packs; what rests on it works as before, but that histories have steps 0, 10, 20, ..., and that divergence by another definition
 than those in /summary can't be worked out again.
+
+`exmy alarms` takes of /signals the loudest, of every run, and the step of the onset: a digest for alarms has these, worked out
+of the whole, so that signals and sharpness are judged as they are of the packs. With signals and sharpness at every tenth step
+that is 4 to 7 kB a run of a thousand steps, where all signals are a hundred.
 """
 
 from __future__ import annotations
@@ -32,8 +37,9 @@ ENGINE: Final = "h5netcdf"
 DERIVED = frozenset({"gnmr", "grad_norm_block", "gnmr_block"})  # of /history: left out, with what they are made of
 
 
-def digest_of(tree: xr.DataTree, every: int = EVERY, seeds: int = SEEDS) -> xr.DataTree:
-    """A study as `open_study` gives it with every so many steps of its histories, and signals of its first so many seeds alone.
+def digest_of(tree: xr.DataTree, every: int = EVERY, seeds: int = SEEDS, *, alarms: bool = False) -> xr.DataTree:
+    """A study as `open_study` gives it with every so many steps of its histories, and signals of its first so many seeds alone;
+    or, for alarms, the loudest signals of all, the onset in /summary and `gnmr` in /history.
 
     ValueError unless both are at least 1.
     """
@@ -41,11 +47,22 @@ def digest_of(tree: xr.DataTree, every: int = EVERY, seeds: int = SEEDS) -> xr.D
         raise ValueError(f"every and seeds must be at least 1, got {every} and {seeds}")
     groups = {node.path: node.to_dataset(inherit=False) for node in tree.subtree if node.path != "/"}
     history = groups["/history"]
-    groups["/history"] = history.drop_vars(DERIVED & set(history.data_vars)).isel(step=slice(None, None, every))
+    left_out = (DERIVED - {"gnmr"} if alarms else DERIVED) & set(history.data_vars)
+    groups["/history"] = history.drop_vars(left_out).isel(step=slice(None, None, every))
+    kept: dict[str, int | str] = {"digest_signal_seeds": seeds}
+    if alarms:
+        from train.study_alarms import ONSET, loudest, study_onset  # waits for SciPy
+
+        described = {
+            "units": "step",
+            "long_name": "step from which the run counts as diverged, for alarms; NaN if it did not",
+        }
+        groups["/summary"] = groups["/summary"].assign({ONSET: study_onset(tree).assign_attrs(described)})
+        kept = {"digest_signals": "loudest"}
     if "/signals" in groups:
-        groups["/signals"] = _of_first_seeds(groups["/signals"], seeds)
+        groups["/signals"] = loudest(groups["/signals"]) if alarms else _of_first_seeds(groups["/signals"], seeds)
     small = xr.DataTree.from_dict(groups)
-    small.attrs = {**tree.attrs, "digest_every": every, "digest_signal_seeds": seeds}
+    small.attrs = {**tree.attrs, "digest_every": every, **kept}
     return small
 
 
@@ -56,9 +73,11 @@ def _of_first_seeds(signals: xr.Dataset, seeds: int) -> xr.Dataset:
     return signals.drop_vars("measured").where(kept).assign(measured=kept.assign_attrs(attrs))
 
 
-def write_digest(tree: xr.DataTree, directory: Path, folder: Path, every: int = EVERY, seeds: int = SEEDS) -> None:
+def write_digest(
+    tree: xr.DataTree, directory: Path, folder: Path, every: int = EVERY, seeds: int = SEEDS, *, alarms: bool = False
+) -> None:
     """The digest of the study of `directory`, opened, in a folder that is there; OSError where it can't be written."""
-    small = digest_of(tree, every, seeds)
+    small = digest_of(tree, every, seeds, alarms=alarms)
     labels = _labels(small["history"].to_dataset())
     encoding: dict[str, dict[str, dict[str, Any]]] = {}
     for node in small.subtree:

@@ -88,6 +88,10 @@ MEASURES: dict[str, Measure] = {
         ("hidden_sharpness_lower", "hidden_sharpness_upper", "hidden_sharpness_converged", "hidden_sharpness_n_forward"),
         ("epsilon",),
     ),
+    "logit_sharpness_lbfgsb": Measure(
+        "sharpness at the logits as the papers compute it, ten iterations of L-BFGS-B, mean over the sequences' last tokens",
+        ("logit_sharpness_lbfgsb_lower", "logit_sharpness_lbfgsb_upper", "logit_sharpness_lbfgsb_n_forward"), ("epsilon",),
+    ),
 }  # fmt: skip
 AFTERWARDS: dict[str, Measure] = {
     LOGITS: Measure("exact sharpness at the logits", ("logit_sharpness", "logit_sharpness_centred"), ("epsilon",)),

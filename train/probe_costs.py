@@ -44,6 +44,7 @@ def gradients_of(measure: str, probe: Probe) -> float:
         "box_sharpness": 1.0 + ASCENT * len(probe.epsilons),
         "embedding_sharpness": 1.0 + ASCENT * len(probe.epsilons),
         "hidden_sharpness": FORWARD + 1,
+        "logit_sharpness_lbfgsb": FORWARD,  # and what SciPy takes on the CPU, which is no matter of the device
     }
     return costs[measure]
 

@@ -10,7 +10,7 @@ no warning, as nothing at that step is. Each signal is scored as `early_warning`
 adds is held against learning rate, step, loss and gradient norm at those.
 
 The onset is `diverged_step` where the study's definition has a step, `non_finite` and `spike`; of `no_progress` and `gap`, which
-are about a run's end, it is `point_of_no_return`.
+are about a run's end, it is `point_of_no_return`. A digest whose histories are thinned has it from the whole ones, in /summary.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from train.measures import LOGITS, MEASURES, PROBES
 HISTORY = ("train_loss", "grad_norm", "gnmr")
 WITH_A_STEP = ("non_finite", "spike")
 LANDSCAPE = "landscape"
+ONSET = "onset"  # of /summary, where it was worked out before histories were thinned
 
 
 def study_onset(tree: xr.DataTree) -> xr.DataArray:
     """The step from which each run of `open_study` counts as diverged, (run); NaN of those that did not."""
     summary, history = tree["summary"].to_dataset(), tree["history"].to_dataset()
+    if ONSET in summary:
+        return summary[ONSET]
     if summary["diverged"].attrs.get("definition") in WITH_A_STEP:
         return summary["diverged_step"]
     return point_of_no_return(history["train_loss"], summary["diverged"], history["last_step"])
@@ -55,11 +58,18 @@ def study_signals(tree: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
         if main.ndim <= 3:  # a spectrum is no signal
             yield from _at_ticks(where.removeprefix(f"{PROBES}/"), main, "probe_step")
     if "signals" in tree:
-        signals = tree["signals"].to_dataset()
-        for name in signals.data_vars:
-            if "signal_step" in signals[name].dims:
-                others = [dim for dim in signals[name].dims if dim not in ("run", "signal_step")]
-                yield str(name), signals[name].max(others, keep_attrs=True) if others else signals[name]
+        yield from (
+            (str(name), of) for name, of in loudest(tree["signals"].to_dataset()).data_vars.items() if of.ndim == 2
+        )
+
+
+def loudest(signals: xr.Dataset) -> xr.Dataset:
+    """/signals with the largest of blocks, tensors and roles, (run, signal_step) each; what has no such axis is as it was."""
+    further = {
+        name: [dim for dim in of.dims if dim not in ("run", "signal_step")] for name, of in signals.data_vars.items()
+    }
+    largest = {name: signals[name].max(dims, keep_attrs=True) for name, dims in further.items() if dims}
+    return signals.assign(largest).drop_dims([dim for dim in signals.dims if dim not in ("run", "signal_step")])
 
 
 def _measure_groups(tree: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:

@@ -13,6 +13,7 @@
     average_sharpness                                `samples` forward passes a radius
     box_sharpness, embedding_sharpness               up to `ASCENT` gradients an epsilon
     hidden_sharpness                                 a forward pass, and a search at a token of each sequence
+    logit_sharpness_lbfgsb                           a forward pass, and SciPy on the CPU, one token after the other
 
 What a run has no number for, it has NaN for, and nobody else.
 """
@@ -41,6 +42,7 @@ from landscape import (
     hessian_eigenvalues,
     hidden_sharpness,
     hutchinson_trace,
+    lbfgsb_logit_sharpness,
     logit_sharpness,
     m_sam_sharpness,
     preconditioned_eigenvalues,
@@ -135,6 +137,21 @@ def _hidden(at: AtPoint) -> Found:
     return {name: values.astype(np.float64).mean(1) for name, values in _of_bracket("hidden_sharpness", found).items()}
 
 
+def _lbfgsb(at: AtPoint) -> Found:
+    """At the last token of each sequence, as Lee et al. take it: means of what was reached, the maximum, and evaluations."""
+    count, sums = 0, torch.zeros(3, at.runs, len(at.probe.epsilons), dtype=torch.float64)
+    with torch.no_grad(), deterministic(False):
+        for batch in at.batches.parts:
+            for r, logits, targets in at.surface.logits(at.params, batch, at.shape.context):
+                count += targets.shape[1] if r.start == 0 else 0
+                found = lbfgsb_logit_sharpness(logits, targets, at.probe.epsilons)
+                for of, values in zip(sums, (found.lower, found.upper, found.n_forward), strict=True):
+                    assert values is not None
+                    of[r] += values.double().sum(1).cpu()
+    names = AFTERWARDS["logit_sharpness_lbfgsb"].own
+    return {name: (of / count).numpy() for name, of in zip(names, sums, strict=True)}
+
+
 def _ball(name: str, measure: Callable[..., Estimate], **how: Any) -> Callable[[AtPoint], Found]:
     def of(at: AtPoint) -> Found:
         radii = at.probe.adaptive_radii if name in ADAPTIVE else at.probe.radii
@@ -164,6 +181,7 @@ TAKEN: Mapping[str, Callable[[AtPoint], Found]] = {
         "embedding_sharpness", at.around(box_sharpness, list(at.probe.epsilons), names=["wte"], iterations=ASCENT)
     ),
     "hidden_sharpness": _hidden,
+    "logit_sharpness_lbfgsb": _lbfgsb,
 }
 
 
