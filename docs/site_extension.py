@@ -57,7 +57,9 @@ def to_rst(docstring: str) -> list[str]:
     lines: list[str] = []
     for paragraph in re.split(r"\n\s*\n", cleandoc(docstring)):
         rows = paragraph.splitlines()
-        if all(row.startswith("  ") for row in rows) or any(re.search(r"\S {3,}\S", row) or row.startswith("  ") for row in rows):
+        if all(row.startswith("  ") for row in rows) or any(
+            re.search(r"\S {3,}\S", row) or row.startswith("  ") for row in rows
+        ):
             lines += ["::", "", *(f"    {row}" for row in rows), ""]
         else:
             lines += [*(_escaped(row) for row in _joined(rows)), ""]
@@ -83,7 +85,9 @@ def _docstring(_app: Sphinx, _what: str, _name: str, _of: object, _options: Any,
     lines[:] = to_rst("\n".join(lines))
 
 
-def _signature(_app: Sphinx, _what: str, _name: str, _of: object, _options: Any, signature: str | None, returns: str | None) -> Any:
+def _signature(
+    _app: Sphinx, _what: str, _name: str, _of: object, _options: Any, signature: str | None, returns: str | None
+) -> Any:
     """A study's every default in one line helps nobody: the page about study files has them."""
     return ("(...)", returns) if signature is not None and len(signature) > LONGEST else (signature, returns)
 

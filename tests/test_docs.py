@@ -91,7 +91,7 @@ def follow(page: Path, folder: Path) -> None:
                 checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
                 assert (checked.returncode, checked.stderr) == (0, ""), where
             case "console":
-                assert all(re.match(r"\$ (make|exmy) ", command) for command in text.splitlines()), where
+                assert all(re.match(r"\$ (make|exmy|python) ", command) for command in text.splitlines()), where
             case _:
                 pytest.fail(f"{where}: a block of {language or 'no language'} is not tested")
 
@@ -150,10 +150,13 @@ def test_no_page_has_python_that_nobody_runs() -> None:
 
 
 def commands(page: Path) -> list[str]:
-    """Every line of a block, fenced or indented, that begins with exmy, also behind a shell's sign."""
+    """Every line of a block, fenced or indented, that begins with exmy, also behind a shell's sign; without a second column."""
     text = page.read_text(encoding="utf-8")
     fenced = "".join(body for language, body, _ in blocks(page) if language != "text")
-    lines = [*re.findall(r"^(?:\$ )?(exmy .*)$", fenced, re.MULTILINE), *re.findall(r"^ {4}(exmy .*)$", text, re.MULTILINE)]
+    lines = [
+        *re.findall(r"^(?:\$ )?(exmy .*)$", fenced, re.MULTILINE),
+        *re.findall(r"^ {4}(exmy .*?)(?: {3}.*)?$", text, re.MULTILINE),
+    ]
     return [line.removesuffix(" &").removesuffix("...") for line in lines]
 
 
