@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Tests beside each other, a process each; every one of them takes a gigabyte or two.
 JOBS   ?= 2
 
-.PHONY: install sweep study test survive fuzz verify verify-gpu conformance recipes recipes-page bench lint clean
+.PHONY: install sweep study test docs survive fuzz verify verify-gpu conformance recipes recipes-page bench lint clean
 
 install: $(READY)
 
@@ -31,6 +31,10 @@ study: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+# The guide as a site, in docs/_build; a warning is an error, and notebooks are run. Half a minute.
+docs: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build $(ARGS)
 
 # 200 kills of small studies at random instants, files damaged between them; the same bits in the end. Ten minutes.
 survive: $(READY)

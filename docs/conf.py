@@ -1,4 +1,4 @@
-"""How the guide becomes a site: `make docs`. The pages are Markdown; what reference pages list is read out of the code as it is built."""
+"""How the guide becomes a site, by `make docs`: pages are Markdown, and reference pages are read out of the code meanwhile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exmy.version import __version__  # noqa: E402
 
 project = "exmy"
 author = "the authors of exmy"
-copyright = "the authors of exmy; Apache-2.0"  # noqa: A001
+copyright = "the authors of exmy; Apache-2.0"
 version = release = __version__
 
 extensions = [
@@ -29,6 +29,8 @@ smartquotes = False  # options begin with two minus signs
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+nb_output_stderr = "remove"  # what libraries say of fonts and the like
+nb_render_text_lexer = "none"
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"

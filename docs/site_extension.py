@@ -1,10 +1,11 @@
-"""Two things that Sphinx lacks for this guide: pages read out of the code, and docstrings that are prose and not reStructuredText."""
+"""What Sphinx lacks for this guide: pages that are read out of the code, and docstrings that are prose, not reStructuredText."""
 
 from __future__ import annotations
 
 import re
 from importlib import import_module
 from inspect import cleandoc
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -81,21 +82,29 @@ def _escaped(row: str) -> str:
     )
 
 
-def _docstring(_app: Sphinx, _what: str, _name: str, _of: object, _options: Any, lines: list[str]) -> None:
-    lines[:] = to_rst("\n".join(lines))
+def _docstring(_app: Sphinx, what: str, _name: str, of: object, _options: Any, lines: list[str]) -> None:
+    """A table of the package's has its page; what Python says of every dict is no docstring of it."""
+    lines[:] = [] if what == "data" and of.__doc__ == type(of).__doc__ else to_rst("\n".join(lines))
 
 
 def _signature(
     _app: Sphinx, _what: str, _name: str, _of: object, _options: Any, signature: str | None, returns: str | None
-) -> Any:
+) -> tuple[str | None, str | None]:
     """A study's every default in one line helps nobody: the page about study files has them."""
     return ("(...)", returns) if signature is not None and len(signature) > LONGEST else (signature, returns)
 
 
+def _without_what_is_missing(app: Sphinx, name: str, content: list[str]) -> None:
+    """The findings are written from studies, and a checkout may be without them."""
+    if name == "index" and not (Path(app.srcdir) / "findings.md").is_file():
+        content[0] = content[0].replace("\nfindings\n", "\n")
+
+
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Tell Sphinx of both."""
+    """Tell Sphinx of them."""
     app.add_directive("generated", Generated)
     app.add_directive("public", PublicNames)
     app.connect("autodoc-process-docstring", _docstring)
     app.connect("autodoc-process-signature", _signature)
+    app.connect("source-read", _without_what_is_missing)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

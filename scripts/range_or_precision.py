@@ -1,4 +1,4 @@
-"""Does a format fail for its range or for its precision? Shares of diverged runs, by bits taken from the exponent and the mantissa.
+"""Does a format fail for its range or for its precision? Shares of diverged runs, by bits taken from exponent and mantissa.
 
 python scripts/range_or_precision.py [STUDY] [PICTURE]: 392 GPTs of 3.3 M parameters, 8 seeds a cell.
 """

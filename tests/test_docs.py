@@ -1,9 +1,9 @@
 """The guide does what it says: its blocks are run in order, and what it shows is what comes out.
 
-`sh` blocks go through the command line, `python` blocks share one namespace, a `toml` block is the file `mine.toml`, and a `text`
-block is what the python block before it printed. A python block that begins with `# NAME.py` is that file as well. A `console` block
-is shown and not run: `make`, which installs, and commands whose exit status is the point. Pages that are not in here have tests of
-their own; of every page and of the README, commands have to be such as the command line takes, and tables of studies valid.
+`sh` blocks go through the command line, `python` blocks share one namespace, a `toml` block is the file `mine.toml`, and a
+`text` block is what the python block before it printed. A python block that begins with `# NAME.py` is that file as well. A
+`console` block is shown and not run: `make`, which installs, and commands whose exit status is the point. Pages that are not in
+here have tests of their own; of every page and the README, commands have to be such as the command line takes, and studies valid.
 """
 
 from __future__ import annotations
@@ -151,12 +151,9 @@ def test_no_page_has_python_that_nobody_runs() -> None:
 
 def commands(page: Path) -> list[str]:
     """Every line of a block, fenced or indented, that begins with exmy, also behind a shell's sign; without a second column."""
-    text = page.read_text(encoding="utf-8")
     fenced = "".join(body for language, body, _ in blocks(page) if language != "text")
-    lines = [
-        *re.findall(r"^(?:\$ )?(exmy .*)$", fenced, re.MULTILINE),
-        *re.findall(r"^ {4}(exmy .*?)(?: {3}.*)?$", text, re.MULTILINE),
-    ]
+    indented = re.findall(r"^ {4}(exmy .*?)(?: {3}.*)?$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    lines = [*re.findall(r"^(?:\$ )?(exmy .*)$", fenced, re.MULTILINE), *indented]
     return [line.removesuffix(" &").removesuffix("...") for line in lines]
 
 
