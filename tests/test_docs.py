@@ -16,15 +16,18 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 import landscape
 from exmy.cli import main
+from formats import quantize
 from train.settings import TrainingSettings
 from train.study_file import read_study
 
@@ -200,9 +203,36 @@ def test_a_reader_is_told_where_the_command_is_before_it_is_used(page: Path) -> 
     assert "`. .venv/bin/activate`" in text[: first.start()]
 
 
-@pytest.mark.parametrize("page", [path.stem for path in sorted((ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", [page.relative_to(ROOT).as_posix() for page in PAGES if page.parent.name != "reference"]
+)
 def test_the_readme_leads_to_every_page(page: str) -> None:
-    assert f"(docs/{page}.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    """Those of the reference are lists that are made with the site."""
+    assert page == "README.md" or f"({page})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 30
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_readmes_python_runs(after_make_sweep: Path) -> None:
+    """With the names that a reader would have."""
+    assert after_make_sweep.is_dir()
+    torch.manual_seed(0)
+    names: dict[str, Any] = {
+        "x": torch.randn(4, 64), "logits": torch.randn(2, 9), "targets": torch.tensor([1, 2]), "my_quantizer": e4m3fn,
+    }  # fmt: skip
+    for language, text, line in blocks(ROOT / "README.md"):
+        if language == "python":
+            python(text, names, f"README.md:{line}")
+    assert names["round_exact"](0.3, "e4m3fn") == Fraction(5, 16)
+    assert list(names["study"].children) == ["history", "evaluation", "sharpness", "summary"]
+
+
+def e4m3fn(x: torch.Tensor) -> torch.Tensor:
+    return quantize(x, "e4m3fn")
 
 
 def test_the_page_on_training_has_every_setting_with_its_default(tmp_path: Path) -> None:

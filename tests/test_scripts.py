@@ -76,6 +76,12 @@ def test_sharing_seeds_narrows_differences(answers: dict[str, Any]) -> None:
         assert row["apart"] == pytest.approx(np.hypot(runs[recipe].std(), runs["native-bf16"].std()), rel=1e-9)
 
 
+def test_the_readme_says_how_many_seeds_are_saved(answers: dict[str, Any]) -> None:
+    found = answers["shared_seeds"].to_dataframe()
+    times = ((found["apart"] / found["paired"]) ** 2).median()
+    assert f"[A factor of {times:.0f}](docs/how-to/questions.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_sharpness_is_the_median_of_the_seeds(answers: dict[str, Any]) -> None:
     tree = opened(str(ROOT / "studies" / "results" / "first-look-gpu"))
     values = tree["sharpness"]["logit_sharpness"]
