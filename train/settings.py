@@ -301,7 +301,7 @@ class ExecutionTable(Table):
 
     pack_size           runs R that train as one program: 1, 2, 4, ... 128; "auto" for what memory holds and runs fill
     checkpoint_seconds  between two checkpoints; 0 for none; "auto" for a minute, or as long as keeps their cost below 2 %
-    dead_after          steps of NaN after which a run of nothing but NaN counts as dead, and a pack of such runs ends; 0 for never
+    dead_after          steps of NaN after which a run counts as dead, and a pack of nothing but dead runs ends; 0 for never
     """
 
     pack_size: Literal["auto"] | int = "auto"
