@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import xarray as xr
 from scipy import stats
 
-from exmy.looks import COLOURS, DASHES, MARKERS
+from landscape.looks import COLOURS, DASHES, MARKERS
 from train import open_study
 
 STUDY, PICTURE = "studies/results/recipes-12m", "cost_while_training.png"

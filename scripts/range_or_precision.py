@@ -8,7 +8,7 @@ import sys
 import matplotlib.pyplot as plt
 import xarray as xr
 
-from exmy.looks import COLOURS, MARKERS
+from landscape.looks import COLOURS, MARKERS
 from train import open_study, wilson_interval
 
 STUDY, PICTURE = "studies/results/first-look-gpu", "range_or_precision.png"

@@ -8,7 +8,7 @@ import sys
 import matplotlib.pyplot as plt
 import xarray as xr
 
-from exmy.looks import COLOURS, MARKERS
+from landscape.looks import COLOURS, MARKERS
 from train import open_study
 
 STUDY, PICTURE, BASELINE = "studies/results/recipes-12m", "shared_seeds.png", "native-bf16"

@@ -8,7 +8,7 @@ import sys
 import matplotlib.pyplot as plt
 import xarray as xr
 
-from exmy.looks import COLOURS, DASHES
+from landscape.looks import COLOURS, DASHES
 from train import open_study
 
 STUDY, PICTURE = "studies/results/first-look-gpu", "sharpness_and_loss.png"
