@@ -32,9 +32,9 @@ study: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-# The guide as a site, in docs/_build; a warning is an error, and notebooks are run. Half a minute.
+# The guide as a site, in docs/_build/html; a warning is an error, and notebooks are run. Half a minute.
 docs: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
 
 # 200 kills of small studies at random instants, files damaged between them; the same bits in the end. Ten minutes.
 survive: $(READY)
@@ -79,4 +79,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info docs/_build
