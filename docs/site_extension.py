@@ -95,9 +95,10 @@ def _signature(
 
 
 def _without_what_is_missing(app: Sphinx, name: str, content: list[str]) -> None:
-    """The findings are written from studies, and a checkout may be without them."""
-    if name == "index" and not (Path(app.srcdir) / "findings.md").is_file():
-        content[0] = content[0].replace("\nfindings\n", "\n")
+    """The findings are written from studies, and a checkout may be without them; so may one of before the report's page."""
+    for page in ("findings", "report"):
+        if name == "index" and not (Path(app.srcdir) / f"{page}.md").is_file():
+            content[0] = content[0].replace(f"\n{page}\n", "\n")
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
