@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Tests beside each other, a process each; every one of them takes a gigabyte or two.
 JOBS   ?= 2
 
-.PHONY: install sweep study test survive fuzz verify verify-gpu conformance recipes recipes-page figures bench lint clean
+.PHONY: install sweep study test docs survive fuzz verify verify-gpu conformance recipes recipes-page figures bench lint clean
 
 install: $(READY)
 
@@ -34,6 +34,10 @@ study: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+# The guide as a site, in docs/_build/html; a warning is an error, and notebooks are run. Half a minute.
+docs: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
 
 # 200 kills of small studies at random instants, files damaged between them; the same bits in the end. Ten minutes.
 survive: $(READY)
@@ -82,4 +86,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info docs/_build

@@ -23,6 +23,7 @@ from train.adaptive import round_under_way
 from train.estimate import Estimate, estimate, measured_rates, total
 from train.hooks import Hook
 from train.local import count_workers
+from train.own_text import is_path
 from train.pack_sizes import read_lowered
 from train.plan import PlannedPack, counted, describe, pick_device, plan
 from train.progress import duration
@@ -139,6 +140,7 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
     console.print(seeds_line(study), soft_wrap=True)
     if not packs:
         return
+    check_texts_are_there(study)
     rates = measured_rates(where)
     estimates = [estimate(pack, where.type, rates) for pack in packs]
     console.print(_plan_table(packs, estimates))
@@ -164,6 +166,16 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
         f"{_size(shutil.disk_usage(above).free)} are free",
         soft_wrap=True,
     )
+
+
+def check_texts_are_there(study: Study) -> None:
+    """StudyError for a text of one's own that is not where the study says: a plan reads none, and a sweep would end at once."""
+    for axes in study.blocks:
+        for dataset in axes.dataset:
+            if is_path(dataset) and not Path(dataset).expanduser().exists():
+                raise StudyError(
+                    f"{dataset}: no such file or folder; a dataset with a slash or a dot in its name is a path"
+                )
 
 
 def _plan_table(packs: Sequence[PlannedPack], estimates: Sequence[Estimate]) -> Table:

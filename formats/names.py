@@ -39,6 +39,13 @@ ALIASES = {"fp64": "e11m52", "fp32": "e8m23", "tf32": "e8m10", "bf16": "e8m7", "
 NAN_IN_NAME_ONLY = ("e2m3fn", "e3m2fn", "e2m1fn")
 FP8 = ("e5m2", "e4m3fn", "e4m3", "e3m4", "e5m2fnuz", "e4m3fnuz", "e4m3b11fnuz", "e8m0fnu")
 LISTED = ("nf4", "posit8", "posit16", "lns8q3")
+FAMILIES = {
+    "fp8": FP8[:2],
+    "fp6": ("e3m2fn", "e2m3fn"),
+    "fp4": ("e2m1fn", "nf4"),
+    "mxfp8": ("mxfp8_e4m3fn", "mxfp8_e5m2"),
+}
+"""What people call several formats by, and those that they mean."""
 SUFFIXES: dict[str, Specials] = {"": "ieee", "f": "finite", "fn": "fn", "fnuz": "fnuz"}
 FLOAT = re.compile(r"e(\d+)m(\d+)(?:b(\d+))?(f|fn|fnuz|fnu)?(?:b(\d+))?(-nosub)?")
 P3109 = re.compile(r"[Bb]inary(\d+)p(\d+)([su])([ef])")
@@ -70,7 +77,7 @@ def get_format(name: str) -> Format:
             return parse(name, match)
     if name == "nf4":
         return nf4()
-    nearest = get_close_matches(name.lower(), list_formats(), n=3, cutoff=0.0)
+    nearest = FAMILIES.get(name.lower()) or get_close_matches(name.lower(), list_formats(), n=3, cutoff=0.0)
     raise ValueError(
         f"{name}: neither e{{E}}m{{M}}[f|fn|fnuz], binary{{K}}p{{P}}{{s|u}}{{e|f}} nor a known name; "
         f"the nearest formats are {', '.join(nearest)}"

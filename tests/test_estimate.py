@@ -126,6 +126,9 @@ def test_a_dry_run_refuses_what_a_sweep_refuses(tmp_path: Path) -> None:
     )
     assert result.exit_code == 2
     assert "TF32" in result.output
+    result = CliRunner().invoke(main, [*arguments, "--set", "dataset=./nowhere"])
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].startswith("exmy: ./nowhere: no such file or folder; ")
     with pytest.raises(StudyError, match="TF32"):
         plan(
             read_study(

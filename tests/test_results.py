@@ -1,4 +1,4 @@
-"""The results that come with the project open, and say what the README says of them."""
+"""The results that come with the project open, and say what the README and the guide say of them."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_three_mantissa_bits_train_like_seven_and_one_falls_behind(table: xr.Dat
     assert float(loss.sel(recipe="e8m1") - loss.sel(recipe="e8m7")) > 0.1
 
 
-def test_the_readmes_table_is_the_first_look_on_two_cores() -> None:
+def test_the_tutorials_table_is_the_first_look_on_two_cores() -> None:
     table = stability_table(open_study(ROOT / "studies" / "results" / "first-look-cpu")["summary"].to_dataset())
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     for recipe in table["recipe"].values.tolist():
         row = table.sel(recipe=recipe)
         cells = [
@@ -54,7 +54,7 @@ def test_the_readmes_table_is_the_first_look_on_two_cores() -> None:
             f"[{100 * float(cell['rate_lower']):.0f}–{100 * float(cell['rate_upper']):.0f}]"
             for cell in (row.isel(learning_rate=i) for i in range(row.sizes["learning_rate"]))
         ]
-        assert " | ".join(cells) in readme
+        assert " | ".join(cells) in tutorial
 
 
 RECIPES = Path("studies/results/recipes-12m")
@@ -161,7 +161,7 @@ def said(page: str, start: str, end: str) -> str:
 def test_what_is_said_of_recipes_elsewhere_is_on_their_page() -> None:
     validation, training = apart("validation"), apart("training")
     page = (ROOT / "docs" / "recipes-12m.md").read_text(encoding="utf-8")
-    readme = said("README.md", "docs/recipes-12m.md)", "[Number formats]")
+    readme = said("README.md", "What do the recipes cost", "How many seeds")
     first = said("docs/recipes.md", "(recipes-12m.md)", "In the training loss")
     second = said("docs/recipes.md", "In the training loss", "`exmy compare`")
     for text in (readme, first):
@@ -235,6 +235,46 @@ def test_the_readmes_speeds_are_those_measured(file: str, name: str, key: str, s
     assert shown in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def rows_of(page: Path, heading: str) -> list[str]:
+    """The rows of a page's table under a heading."""
+    section = page.read_text(encoding="utf-8").split(f"\n{heading}\n")[1].split("\n#")[0]
+    return [line for line in section.splitlines() if line.startswith("| ")][1:]
+
+
+def test_the_readmes_speeds_are_rows_of_the_page_on_benchmarks() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    rows = rows_of(ROOT / "README.md", "## How fast")
+    assert len(rows) > 5
+    assert not [row for row in rows if row not in page]
+
+
+def test_what_the_readme_says_was_found_is_in_the_results(table: xr.Dataset) -> None:
+    """Each row by the committed results, but for those whose page is run by test_docs or test_scripts."""
+    found = dict(row[2:-2].split(" | ") for row in rows_of(ROOT / "README.md", "## What it found"))
+    said_of = {question.split()[0] + " " + question.split()[1]: answer for question, answer in found.items()}
+    recipes = [r for r in table["recipe"].values.tolist() if r != "native-bf16"]
+    assert said_of["Which bits"] == "; ".join(f"{r} {int(table['k'].sel(recipe=r).sum())}" for r in recipes)
+    assert set(table["n"].sum("learning_rate").values.tolist()) == {56}
+    alarm = (ROOT / "docs" / "how-to" / "own-alarm.md").read_text(encoding="utf-8")
+    ((pooled, within),) = re.findall(r"^grad_norm all rows at once (\S+); within .*? step (.*)$", alarm, re.MULTILINE)
+    assert f"AUROC {pooled};" in said_of["Does the"]
+    assert said_of["Does the"].endswith(f"it does not, {within}")
+    cast = read_certificates(ROOT / "benchmarks" / "results" / "conformance-h100.json.gz")
+    (judged,) = (
+        r for r in cast if (r.implementation, r.format, r.input_dtype) == ("torch-cuda-compiled", "bf16", "float32")
+    )
+    assert judged.law("on_grid").failed > judged.checked / 2
+    assert judged.checked > 2**32 - 2**25
+    assert "more than half of all 2^32" in said_of["Do casts"]
+    cores = content("h100-tensor-cores.json")["operands"]["e4m3fn x e4m3fn"]
+    error = cores["curves"]["fast accumulation"]["median"][cores["K"].index(4096)]
+    assert f"err by {error:.1e}".replace("e-03", "e-3") in said_of["What does"]
+    assert (
+        f"{extra('h100-sharpness.json')['test_exact_sharpness_compiled']['reaches']:.0%}"[:-1] + " %"
+        in said_of["How sharp"]
+    )
+
+
 def test_the_quantisers_reach_what_was_asked() -> None:
     h100, cpu = extra("h100-quantize.json"), extra("cpu-2-cores.json")
     for rounding in ("nearest_even", "toward_zero"):
@@ -246,7 +286,7 @@ def test_the_quantisers_reach_what_was_asked() -> None:
     assert cpu["test_torch_float8_round_trip"]["ours_faster"] >= 8
 
 
-# Of a copy of the same dtype, as was asked; a list's random rounding in BF16 falls short of it, and is said to in the README.
+# Of a copy of the same dtype, as was asked; a list's random rounding in BF16 falls short of it, and is said to on the page.
 SHORT_OF_IT = {"test_format[bfloat16-posit8-stochastic]"}
 LISTS = ("nf4", "posit8", "lns8q3")
 
@@ -278,22 +318,22 @@ def span(cases: dict[str, float]) -> str:
     return f"{low}–{high} %"
 
 
-def test_the_readmes_shares_of_a_copy_are_those_measured() -> None:
+def test_the_pages_shares_of_a_copy_are_those_measured() -> None:
     measured = extra("h100-formats.json") | extra("h100-formats-lists.json")
     groups: dict[tuple[str, bool, bool], dict[str, float]] = {}
     for name, found in measured.items():
         if name.startswith("test_format["):
             dtype, described, mode = name.removeprefix("test_format[").removesuffix("]").split("-", 2)
             groups.setdefault((dtype, described in LISTS, mode == "stochastic"), {})[name] = found["of_copy"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     wide, narrow = (
         {key[1:]: span(cases) for key, cases in groups.items() if key[0] == dtype} for dtype in ("float32", "bfloat16")
     )
-    assert f"**{wide[False, False]}; {narrow[False, False]}** of a copy" in readme
-    assert f"**{wide[False, True]}; {narrow[False, True]}** of a copy" in readme
+    assert f"**{wide[False, False]}; {narrow[False, False]}** of a copy" in page
+    assert f"**{wide[False, True]}; {narrow[False, True]}** of a copy" in page
     lists = span(groups["float32", True, False] | groups["bfloat16", True, False])
     (short,) = groups["bfloat16", True, True].values()
-    assert f"**{lists}; {wide[True, True]}**, BF16 **{short:.0%}**".replace("49%", "49 %") in readme
+    assert f"**{lists}; {wide[True, True]}**, BF16 **{short:.0%}**".replace("49%", "49 %") in page
 
 
 def test_the_proofs_over_all_inputs_all_hold() -> None:
@@ -314,12 +354,12 @@ def test_codes_are_as_fast_as_ml_dtypes_but_for_those_that_are_said_not_to_be() 
         name: found["of_peer"] for name, found in extra("cpu-codes.json").items() if name != "test_encode[fp16]"
     }
     assert {name for name, ratio in measured.items() if ratio < 1} == SLOWER_THAN_ML_DTYPES
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for kind in ("encode", "decode"):
         ratios = [r for name, r in measured.items() if kind in name and name not in SLOWER_THAN_ML_DTYPES]
-        assert f"{min(ratios):.1f}–{max(ratios):.1f} ×" in readme
+        assert f"{min(ratios):.1f}–{max(ratios):.1f} ×" in page
     narrow = [r for name, r in measured.items() if name in SLOWER_THAN_ML_DTYPES]
-    assert f"{min(narrow):.2f}–{max(narrow):.2f} ×" in readme
+    assert f"{min(narrow):.2f}–{max(narrow):.2f} ×" in page
 
 
 def content(file: str) -> dict[str, Any]:

@@ -82,6 +82,10 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["torch", "e4m3"], "torch has no e4m3: it has"),
         (["nobody"], "nobody: neither exmy, torch"),
         (["nobody:f", "--format", "e4m3fn"], "nobody:f: nobody can't be imported"),
+        (
+            ["./nobody.py:f", "--format", "e4m3fn"],
+            "; MODULE is a name, as after import: nobody:f, from the folder of nobody.py",
+        ),
         (["math:sin"], "math:sin: say which format it rounds to, by --format"),
         (["math:nothing", "--format", "e4m3fn"], "math has no function 'nothing'"),
         (["exmy", "e4m3fn", "--rounding", "up"], "rounding must be found or one that it offers nearest_even"),

@@ -299,8 +299,9 @@ class DivergenceTable(Table):
 class ExecutionTable(Table):
     """[execution]: how runs become packs, and how often a pack's state is kept; a run's identity does not depend on it.
 
-    checkpoint_seconds: between two checkpoints; 0 for none; "auto" for a minute, or as long as keeps their cost below 2 %.
-    dead_after: steps of NaN after which a run of nothing but NaN counts as dead, and a pack of such runs ends; 0 for never.
+    pack_size           runs R that train as one program: 1, 2, 4, ... 128; "auto" for what memory holds and runs fill
+    checkpoint_seconds  between two checkpoints; 0 for none; "auto" for a minute, or as long as keeps their cost below 2 %
+    dead_after          steps of NaN after which a run counts as dead, and a pack of nothing but dead runs ends; 0 for never
     """
 
     pack_size: Literal["auto"] | int = "auto"

@@ -310,7 +310,10 @@ class Study(Table):
                     raise
                 raise ValueError(f"more, block {number}: {_in_words(error)}") from None
         if self.baseline is not None and self.baseline not in self.recipes_named:
-            raise ValueError(f"baseline {self.baseline!r} is not among axes.recipe: {', '.join(self.recipes_named)}")
+            raise ValueError(
+                f"baseline {self.baseline!r} is not among axes.recipe: {', '.join(self.recipes_named)}; name one of these, "
+                f"as in --set baseline={self.recipes_named[0]}"
+            )
         self._check_snapshots()
         return self
 

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -195,7 +196,9 @@ def load_function(place: str) -> Quantizer:
     try:
         found = import_module(module)
     except Exception as error:  # whatever importing somebody else's module does
-        raise ValueError(f"{place}: {module} can't be imported ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{place}: {module} can't be imported ({type(error).__name__}: {error}){_meant(place)}"
+        ) from None
     function: Any = found
     for part in name.split("."):
         function = getattr(function, part, None)
@@ -203,6 +206,14 @@ def load_function(place: str) -> Quantizer:
         raise ValueError(f"{place}: {module} has no function {name!r}")
     loaded: Quantizer = function
     return loaded
+
+
+def _meant(place: str) -> str:
+    """What to write in place of a file's path."""
+    module, _, name = place.partition(":")
+    if "/" not in module and not module.endswith(".py"):
+        return ""
+    return f"; MODULE is a name, as after import: {Path(module).stem}:{name}, from the folder of {Path(module).stem}.py"
 
 
 def fits(format_name: str, dtype: torch.dtype) -> bool:

@@ -56,6 +56,8 @@ def test_limits_are_those_of_the_standard(name: str) -> None:
     ("name", "says"),
     [
         ("e9m3", "exponent_bits must be 1..8, got 9; the nearest formats are e8m3, "),
+        ("fp8", "nor a known name; the nearest formats are e5m2, e4m3fn"),
+        ("FP4", "the nearest formats are e2m1fn, nf4"),
         ("e0m3", "exponent_bits must be 1..8, got 0; the nearest formats are e1m3f, "),
         (f"e{10**50}m3fn", f"exponent_bits must be 1..8, got {10**50}; the nearest formats are e8m3fn, "),
         ("e4m24", "mantissa_bits must be 0..23, got 24; the nearest formats are e4m23, "),
