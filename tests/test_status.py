@@ -66,6 +66,14 @@ def test_a_directory_without_a_study_is_refused_in_one_line(tmp_path: Path) -> N
         )
 
 
+def test_a_study_named_without_its_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / STUDY_FILE).write_text(tiny().to_toml())
+    monkeypatch.chdir(tmp_path)
+    refused = invoke("status", "mine")
+    assert (refused.exit_code, refused.output) == (2, "exmy: mine: no study.toml here; do you mean runs/mine?\n")
+
+
 def test_a_study_that_nobody_began(tmp_path: Path) -> None:
     (tmp_path / STUDY_FILE).write_text(tiny().to_toml())
     status = study_status(tmp_path)

@@ -90,7 +90,13 @@ def pack_files(directory: Path) -> list[Path]:
 def study_of(directory: Path) -> Study:
     """The study whose directory it is; StudyError where it is none."""
     if not (directory / STUDY_FILE).is_file():
-        raise StudyError(f"{directory}: no {STUDY_FILE} here; a study directory is what `exmy sweep --out DIR` writes")
+        usual = Path("runs") / directory
+        mend = (
+            f"do you mean {usual}?"
+            if (usual / STUDY_FILE).exists()
+            else "a study directory is what `exmy sweep --out DIR` writes"
+        )
+        raise StudyError(f"{directory}: no {STUDY_FILE} here; {mend}")
     return read_study(directory / STUDY_FILE)
 
 
