@@ -92,9 +92,9 @@ class Basis:
             w = w / w.norm(dim=1, keepdim=True)
         return w
 
-    def combined(self, weights: Tensor) -> Tensor:
-        """Combinations [R, k, P] of the first m vectors by weights [R, m, k]."""
-        return torch.einsum("rmk,mrp->rkp", weights.to(self.V.dtype), self.V[: weights.shape[1], :, : self.P])
+    def combined(self, run: int, weights: Tensor) -> Tensor:
+        """Combinations [k, P] of a run's first m vectors by weights [m, k]."""
+        return weights.T.to(self.V) @ self.V[: len(weights), run, : self.P]
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Ritz values [R, m], ascending, and the eigenvectors of T, [R, m, m]; NaN of a run whose T has one."""
@@ -144,8 +144,8 @@ def largest(
     norm = torch.zeros(R, 1, dtype=torch.float64, device=device)
     done = torch.zeros(R, dtype=torch.bool, device=device)
     converged, counts = done.clone(), torch.zeros(R, dtype=torch.int64, device=device)
-    # Of runs that are done, how their vectors combine the basis, which takes a pass over all of it: once before it changes.
-    weights, awaited = values.new_zeros(R, space.T.shape[1], k), done.clone()
+    # Of runs that are done, how their vectors combine the basis, which takes a pass over it: once before it changes.
+    awaited = dict[int, Tensor]()
     for n in range(1, products + 1):
         space.extend(apply)
         m = space.length
@@ -161,16 +161,16 @@ def largest(
         stop = (found | broken | ended | torch.tensor(n == products, device=device)) & ~done
         counts[~done] = n
         if stop.any() and m >= k:
-            weights[stop, :m] = y[stop][:, :, -k:].flip(2)
-            awaited |= stop
+            awaited |= {run: y[run, :, -k:].flip(1) for run in stop.nonzero().flatten().tolist()}
             values[stop] = theta[stop][:, -k:].flip(1)
             bounds[stop], converged[stop] = residuals[stop].flip(1), found[stop] & ~broken[stop]
             sizes[stop] = size[stop].flip(1)
         done |= stop
         full = m == space.T.shape[1]
-        if awaited.any() and (full or done.all()):
-            vectors[awaited] = space.combined(weights[:, :m])[awaited]
-            weights, awaited = torch.zeros_like(weights), torch.zeros_like(awaited)
+        if full or done.all():
+            for run, weights in awaited.items():
+                vectors[run] = space.combined(run, weights)
+            awaited.clear()
         if done.all():
             break
         if full:

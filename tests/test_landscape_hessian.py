@@ -510,6 +510,22 @@ def test_a_basis_stays_orthonormal_in_fp32_over_restarts() -> None:
             space.restart(30)
 
 
+def test_a_run_that_is_done_keeps_its_vector_whatever_its_operator_gives_afterwards() -> None:
+    A = torch.stack([torch.diag(torch.tensor([9.0, 1, 1, 1, 1, 1, 1, 1, 1, 1])).double(), wishart(10, 12, seed=0)])
+    products = 0
+
+    def apply(v: torch.Tensor) -> torch.Tensor:
+        nonlocal products
+        products += 1
+        w = torch.einsum("rij,rj->ri", A, v)
+        return w if products <= 2 else torch.stack([torch.full_like(w[0], torch.nan), w[1]])
+
+    found = lanczos.largest(apply, random(2, 10), 1, basis=10, products=50, tolerance=1e-8)
+    assert found.products[0] == 2 < found.products[1]
+    assert found.converged.all()
+    np.testing.assert_allclose(found.vectors[0, 0].abs(), np.eye(10)[0], atol=1e-7)
+
+
 def test_long_vectors_are_multiplied_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """60 parameters in stretches of 7, with three zeros behind them: eigenvalues are NumPy's, vectors fit them."""
     A = torch.stack([wishart(60, 70, seed=i) for i in range(3)])
