@@ -1,13 +1,31 @@
-"""Files that a command is to write, looked at before it does any work."""
+"""Study directories as a command's arguments, and files that it is to write, looked at before it does any work."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
+from exmy import completing
 from exmy.refused import Refused
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# @study_directory: the argument DIR.
+study_directory = click.argument(
+    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
+)
+
+
+def study_directories(metavar: str = "DIR...") -> Callable[[Command], Command]:
+    """The argument of one or more."""
+    return click.argument(
+        "directories", metavar=metavar, nargs=-1, required=True, type=click.Path(path_type=Path),
+        shell_complete=completing.study_directories,
+    )  # fmt: skip
 
 
 class FileToWrite(click.Path):

@@ -9,16 +9,13 @@ from typing import Any
 import click
 
 from exmy import completing
-from exmy.places import FileToWrite
+from exmy.places import FileToWrite, study_directories, study_directory
 from exmy.refused import Refused
 
 
 @click.command("verdict")
 @click.argument("recipe", metavar="FORMAT", shell_complete=completing.recipes_and_formats)
-@click.argument(
-    "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path),
-    shell_complete=completing.study_directories,
-)  # fmt: skip
+@study_directories()
 @click.option("--baseline", metavar="RECIPE", help="What it is held against; the studies' own by default.")
 @click.option(
     "--margin", default=0.1, show_default=True, help="As stable: shares of diverged runs differ by less than this."
@@ -113,10 +110,7 @@ def own_losses(
 
 
 @click.command("claims")
-@click.argument(
-    "directories", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path),
-    shell_complete=completing.study_directories,
-)  # fmt: skip
+@study_directories()
 @click.option(
     "--claims",
     "file",
@@ -146,9 +140,7 @@ def test_claims(directories: tuple[Path, ...], file: Path | None, json_file: Pat
 
 
 @click.command("alarms")
-@click.argument(
-    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
-)
+@study_directory
 @click.option(
     "--horizon",
     type=float,

@@ -12,21 +12,13 @@ from typing import Any
 
 import click
 
-from exmy import completing
-from exmy.places import FileToWrite
+from exmy.places import FileToWrite, study_directories, study_directory
 from exmy.refused import INTERRUPTED, Refused
 from exmy.sweep_commands import device_option
 
 
 @click.command()
-@click.argument(
-    "directories",
-    metavar="DIR...",
-    nargs=-1,
-    required=True,
-    type=click.Path(path_type=Path),
-    shell_complete=completing.study_directories,
-)
+@study_directories()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new directory for the merged study.")
 @click.option("--name", help="The merged study's name; the first one's by default.")
 def merge(directories: tuple[Path, ...], out: Path, name: str | None) -> None:
@@ -52,9 +44,7 @@ def merge(directories: tuple[Path, ...], out: Path, name: str | None) -> None:
 
 
 @click.command()
-@click.argument(
-    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
-)
+@study_directory
 @click.option("--json", "as_json", is_flag=True, help="For machines; the fields are described in train/status.py.")
 def status(directory: Path, as_json: bool) -> None:
     """What a study directory holds, and what is under way in it: during a sweep, from another shell, and after.
@@ -85,9 +75,7 @@ def status(directory: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument(
-    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
-)
+@study_directory
 @click.option(
     "--zarr", metavar="OUT", type=click.Path(path_type=Path), help="A Zarr store, for xarray, dask and others."
 )
@@ -133,14 +121,7 @@ def export(
 
 
 @click.command()
-@click.argument(
-    "directories",
-    metavar="DIR [DIR]",
-    nargs=-1,
-    required=True,
-    type=click.Path(path_type=Path),
-    shell_complete=completing.study_directories,
-)
+@study_directories("DIR [DIR]")
 @click.option(
     "--out",
     metavar="FOLDER",
@@ -177,9 +158,7 @@ def report(directories: tuple[Path, ...], out: Path | None, formats: str) -> Non
 
 
 @click.command("landscape")
-@click.argument(
-    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
-)
+@study_directory
 @click.option(
     "--measure", "measures", metavar="NAME", multiple=True, help="One of them, or several; [probe]'s by default."
 )
@@ -223,9 +202,7 @@ def landscape_command(
 
 
 @click.command("compare")
-@click.argument(
-    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
-)
+@study_directory
 @click.option("--baseline", metavar="RECIPE", help="What the others are held against; the study's own by default.")
 @click.option("--page", metavar="FILE.md", type=FileToWrite(), help="Write it up in Markdown.")
 @click.option("--figure", metavar="FILE.png", type=FileToWrite(), help="Draw the differences.")

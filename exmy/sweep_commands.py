@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from exmy import completing
+from exmy.places import study_directory
 from exmy.refused import Refused
 
 device_option = click.option(
@@ -108,9 +109,7 @@ def sweep(
 
 
 @click.command()
-@click.argument(
-    "directory", metavar="DIR", type=click.Path(path_type=Path), shell_complete=completing.study_directories
-)
+@study_directory
 @device_option
 @_site
 @_wide
