@@ -9,6 +9,7 @@ the study is long enough to earn that back.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import functools
 import importlib.util
 import logging
@@ -67,8 +68,9 @@ def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[.
     dynamic: for what is asked for tensors of many shapes, and compiled once for them all.
 
     Code is chosen by shapes alone (`OPTIONS`). The compiler's own cache is in the temporary folder, which machines empty;
-    $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept.
+    $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept. What is in it is found again from any process: see `_by_name`.
     """
+    copyreg.pickle(torch.memory_format, _by_name)
     if CACHE_VARIABLE not in os.environ:
         # Without a home folder, or one that can be written to, the compiler keeps its own.
         with contextlib.suppress(RuntimeError, OSError):
@@ -79,6 +81,21 @@ def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[.
     if hasattr(functorch_config, CACHE_CUSTOM):  # ours are pure functions of their arguments
         setattr(functorch_config, CACHE_CUSTOM, True)
     return functools.partial(_wrapped, dynamic=dynamic)
+
+
+def _by_name(memory_format: torch.memory_format) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """How a memory format is pickled. The keys of the compiler's cache are hashes of pickles.
+
+    PyTorch (2.11 to 2.13) gives pickle no more than its name, "torch.contiguous_format", to be found in whichever module comes
+    first in `sys.modules` that has imported torch: code that `exmy sweep` compiled was compiled again by its workers, in a
+    notebook and in a script, each of which has another such module.
+    """
+    return _memory_format, (str(memory_format).removeprefix("torch."),)
+
+
+def _memory_format(name: str) -> torch.memory_format:
+    found: torch.memory_format = getattr(torch, name)
+    return found
 
 
 @functools.cache
