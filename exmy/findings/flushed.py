@@ -81,8 +81,8 @@ def _same_range(evidence: Evidence) -> Iterator[str]:
                     (a, x, k, n), (b, y, k_2, n_2) = two
                     yield (
                         f"- {a} and {b} keep gradients of the loss down to the same 2^{least:.0f}: of the LM head's they flush "
-                        f"{100 * x.head:.3g} % and {100 * y.head:.3g} %, and {k}/{n} and {k_2}/{n_2} of their runs diverged. A "
-                        "divisor is worth as many exponent bits as it moves the gradients."
+                        f"{100 * x.head:.3g} % and {100 * y.head:.3g} %, and {k}/{n} and {k_2}/{n_2} of their runs diverged. "
+                        "What a divisor takes away at the small end, exponent bits give back."
                     )
 
 

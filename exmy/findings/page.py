@@ -16,7 +16,7 @@ from exmy.findings import beyond
 from exmy.findings.block import block, command
 from exmy.findings.flushed import of_signals
 from exmy.findings.numbers import has_signals
-from exmy.findings.rules import as_expected, finding_of, left_open, rule
+from exmy.findings.rules import as_expected, finding_of, left_open, past_best, rule
 from exmy.findings.studies import STUDIES, Available, Evidence
 from exmy.findings.summary import came, in_short
 from exmy.findings.tables import (
@@ -199,6 +199,7 @@ class Findings:
         return (
             f"**{of.state.capitalize()}**: {effect(of).replace('inf', '∞')}, "
             f"{100 * (1 - self.claims.alpha):g} % interval over all looks, {seeds(of)} seeds, Holm p {p_value(of.p_holm)}{more}."
+            + past_best(of, self.studies[of.claim.study])
         )
 
     def _standing(self, finding: Finding, own: Sequence[Judged]) -> str:

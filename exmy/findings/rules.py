@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
-from exmy.findings.studies import axis_words
+from exmy.findings.numbers import losses, spread
+from exmy.findings.studies import Evidence, axis_words
 from exmy.findings.tables import rate_words
 from exmy.findings.text import FINDINGS
 from train.claims import UNITS, Claim, Claims, Judged
+from train.optimum import optimum
 from train.window import MARGIN
 
 STATISTICS = {
@@ -67,3 +69,25 @@ def rule(claim: Claim, claims: Claims) -> str:
         f"{claims.alpha:g} after Holm's adjustment for all {len(claims.claims)} claims; looked at with {looks} seeds, and "
         f"at no other number.{doubt}"
     )
+
+
+def past_best(of: Judged, evidence: Evidence | str) -> str:
+    """Of losses that don't decide, compared at a rate beyond the baseline's best, at which it does worse: by how much."""
+    claim = of.claim
+    if (
+        not isinstance(evidence, Evidence)
+        or of.state != "undecided"
+        or claim.statistic != "loss"
+        or not claim.learning_rate
+    ):
+        return ""
+    for part in evidence.parts:
+        if claim.where.items() <= part.where.items() and claim.baseline in part.recipes:
+            best = optimum(part.grid, claim.baseline)
+            here, there = (spread(losses(part, claim.baseline, rate)).median for rate in (claim.learning_rate, best))
+            if claim.learning_rate > best and here > there + MARGIN:
+                return (
+                    f" At this rate `{claim.baseline}` itself ends {here - there:+.3f} nats/token above its best, at "
+                    f"{rate_words(best)}: it was chosen badly."
+                )
+    return ""

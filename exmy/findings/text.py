@@ -65,7 +65,11 @@ FINDINGS = (
         (
             SCALE,
             Cause("Recipe", "the rate here is the largest that mostly trains at this size, theirs is one for 124M"),
-            Cause("Definition", "a run that does not converge is not defined there; here four definitions are counted"),
+            Cause(
+                "Definition",
+                "a run that does not converge is not defined there; here four definitions are counted, one by several margins",
+                "seeds",
+            ),
         ),
         ("seeds",),
         also=("simulated",),
