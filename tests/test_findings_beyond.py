@@ -34,6 +34,8 @@ BITS = {"masked-e8m": 2.0, "stochastic-e8m": 4.0}
 def bits(run: Run) -> float:
     """0.4 nats at one bit, and by so many times less at each more; up to a tenth by seed, in turn."""
     name = run.recipe.name
+    if name == "masked-e8m5":  # lower than the baseline
+        return of_seed(run) - 0.1 * (1 + 0.01 * run.seed)
     for prefix, factor in BITS.items():
         if name.startswith(prefix):
             return of_seed(run) + 0.4 * (1 + 0.1 * (run.seed % 2)) * factor ** (1 - int(name[-1]))
@@ -56,7 +58,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("beyond")
     make_study(folder, "seeds", grid("native-bf16 native-tf32 e8m7", 20, [2**-6]), seeds)
     recipes = " ".join(f"{prefix}{m}" for prefix in BITS for m in (4, 3, 2, 1))
-    make_study(folder, "mantissa", grid(f"native-bf16 {recipes}", 4, RATES), bits)
+    make_study(folder, "mantissa", grid(f"native-bf16 masked-e8m5 {recipes}", 4, RATES), bits)
     axes = grid("native-bf16 masked-e5m7", 4) + f"loss_scale = [1.0, {2**-8}]"
     make_study(folder, "exponent", axes, exponent, shares=flushed)
     axes = grid("native-bf16 masked-e8m3", 4, [2**-8]) + "steps = [30]"
@@ -101,7 +103,7 @@ def test_the_most_bits_that_cost_something_are_named_by_rounding(results: Path) 
         "Rounding toward zero, the most mantissa bits with a cost that is told from zero are 4, at 2^-9, 2^-8." in told
     )
     assert (
-        "| toward zero, 2^-9 | **+0.0525** | **+0.1050** | **+0.2100** | **+0.4200** | 2.00 [2.00, 2.00], M = 4 to 1 |"
+        "| toward zero, 2^-9 | **-0.1015** | **+0.0525** | **+0.1050** | **+0.2100** | **+0.4200** | 2.00 [2.00, 2.00], M = 4 to 1 |"
         in told
     )
 
@@ -156,13 +158,13 @@ def test_the_heads_gradient_stands_apart(results: Path) -> None:
     signals = evidence.tree["signals"].to_dataset()
     below = (signals["tensor"] == "h.1.mlp.fc") & (signals["recipe"] == "masked-e5m7")
     tree = evidence.tree.copy()
-    tree["signals"].dataset = signals.assign(flushed=signals["flushed"].where(~below, 0.75))
+    tree["signals"].dataset = signals.assign(flushed=signals["flushed"].where(~below, 0.125))
     made = dataclasses.replace(evidence, tree=tree)
     found = gradient_flushed(made, part, "masked-e5m7", math.nan)
     assert found is not None
-    assert (found.head, found.most, found.where, found.middle) == (0.25, 0.75, "h.1.mlp.fc", 0.0)
+    assert (found.head, found.most, found.where, found.middle) == (0.25, 0.125, "h.1.mlp.fc", 0.0)
     told = "\n".join(of_signals(made))
-    assert "| `masked-e5m7`, loss scale 1 | 25 | 75 (`h.1.mlp.fc`) | 0 | 0/4" in told
+    assert "| `masked-e5m7`, loss scale 1 | 25 | 12.5 (`h.1.mlp.fc`) | 0 | 0/4" in told
     assert "none diverged at that rate: `masked-e5m7`, loss scale 1. So half" in told
     assert "at the small end alone" in told
 
