@@ -141,9 +141,19 @@ def test_truncation_costs_twice_as_much_a_bit_and_noise_four_times() -> None:
     assert len(wide) == 16
     assert f"| **+0.2572** | {(few / many) ** (1 / 6):.2f} [2.06, 2.08], M = 7 to 1 |" in page()
     told = readme("Why does cutting bits off cost more than rounding?")
-    assert f"{(few / many) ** (1 / 6):.2f} times" in told
-    (stochastic,) = re.findall(r"stochastic (\d\.\d\d) \[", page().split("### Study")[0])
-    assert f"rounding stochastically {stochastic} times" in told
+    growth = {
+        (kind, rate): [float(x) for x in re.findall(r"\d+\.\d\d", cell)]
+        for kind, rate, cell in re.findall(
+            r"^\| ([a-z ]+), (\S+) \| .* \| ([^|]*), M = \d to \d \|$", page(), re.MULTILINE
+        )
+    }
+    cut, noise = growth["toward zero", "0.001"], growth["stochastic", "0.001"]
+    assert cut[2] < noise[1]
+    for value, low, high in (cut, noise):
+        assert f"{value:.2f} [{low:.2f}, {high:.2f}]" in told
+    assert growth["toward zero", "0.004"][2] > growth["stochastic", "0.004"][1], (
+        "at the best rate they are not told apart"
+    )
 
 
 def test_trained_three_times_as_long_one_bit_learns_and_loses_it_again() -> None:

@@ -193,7 +193,7 @@ def test_what_came_otherwise_than_expected_is_said_to_have(state: str, expected:
 
 
 def test_the_undecided_says_what_it_leaves_open() -> None:
-    assert left_open(judged("undecided", True)) == "; beyond +0.300 nats/token is excluded"
+    assert left_open(judged("undecided", True)) == "; an effect beyond +0.300 nats/token is excluded"
     assert left_open(judged("supported", True)) == ""
     assert left_open(judged("undecided", True, high=math.inf)) == ""
 

@@ -93,7 +93,7 @@ class Findings:
         yield f"Studies that are here: {', '.join(f'`{name}`' for name in there) or 'none'}."
         yield f"Not here: {', '.join(missing)}." if missing else "None is missing."
         yield ""
-        short = [f"- [`{name}`](#study-{name}): {words}" for name, words in in_short(self.studies)]
+        short = [self._short(name, words) for name, words in in_short(self.studies)]
         if short:
             yield from ("## In short", "", *short, "", "## The claims", "")
         headings = (
@@ -131,6 +131,14 @@ class Findings:
         yield ""
         by_default = {field.name: field.default for field in fields(DivergenceSettings)} | {"baseline": "the baseline"}
         yield from (f"- `{name}`: {VARIABLES[name][2].format(**by_default)}" for name in DEFINITIONS)
+
+    def _short(self, name: str, words: str) -> str:
+        """What a study came to, with the findings that it is about, and by which definition its runs fail."""
+        about = dict.fromkeys(of.key for of in FINDINGS for section in of.sections if SECTIONS[section] == name)
+        found = self.studies[name]
+        by = str(found.summary["diverged"].attrs["definition"]) if isinstance(found, Evidence) else ""
+        keys = ", ".join(key[0].upper() + key[1:] for key in about)
+        return f"- **{keys}**, study [`{name}`](#study-{name}), in which runs fail by `{by}`. {words}"
 
     def _row(self, first: str, of: Judged) -> str:
         words = VERDICTS[of.state] if of.claim.name not in self.reasons else f"not yet: {self.reasons[of.claim.name]}"

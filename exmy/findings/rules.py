@@ -34,7 +34,7 @@ def left_open(of: Judged) -> str:
     if of.state != "undecided" or of.claim.expect == "alike":
         return ""
     most = of.high if of.claim.expect == "higher" else of.low
-    return f"; beyond {most:+.3f} {UNITS[of.claim.statistic]} is excluded" if math.isfinite(most) else ""
+    return f"; an effect beyond {most:+.3f} {UNITS[of.claim.statistic]} is excluded" if math.isfinite(most) else ""
 
 
 def finding_of(claim: Claim) -> str | None:

@@ -13,11 +13,12 @@ import numpy as np
 
 from exmy.compare_page import signed
 from exmy.findings.collapse import lost_again
-from exmy.findings.growth import cells, growth
-from exmy.findings.numbers import Number, number, rounding_gaps, verdict_row
+from exmy.findings.growth import LEVEL, cells, growth
+from exmy.findings.numbers import Number, edges_of, number, rounding_gaps, verdict_row
 from exmy.findings.rates import size_words
 from exmy.findings.studies import Available, Evidence, Part, departures, sizes_apart
 from exmy.findings.tables import condition_rows, ranged, rate_words
+from train.optimum import optimum
 from train.proportions import paired_interval, pairs_of
 
 
@@ -114,7 +115,7 @@ def _alone_in_failing(part: Part, base: str) -> Iterator[str]:
 def _conditions(evidence: Evidence) -> Iterator[str]:
     most = _most_costly(evidence)
     if most:
-        yield f"The most that fewer bits cost under any condition tried: {', '.join(most)}."
+        yield f"The most that fewer bits cost under any condition tried, told from zero over all: {', '.join(most)}."
     for part, rate, recipe, found in lost_again(evidence):
         yield (
             f"`{recipe}`, {departures(part, evidence.parts)}, rate {rate_words(rate)}: {found.back} of {found.runs} runs "
@@ -126,7 +127,7 @@ def _most_costly(evidence: Evidence) -> list[str]:
     best: dict[str, tuple[float, str]] = {}
     for words, row, _ in condition_rows(evidence):
         mean = row.validation.difference.mean
-        if math.isfinite(mean) and mean > best.get(row.recipe, (-math.inf, ""))[0]:
+        if row.validation.difference.p_holm <= LEVEL and mean > best.get(row.recipe, (0.0, ""))[0]:
             best[row.recipe] = mean, words
     return [f"`{recipe}` {signed(mean)} ({words})" for recipe, (mean, words) in best.items()]
 
@@ -161,13 +162,14 @@ def _rounding(evidence: Evidence) -> Iterator[str]:
     gaps = list(_fewest_gaps(part))
     if gaps:
         yield f"Above rounding to nearest, each at its own best rate: {', '.join(gaps)}."
-    grown: dict[str, str] = {}
+    grown: dict[str, list[str]] = {}
     for (rounding, rate), rows in cells(evidence, part).items():
         found = growth(rows)
-        if found and rounding not in grown:
-            grown[rounding] = f"{rounding} {ranged(found.factor, '.2f')} at {rate_words(rate)}"
+        if found:
+            grown.setdefault(rounding, []).append(f"{ranged(found.factor, '.2f')} at {rate_words(rate)}")
     if grown:
-        yield f"With each bit that goes its cost is multiplied: {', '.join(grown.values())}."
+        told = "; ".join(f"{rounding} {', '.join(each)}" for rounding, each in grown.items())
+        yield f"With each bit that goes its cost is multiplied so many times: {told}."
 
 
 def _fewest_gaps(part: Part) -> Iterator[str]:
@@ -188,6 +190,17 @@ def _size(evidence: Evidence) -> Iterator[str]:
                 + (f", {label}" if label else "")
                 + f", the loss penalty: {'; '.join(told)}."
             )
+        base = evidence.baseline
+        for recipe in parts[0].recipes:
+            ends = [edges_of(part, recipe) for part in (parts[0], parts[-1]) if recipe in part.recipes]
+            if len(ends) == 2 and all(math.isfinite(end.largest) and math.isfinite(end.unstable) for end in ends):
+                rates = [
+                    optimum(part.grid, base) if base in part.recipes else math.nan for part in (parts[0], parts[-1])
+                ]
+                yield (
+                    f"`{recipe}`'s largest stable rate goes from {' to '.join(rate_words(end.largest) for end in ends)}, the "
+                    f"best of `{base}` from {' to '.join(map(rate_words, rates))}."
+                )
 
 
 def _from_small_to_large(evidence: Evidence, parts: list[Part]) -> Iterator[str]:
