@@ -240,8 +240,8 @@ def _in_between(evidence: Evidence) -> Iterator[str]:
     if told:
         most, where = max(told)
         yield (
-            f"- With three to six bits {len(told)} of {tried} losses lie above the baseline's, told from zero over all rows, by up "
-            f"to {signed(most)} ({where}). "
+            f"- With three to six bits {len(told)} of {tried} losses lie above the baseline's, told from zero over all rows, by "
+            f"up to {signed(most)} ({where}). "
             + (
                 "So a half of what we said would change our mind is here: they fall behind in loss, though no run fails for it."
                 if not failed
