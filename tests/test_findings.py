@@ -26,7 +26,7 @@ from exmy.findings import canvas
 from exmy.findings.bits import series_of
 from exmy.findings.canvas import plain
 from exmy.findings.make import PAGE, RESULTS, main, make
-from exmy.findings.page import rule
+from exmy.findings.rules import rule
 from exmy.findings.studies import STUDIES, Evidence, Numerics, load, numerics_of
 from exmy.findings.text import FINDINGS, OPEN
 from tests.synthetic_evidence import ENTROPY, make_study
@@ -221,7 +221,7 @@ def test_a_window_and_a_sensitivity_are_those_of_the_curve(page: str) -> None:
     ],
 )
 def test_a_condition_is_named_by_what_it_changes(page: str, condition: str, mean: float) -> None:
-    (row,) = [row for row in rows(page, condition, "conditions") if row[0] == condition]
+    (row,) = [row for row in rows(page, condition, "conditions") if row[0] == condition and len(row) == 8]
     mean *= 1.0005
     half = 3.182446 * mean * 0.001 / 1.0005 * math.sqrt(1 / 3) / 2  # t of 3, the spread of two ones and two zeros
     assert row[3] == f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
@@ -263,7 +263,7 @@ def test_scales_and_sizes_have_their_numbers(page: str) -> None:
 
 def test_claims_are_told_with_their_rules_and_what_came_of_them(page: str) -> None:
     assert "**Our claim, `F1-loss`.** F1-loss holds. *Rule:* the final training loss" in page
-    verdicts = {row[1].split("`")[1]: row[-1] for row in rows(page, "[") if row[1].startswith("`")}
+    verdicts = {row[1].split("`")[1]: row[-2] for row in rows(page, "[") if row[1].startswith("`")}
     assert verdicts["F1-loss"] == "**supported**"
     assert verdicts["F1-lower"] == "**refuted**"
     assert verdicts["F2"] == "undecided"

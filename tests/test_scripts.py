@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "how-to" / "questions.md"
 
 @cache
 def opened(study: str) -> Any:
-    """A study takes seconds to open, and scripts share two."""
+    """A study takes seconds to open, and scripts share three."""
     return open_study(study)
 
 
@@ -43,8 +43,8 @@ def summary(study: str) -> Any:
     return opened(str(ROOT / "studies" / "results" / study))["summary"].to_dataset().to_dataframe()
 
 
-def test_there_are_five_and_each_is_short_and_on_the_page() -> None:
-    assert len(SCRIPTS) == 5
+def test_there_are_six_and_each_is_short_and_on_the_page() -> None:
+    assert len(SCRIPTS) == 6
     for name in SCRIPTS:
         assert len((ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 60
         assert f"literalinclude}} ../../scripts/{name}.py" in PAGE.read_text(encoding="utf-8")
@@ -56,6 +56,19 @@ def test_range_or_precision_counts_runs(answers: dict[str, Any]) -> None:
     assert (found["k"] == counted["sum"]).all()
     assert (found["n"] == counted["count"]).all()
     assert (found["low"] <= found["share"] + 1e-12).all()
+
+
+def test_a_bias_doubles_what_noise_makes_fourfold(answers: dict[str, Any]) -> None:
+    runs = summary("rounding").reset_index()
+    found = answers["bias_or_noise"]["mean"]
+    runs = runs[runs["learning_rate"] == 2e-3].pivot_table("final_loss", "seed", "recipe")
+    for rounding, name in (("toward zero", "masked-e8m"), ("stochastic", "stochastic-e8m"), ("to nearest even", "e8m")):
+        for bits in (5, 4, 3, 2, 1):
+            expected = float((runs[f"{name}{bits}"] - runs["native-bf16"]).mean())
+            assert float(found.sel(rounding=rounding, bits=bits)) == pytest.approx(expected, abs=1e-9)
+    cut, noise = (found.sel(rounding=rounding).values for rounding in ("toward zero", "stochastic"))
+    assert 1.5 < (cut[-1] / cut[0]) ** (1 / 4) < 2.7
+    assert 2.8 < noise[-1] / noise[-2] < 4.5
 
 
 def test_costs_end_where_the_page_on_recipes_says(answers: dict[str, Any]) -> None:

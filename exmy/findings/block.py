@@ -11,6 +11,12 @@ from exmy.findings.studies import Evidence, axis_words
 from exmy.findings.tables import line, rate_words
 from train.plan import shape_of
 
+COMMIT_NOTE = "git_commit_note.txt"  # beside a digest, whose checksum is of what was measured
+
+
+def _version(word: str, version: str) -> str:
+    return f"{word} from its source" if version == "not installed" else f"{word} {version}"
+
 
 def command(name: str) -> str:
     """By which a study is run again, on a GPU, and its dataset made anew."""
@@ -40,11 +46,14 @@ def block(evidence: Evidence) -> Iterator[str]:
         "schedule": _schedule(evidence),
         "hardware": f"{attrs['device']}; {attrs['seconds'] / 60:.1f} minutes of training, "
         f"{attrs['seconds_first_step'] / 60:.1f} of them first steps with their compiling",
-        "versions": ", ".join(f"{word} {attrs[key]}" for key, word in VERSIONS.items() if key in attrs)
+        "versions": ", ".join(_version(word, str(attrs[key])) for key, word in VERSIONS.items() if key in attrs)
         + f"; commit {attrs['git_commit']}, study hash {attrs['study_hash']}",
         "diverged means": f"`{definition}`: {evidence.summary[definition].attrs['source']}",
         "run it again": f"`{command(evidence.name)}`",
     }
+    note = evidence.directory / COMMIT_NOTE
+    if str(attrs["git_commit"]).endswith("+changed") and note.is_file():
+        rows["note on the commit"] = " ".join(note.read_text(encoding="utf-8").split())
     if "digest_every" in attrs:
         rows["kept of it"] = (
             f"histories of every {attrs['digest_every']}th step, signals of {attrs['digest_signal_seeds']} seeds; all else of all"

@@ -12,9 +12,13 @@ from dataclasses import fields
 
 from exmy.claims import effect, seeds
 from exmy.compare_page import p_value
+from exmy.findings import beyond
 from exmy.findings.block import block, command
+from exmy.findings.flushed import of_signals
 from exmy.findings.numbers import has_signals
-from exmy.findings.studies import STUDIES, Available, Evidence, axis_words
+from exmy.findings.rules import as_expected, finding_of, left_open, past_best, rule
+from exmy.findings.studies import STUDIES, Available, Evidence
+from exmy.findings.summary import came, in_short
 from exmy.findings.tables import (
     condition_table,
     divergence_words,
@@ -30,17 +34,11 @@ from exmy.findings.tables import (
     size_table,
 )
 from exmy.findings.text import FINDINGS, OPEN, Finding
-from train.claims import Claim, Claims, Judged
+from train.claims import Claims, Judged
 from train.stability import DEFINITIONS, VARIABLES, DivergenceSettings
 from train.window import ALLOWED, MARGIN
 
-STATISTICS = {
-    "divergence": "the share of runs that diverge",
-    "loss": "the final training loss (the initial one where that is lower, or the final one not finite)",
-    "window": "the stable window of learning rates, in octaves",
-    "sensitivity": "LR sensitivity over the grid of learning rates",
-    "optimum_shift": "the best learning rate, in octaves",
-}
+PAPER = "Lee et al."  # how the source of a claim of the paper's begins
 VERDICTS = {
     "supported": "**supported**",
     "refuted": "**refuted**",
@@ -95,19 +93,34 @@ class Findings:
         yield f"Studies that are here: {', '.join(f'`{name}`' for name in there) or 'none'}."
         yield f"Not here: {', '.join(missing)}." if missing else "None is missing."
         yield ""
-        headings = ("finding", "claim", "study", "effect [interval over all looks]", "seeds", "verdict")
+        short = [self._short(name, words) for name, words in in_short(self.studies)]
+        if short:
+            yield from ("## In short", "", *short, "", "## The claims", "")
+        headings = (
+            "finding",
+            "claim",
+            "study",
+            "effect [interval over all looks]",
+            "seeds",
+            "verdict",
+            "as we expected",
+        )
         yield from (line(headings), line(["---"] * len(headings)))
         for finding in FINDINGS:
             own = self._of(finding)
             for of in own:
                 yield self._row(f"[{finding.key}](#{anchor(heading(finding))})", of)
             if not own:
-                yield line([f"[{finding.key}](#{anchor(heading(finding))})", "no claim", *["–"] * 4])
+                yield line([f"[{finding.key}](#{anchor(heading(finding))})", "no claim", *["–"] * 5])
+        yield from (self._row("–", of) for of in self.judged if finding_of(of.claim) is None)
+        yield ""
+        yield self._surprises()
         yield ""
         yield (
             f"Verdicts are of p-values adjusted by Holm for all {len(self.claims.claims)} claims of the file, at "
-            f"{100 * self.claims.alpha:g} % over all looks. Undecided is neither: the seeds don't tell. Elsewhere on this "
-            "page intervals are 95 %, each for itself; learning rates are peak rates; a loss is in nats/token."
+            f"{100 * self.claims.alpha:g} % over all looks. Undecided is neither: what was claimed is not shown, nor its "
+            "opposite, and the interval says what it may yet be. Elsewhere on this page intervals are 95 %, each for itself; "
+            "learning rates are peak rates; a loss is in nats/token."
         )
 
         yield ""
@@ -119,12 +132,38 @@ class Findings:
         by_default = {field.name: field.default for field in fields(DivergenceSettings)} | {"baseline": "the baseline"}
         yield from (f"- `{name}`: {VARIABLES[name][2].format(**by_default)}" for name in DEFINITIONS)
 
+    def _short(self, name: str, words: str) -> str:
+        """What a study came to, with the findings that it is about, and by which definition its runs fail."""
+        about = dict.fromkeys(of.key for of in FINDINGS for section in of.sections if SECTIONS[section] == name)
+        found = self.studies[name]
+        by = str(found.summary["diverged"].attrs["definition"]) if isinstance(found, Evidence) else ""
+        keys = ", ".join(key[0].upper() + key[1:] for key in about)
+        return f"- **{keys}**, study [`{name}`](#study-{name}), in which runs fail by `{by}`. {words}"
+
     def _row(self, first: str, of: Judged) -> str:
         words = VERDICTS[of.state] if of.claim.name not in self.reasons else f"not yet: {self.reasons[of.claim.name]}"
         words += f", {of.more} more seeds until its next look" if of.state == "undecided" and of.more else ""
         used = seeds(of) if of.n else "–"
         measured = effect(of).replace("inf", "∞") if of.looks else "–"
-        return line([first, f"`{of.claim.name}`: {of.claim.claim}", f"`{of.claim.study}`", measured, used, words])
+        expected = as_expected(of) if of.claim.name not in self.reasons else "–"
+        claim = f"`{of.claim.name}`: {of.claim.claim}"
+        return line([first, claim, f"`{of.claim.study}`", measured, used, words, expected])
+
+    def _surprises(self) -> str:
+        """What came otherwise than was written down before."""
+        told = [of for of in self.judged if of.state != "not tested" and of.claim.name not in self.reasons]
+        other = [f"`{of.claim.name}`" for of in told if as_expected(of) != "yes"]
+        words = (
+            f"Otherwise than we expected came {', '.join(other)}."
+            if other
+            else f"All {len(told)} that are judged came as we expected."
+            if told
+            else "No claim is judged yet."
+        )
+        return (
+            f"{words} What we expected stands in the claims' file; it was written after pilots at these sizes and rates, with "
+            "seeds of their own, so that to be right is no feat. What we had not expected at all is under *Beyond the claims*."
+        )
 
     def _of(self, finding: Finding) -> list[Judged]:
         return [of for of in self.judged if finding_of(of.claim) == finding.key]
@@ -164,30 +203,42 @@ class Findings:
         if not of.looks:
             return f"Undecided: {of.n} seeds, and the first look is at {of.claim.looks[0]}."
         more = f"; the next look is at {of.n + of.more} seeds" if of.state == "undecided" and of.more else ""
+        more += left_open(of)
         return (
             f"**{of.state.capitalize()}**: {effect(of).replace('inf', '∞')}, "
             f"{100 * (1 - self.claims.alpha):g} % interval over all looks, {seeds(of)} seeds, Holm p {p_value(of.p_holm)}{more}."
+            + past_best(of, self.studies[of.claim.study])
         )
 
     def _standing(self, finding: Finding, own: Sequence[Judged]) -> str:
         """Whether we agree with the paper, or what came of the reviewers' questions, by the claims' states."""
         by_state = {state: ", ".join(f"`{of.claim.name}`" for of in own if of.state == state) for state in VERDICTS}
-        words = "What differs from the paper's setting:"
-        theirs = finding.key.startswith("F")
+        theirs, said = finding.key.startswith("F"), []
         if by_state["refuted"]:
-            return f"**{'Where we disagree' if theirs else 'Refuted, at this size'}.** {by_state['refuted']}. {words}"
+            said.append(f"**{'Where we disagree' if theirs else 'Refuted, at this size'}.** {by_state['refuted']}.")
         if by_state["undecided"]:
-            state = "Where we may disagree" if theirs else "Open"
-            return f"**{state}.** Nothing is decided yet on {by_state['undecided']}. {words}"
-        if by_state["supported"] and not by_state["not tested"]:
-            return f"**{'We agree' if theirs else 'Supported'}, at this size.** {words}"
-        return f"**Where we may come to disagree.** {words}" if own and theirs else f"**{words}**"
+            state = "Where we do not see it" if theirs else "Open"
+            waiting = any(of.more for of in own if of.state == "undecided")
+            looks = (
+                "more seeds may show it"
+                if waiting
+                else "the looks that were planned are over, and the intervals say how much is left"
+            )
+            said.append(f"**{state}.** {by_state['undecided']}: not shown, at this size; {looks}.")
+        shown = [of.claim for of in own if of.state == "supported"]
+        for words, of in (("Where we agree", True), ("Supported", False)):
+            names = [f"`{claim.name}`" for claim in shown if (theirs and claim.source.startswith(PAPER)) == of]
+            said += [f"**{words}, at this size.** {', '.join(names)}."] if names else []
+        return " ".join([*said, "What differs from the paper's setting:"])
 
     def _tried(self, study: str) -> str:
         if not study:
             return "; no study here tries it"
         found = self.studies[study]
-        return f" (see [`{study}`](#study-{study}))" if isinstance(found, Evidence) else f" (study `{study}`: {found})"
+        if not isinstance(found, Evidence):
+            return f" (study `{study}`: {found})"
+        told = came(self.studies, study)
+        return f" (tried in [`{study}`](#study-{study})" + (f": {told})" if told else ")")
 
     def _section(self, section: str, finding: Finding) -> Iterator[str]:
         name = SECTIONS[section]
@@ -213,6 +264,9 @@ class Findings:
             yield ""
         yield from TABLES[section](found)
         yield ""
+        more = list(BEYOND[section](found)) if section in BEYOND else []
+        if any(more):
+            yield from (beyond.TITLE, "", *more, "")
 
 
 def heading(finding: Finding) -> str:
@@ -223,40 +277,6 @@ def heading(finding: Finding) -> str:
 def anchor(text: str) -> str:
     """By which Markdown links to a heading."""
     return "".join(c for c in text.lower().replace(" ", "-") if c.isalnum() or c in "-_")
-
-
-def finding_of(claim: Claim) -> str | None:
-    """Which finding a claim is about, by its name; None where it is about none."""
-    first = claim.name.partition("-")[0]
-    return first if first in {finding.key for finding in FINDINGS} else None
-
-
-def rule(claim: Claim, claims: Claims) -> str:
-    """A claim's rule in a sentence."""
-    at = ""
-    if claim.statistic in ("divergence", "loss"):
-        where = (
-            rate_words(claim.learning_rate) if claim.learning_rate else f"the rate that is best for `{claim.baseline}`"
-        )
-        at = f", at {where}, in pairs of the same seed"
-    if claim.statistic == "window":
-        at = f", within {claim.loss_margin or MARGIN:g} nats/token of the recipe's own best"
-    group = "".join(f", {axis_words(axis, value)}" for axis, value in claim.where.items())
-    if claim.beyond:
-        elsewhere = ", ".join(axis_words(axis, value) for axis, value in claim.beyond.items())
-        group += f", less the same at {elsewhere} on the same seeds"
-    if claim.expect == "alike":
-        test = f"supported if shown to differ by less than {claim.margin:g}, refuted if shown to differ by more"
-    else:
-        other = {"higher": "lower", "lower": "higher"}[claim.expect]
-        test = f"supported if shown to be {claim.expect}, refuted if shown to be {other}"
-    looks = ", ".join(map(str, claim.looks))
-    doubt = "" if claim.expected else " We expect it not to be supported here."
-    return (
-        f"{STATISTICS[claim.statistic]}{at}, of `{claim.recipe}` against `{claim.baseline}`{group}: {test}, with p at most "
-        f"{claims.alpha:g} after Holm's adjustment for all {len(claims.claims)} claims; looked at with {looks} seeds, and "
-        f"at no other number.{doubt}"
-    )
 
 
 def _by_part(evidence: Evidence) -> Iterator[str]:
@@ -303,7 +323,7 @@ def _of_conditions(evidence: Evidence) -> Iterator[str]:
     yield ""
     yield (
         "Final validation losses, each against the baseline under the same condition; Student's intervals over pairs of "
-        "the same seed, Holm over all rows."
+        f"the same seed, Holm over all rows. By definition: {' · '.join(DEFINITIONS)}."
     )
 
 
@@ -346,4 +366,8 @@ def _of_endings(evidence: Evidence) -> Iterator[str]:
 TABLES = {
     "seeds": _of_seeds, "mantissa": _by_part, "conditions": _of_conditions, "exponent": _by_part, "endings": _of_endings,
     "signals": _of_signals, "rounding": _of_roundings, "scaling": _by_part, "size": _of_sizes,
+}  # fmt: skip
+BEYOND = {
+    "seeds": beyond.of_seeds, "mantissa": beyond.of_mantissa, "conditions": beyond.of_conditions, "signals": of_signals,
+    "rounding": beyond.of_rounding, "size": beyond.of_sizes,
 }  # fmt: skip

@@ -216,5 +216,6 @@ def against_size(evidence: Evidence, of_sizes: Sequence[Part]) -> Figure:
     below.xaxis.set_minor_locator(NullLocator())
     below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_words(value)))
     legend_below(figure, [*(Line2D([], [], label=plain(name), **looks[name].line) for name in names),
+                          Line2D([], [], ls="", marker="^", color=GREY, label="beyond the rates tried"),
                           Line2D([], [], ls="", marker="x", color=GREY, label="at no rate that was tried")])  # fmt: skip
     return figure

@@ -91,6 +91,11 @@ def definitions(part: Part, recipe: str) -> str:
     return " · ".join(str(k) for k, _ in found.values()) + f" of {next(iter(found.values()))[1]}"
 
 
+def at_rate(part: Part, rate: float) -> Part:
+    """The part's runs at one learning rate."""
+    return Part(part.label, part.where, part.runs.isel(run=part.runs["learning_rate"].values == rate), part.of)
+
+
 def recipe_table(evidence: Evidence, part: Part, of: xr.Dataset | str) -> Iterator[str]:
     """A row a recipe: how often it diverged, its window, sensitivity and penalty against the baseline's."""
     rate = reference(evidence, part)
@@ -145,10 +150,9 @@ def seed_table(evidence: Evidence, part: Part, rate: float) -> Iterator[str]:
             "difference of means, nats/token [95 %]",
         )
     )
-    here = part.runs.isel(run=part.runs["learning_rate"].values == rate)
-    at_rate = Part(part.label, part.where, here, part.of)
-    for recipe in in_table_order(evidence, at_rate):
-        own = here.isel(run=here["recipe"].values.astype(str) == recipe)
+    here = at_rate(part, rate)
+    for recipe in in_table_order(evidence, here):
+        own = here.runs.isel(run=here.runs["recipe"].values.astype(str) == recipe)
         row, base = verdict_row(of, recipe), recipe == evidence.baseline
         median = spread(losses(part, recipe, rate)).median
         alone = f"{int(row['only_recipe'])} / {int(row['only_baseline'])}" if row else NONE
@@ -156,7 +160,7 @@ def seed_table(evidence: Evidence, part: Part, rate: float) -> Iterator[str]:
             [
                 named(evidence, recipe),
                 share(int(own["diverged"].sum()), own.sizes["run"]),
-                definitions(at_rate, recipe),
+                definitions(here, recipe),
                 "baseline" if base else alone,
                 "" if base else p_value(row.get("p_differ_holm", math.nan)),
                 "" if base else ranged(Number(*(100 * x for x in number(row, "rate_difference"))), "+.1f") + " %",
@@ -188,8 +192,9 @@ def condition_table(evidence: Evidence) -> Iterator[str]:
     """A row a condition and recipe: the difference of final validation losses from the baseline under the same condition."""
     yield from headed(
         ("condition", "recipe", "baseline's loss", "difference, nats/token [95 %]", "Holm p", "pairs",
-         "diverged [95 %]", "baseline's")
+         "diverged, by definition", "baseline's")
     )  # fmt: skip
+    parts = {part.key: part for part in evidence.parts}
     for words, row, base in condition_rows(evidence):
         yield line(
             [
@@ -199,8 +204,8 @@ def condition_table(evidence: Evidence) -> Iterator[str]:
                 interval(row.validation) if row.validation.differences else NONE,
                 p_value(row.validation.difference.p_holm),
                 str(len(row.validation.differences)),
-                share(len(row.diverged), len(row.runs)),
-                share(len(base.diverged), len(base.runs)) if base else NONE,
+                definitions(at_rate(parts[row.group], row.learning_rate), row.recipe),
+                definitions(at_rate(parts[row.group], row.learning_rate), evidence.baseline) if base else NONE,
             ]
         )
 

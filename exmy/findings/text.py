@@ -21,7 +21,10 @@ class Cause:
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding. key: by which claims name it, F2 for "F2" and "F2-window". sections: what is shown of which studies."""
+    """One finding. key: by which claims name it, F2 for "F2" and "F2-window"; also: claims of other names that are about it.
+
+    sections: what is shown of which studies.
+    """
 
     key: str
     title: str
@@ -29,6 +32,7 @@ class Finding:
     mind: str
     causes: tuple[Cause, ...]
     sections: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
 SCALE = Cause(
@@ -61,9 +65,14 @@ FINDINGS = (
         (
             SCALE,
             Cause("Recipe", "the rate here is the largest that mostly trains at this size, theirs is one for 124M"),
-            Cause("Definition", "a run that does not converge is not defined there; here four definitions are counted"),
+            Cause(
+                "Definition",
+                "a run that does not converge is not defined there; here four definitions are counted, one by several margins",
+                "seeds",
+            ),
         ),
         ("seeds",),
+        also=("simulated",),
     ),
     Finding(
         "F2",
