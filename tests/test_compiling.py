@@ -6,6 +6,8 @@ import copy
 import pickle
 import sys
 import types
+import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -33,3 +35,14 @@ def test_keys_do_not_tell_which_module_imported_torch_first(
 def test_memory_formats_are_copied_as_before() -> None:
     compiler()
     assert copy.deepcopy({"order": FORMATS}) == {"order": FORMATS}
+
+
+def test_advice_on_tf32_is_not_passed_on(recwarn: pytest.WarningsRecorder) -> None:
+    """A recipe says which products run in TF32; other warnings, of whoever, still come."""
+    compiler()
+    where: dict[str, Any] = {"category": UserWarning, "filename": "compile_fx.py", "lineno": 322}
+    text = "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled."
+    warnings.warn_explicit(text, module="torch._inductor.compile_fx", **where)
+    warnings.warn_explicit("something else", module="torch._inductor.compile_fx", **where)
+    warnings.warn_explicit(text, module="elsewhere", **where)
+    assert [str(told.message) for told in recwarn] == ["something else", text]

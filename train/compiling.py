@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,8 @@ def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[.
     $TORCHINDUCTOR_CACHE_DIR, where it is set, is kept. What is in it is found again from any process: see `_by_name`.
     """
     copyreg.pickle(torch.memory_format, _by_name)
+    # Which products run in TF32 a recipe says, and no advice from where the compiler looks at another's.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning, r"torch\._inductor\.compile_fx")
     if CACHE_VARIABLE not in os.environ:
         # Without a home folder, or one that can be written to, the compiler keeps its own.
         with contextlib.suppress(RuntimeError, OSError):
