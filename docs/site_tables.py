@@ -21,8 +21,9 @@ from train.study import Study
 
 ORDER = {
     "axes": "Axes", "more": "Block", "model": "ModelSettings", "training": "TrainingSettings", "data": "DataSettings",
-    "strategy": "StrategyTable", "probe": "ProbeSettings", "signals": "SignalsTable", "divergence": "DivergenceTable",
-    "execution": "ExecutionTable", "recipes.NAME": "RecipeTable", "recipes.NAME.forward": "ProductTable",
+    "strategy": "StrategyTable", "probe": "ProbeSettings", "signals": "SignalsTable", "alarms": "AlarmsTable",
+    "divergence": "DivergenceTable", "execution": "ExecutionTable", "recipes.NAME": "RecipeTable",
+    "recipes.NAME.forward": "ProductTable",
 }  # fmt: skip
 """Tables of a study file, by what stands in brackets, and the model that checks each."""
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "gt": ">", "maximum": "≤", "exclusiveMaximum": "<"}

@@ -193,9 +193,20 @@ def study_status(
         "packs_finished": len(packs),
         "snapshots": _snapshots(directory),
         "landscape": _landscape(directory),
+        "alarms": _alarms(directory, study) if finished else [],
         "packs": [_pack_row(row, diverged[row["pack"]]) for row in told],
         "under_way": None if state in ("finished", "not_started", "incomplete") else under_way,
     }
+
+
+def _alarms(directory: Path, study: Study) -> list[dict[str, Any]]:
+    """Of each alarm of the study for which finished runs it rang; of a study without alarms nothing is read."""
+    if not study.alarms.thresholds:
+        return []
+    from train.rings import told
+    from train.store import open_study
+
+    return told(open_study(directory))
 
 
 def _snapshots(directory: Path) -> dict[str, int]:

@@ -15,13 +15,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from exmy.alarm_options import HORIZON, STUDY
 from exmy.findings.canvas import Drawing, plain, sheet
 from exmy.findings.studies import Available, Evidence
 from exmy.findings.tables import NONE, headed, line, shown
 from train.alarm_ranking import FALSE_ALARMS, Alarm, best, rank_alarms, scored_again
 
-HORIZON = 100.0  # steps, as the heads of the studies' files say
-CHOSEN, WHOLE = "warning", "curvature"  # by which an alarm is chosen; and which has every measure
+CHOSEN, WHOLE = STUDY, "curvature"  # by which an alarm is chosen; and which has every measure
 UNSEEN = {"warning-english": "on English", "warning-6x256": "at 6 × 256"}
 PAPERS = Alarm("logit_sharpness at epsilon 0.0005")
 LINE, AROUND = 0.19, 0.6
