@@ -68,7 +68,7 @@ def rules_of(texts: Sequence[str]) -> list[Rule]:
 
 def check_recorded(rules: Sequence[Rule], probe: ProbeSettings, signals: SignalsTable) -> None:
     """ValueError for an alarm on a signal that the study does not record, with what it does."""
-    known = recorded(probe, signals)
+    known = recorded(probe, signals) if rules else []  # which waits for torch
     for rule in rules:
         if rule.name not in known:
             near = difflib.get_close_matches(rule.name, known, n=1)
