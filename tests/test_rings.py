@@ -149,6 +149,16 @@ def test_a_study_that_was_stopped_and_goes_on_says_the_same(
     assert told.rang[pack][-1] == trained[1].rang[pack][-1]
 
 
+@pytest.mark.cuda
+def test_on_a_gpu_as_many_ring_as_the_dataset_says(tmp_path: Path) -> None:
+    told = Told()
+    run_study(study(), tmp_path, "cuda", told)
+    alarms = open_study(tmp_path)["alarms"].to_dataset()["rang_step"].values
+    by_pack = [int(np.isfinite(pack).any(axis=1).sum()) for pack in np.split(alarms, len(told.rang))]
+    assert sorted(rang[-1] for rang in told.rang.values()) == sorted(by_pack)
+    assert any(by_pack)
+
+
 def test_status_the_sweep_and_the_report_say_who_rang(trained: tuple[Path, Told, list[str]]) -> None:
     folder = trained[0]
     told = {row["alarm"]: row for row in study_status(folder)["alarms"]}
