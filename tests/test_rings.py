@@ -150,6 +150,7 @@ def test_a_study_that_was_stopped_and_goes_on_says_the_same(
 
 
 @pytest.mark.cuda
+@pytest.mark.usefixtures("cuda")
 def test_on_a_gpu_as_many_ring_as_the_dataset_says(tmp_path: Path) -> None:
     told = Told()
     run_study(study(), tmp_path, "cuda", told)
