@@ -68,7 +68,6 @@ def with_rings(tree: xr.DataTree, study: Study) -> xr.DataTree:
             of = signals[rule.name]
             axis = next(dim for dim in of.dims if dim != "run")
             values = of.transpose(axis, "run").values.astype(np.float64)
-            values = np.where(of[axis].values[:, None] <= history["last_step"].values[None], values, np.nan)
             step[:, i], value[:, i] = first_heard(values, of[axis].values, rule)
     rows = GROUPS["alarms"]
     columns = {

@@ -18,7 +18,7 @@ ISO 8601 in UTC, durations in seconds, memory in bytes:
                     seconds, seconds_first_step, ended_early_at: null, or the step after which all runs were dead (`dead`)
     snapshots       how many weights are kept: runs, files
     landscape       what `exmy landscape` measured: quantisers, measure, points (files), by these
-    alarms          of finished runs, an alarm of the study each: alarm, runs, rang, diverged_silent, and who, as `rings.told` has it
+    alarms          of finished runs, by the study's alarms: alarm, runs, rang, diverged_silent, and who, as `rings.told` has it
     under_way       null, or the last `status.json`: state, error, started, heartbeat, live_rule and `watch.Snapshot`
                     (runs_found, runs_planned, packs_planned, packs_finished, run_steps, run_steps_done, seconds, seconds_left,
                     alive, non_finite, no_progress, dead, memory_bytes, rang; packs: those under way, as `watch.PackView`)
