@@ -1,5 +1,7 @@
 """`exmy sweep --alarm`: an alarm with a threshold of one's own, or with that of the runs of the study `warning` that lived.
 
+"best" is the signal that is at the top of that study's ranking (see `train.alarm_ranking`).
+
 The default is conformal: of the runs of the committed `warning` that did not diverge, all rates together, it is passed by a
 further such run with a chance of at most 5 %. It is about runs like those; of another size or text it is a guess, and said to be.
 """
@@ -12,10 +14,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from exmy.busy import busy
 from train import StudyError
 from train.alarm_rules import rule_of
 
 STUDY = "warning"
+BEST = "best"
 HORIZON = 100.0  # steps, as that study's file says
 
 log = logging.getLogger(__name__)
@@ -41,10 +45,13 @@ def _checked(alarm: str) -> str:
 
 
 def default(name: str, results: Path | None = None) -> str:
-    """A signal with the threshold of the study `warning`, in the direction in which it warned there; ValueError without one."""
-    from train.alarm_ranking import FALSE_ALARMS, Judged, seeds_of_choice
+    """A signal with the threshold of the study `warning`, in the direction in which it warned there; ValueError without one.
+
+    name: "best" for the one that is at the top of that study's ranking.
+    """
+    from train.alarm_ranking import FALSE_ALARMS, Judged, best, rank_alarms, seeds_of_choice
     from train.digest import has_digest
-    from train.directory import pack_names
+    from train.directory import pack_names, study_of
     from train.store import open_study
 
     folder = (results or Path(str(importlib.resources.files("studies") / "results"))) / STUDY
@@ -52,6 +59,12 @@ def default(name: str, results: Path | None = None) -> str:
     if not has_digest(folder) and not pack_names(folder):
         raise ValueError(f"{name} has no threshold, and {folder}, of whose runs it would be, is not there: {give}")
     tree = open_study(folder)
+    if name == BEST:
+        with busy(f"ranking the alarms of {STUDY}"):
+            found = best(rank_alarms(tree, HORIZON, study=study_of(folder)))
+        if found is None:
+            raise ValueError(f"{STUDY} tells nothing of any alarm: name one, and {give}")
+        name = found.name
     chosen = Judged(tree, seeds_of_choice(tree))
     if name not in chosen.signals:
         raise ValueError(

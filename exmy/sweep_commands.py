@@ -78,7 +78,8 @@ _wide = click.option(
 )
 @click.option(
     "--alarm", "alarms", metavar="NAME[=VALUE]", multiple=True,
-    help="Report a run whose signal is above VALUE; NAME<VALUE: below. Without VALUE, as healthy runs of `warning` have it.",
+    help="Report a run whose signal is above VALUE; NAME<VALUE: below. Without VALUE, or with best as NAME, as healthy runs of "
+    "the study warning have it.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
 @_hooked

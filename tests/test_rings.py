@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from click.testing import CliRunner
 from exmy.alarm_options import thresholds
 from exmy.cli import main
 from tests.test_execute import Recorder, Stopper, tiny
-from train import StudyError, open_study, run_study, study_status
+from tests.test_study_files import STUDIES
+from train import StudyError, open_study, read_study, run_study, study_status
+from train.alarm_ranking import rank_alarms
 from train.alarm_rules import Rule, check_alarm, rule_of
 from train.digest import write_digest
 from train.interruption import Interrupted
@@ -246,6 +249,9 @@ def test_a_default_is_passed_by_one_of_twenty_runs_that_lived(tmp_path: Path, mo
     # Of 80 the ceil(0.95 x 81) = 77th smallest of their largest, and largest of their smallest: passed by three of them.
     assert kurtosis == Rule("kurtosis", float(np.sort(signals["kurtosis"].values.max(axis=1)[lived])[76]))
     assert falling == Rule("update_rms", float(np.sort(signals["update_rms"].values.min(axis=1)[lived])[3]), below=True)
+    shutil.copyfile(STUDIES / "warning.toml", tmp_path / "warning" / "study.toml")
+    ranked = rank_alarms(tree, 100.0, study=read_study(STUDIES / "warning.toml"))
+    assert thresholds(["best"], tmp_path) == thresholds([str(ranked["signal"].values[0])], tmp_path)
     with pytest.raises(StudyError, match="attention_logit is no signal of warning"):
         thresholds(["attention_logit"], tmp_path)
 
