@@ -25,6 +25,7 @@ from train.interruption import Interrupted
 from train.plan import PlannedPack
 from train.program import Progress
 from train.rings import first_heard
+from train.schema import OF_ALARMS
 from train.store import read_packs
 from train.study import Study
 from train.study_alarms import study_signals
@@ -74,6 +75,10 @@ def test_who_rang_and_when_is_the_first_value_beyond_the_threshold_counted_one_b
     tree = open_study(trained[0])
     alarms, signals = tree["alarms"].to_dataset(), dict(study_signals(tree))
     assert alarms["alarm"].values.tolist() == [check_alarm(text) for text in EVERY]
+    assert set(alarms.data_vars) == set(OF_ALARMS["alarms"])
+    assert all(
+        alarms[name].dims == row.dims and alarms[name].attrs == row.attrs() for name, row in OF_ALARMS["alarms"].items()
+    )
     some = 0
     for i, rule in enumerate(map(rule_of, EVERY)):
         signal = signals[rule.name]

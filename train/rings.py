@@ -23,7 +23,7 @@ from train.alarm_rules import Rule, rules_of
 from train.gradient_ratio import norm_to_mean
 from train.measures import LOGITS, MEASURES
 from train.program import Program, Progress
-from train.schema import GROUPS
+from train.schema import OF_ALARMS
 from train.taking import ticks
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def with_rings(tree: xr.DataTree, study: Study) -> xr.DataTree:
             axis = next(dim for dim in of.dims if dim != "run")
             values = of.transpose(axis, "run").values.astype(np.float64)
             step[:, i], value[:, i] = first_heard(values, of[axis].values, rule)
-    rows = GROUPS["alarms"]
+    rows = OF_ALARMS["alarms"]
     columns = {
         "rang_step": step, "rang_value": value, "threshold": np.array([rule.threshold for rule in rules]),
         "below": np.array([rule.below for rule in rules]),

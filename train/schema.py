@@ -104,6 +104,14 @@ GROUPS = {
         ),
         **{name: signal.variable for name, signal in SIGNALS.items()},
     },
+    "summary": SUMMARY,
+}
+OF_MEASURES = {
+    group_of(measure): {name: _of_measure(name, axes) for name, axes in row.variables.items()} | {"measured": MEASURED}
+    for measure, row in AFTERWARDS.items()
+}
+"""The groups of measures, which a study has where it asks for them."""
+OF_ALARMS = {
     "alarms": {
         "rang_step": Variable(
             ("run", "alarm"),
@@ -117,13 +125,8 @@ GROUPS = {
         ),
         "below": Variable(("alarm",), "1", "whether the alarm rings below its threshold", "above it, where False"),
     },
-    "summary": SUMMARY,
 }
-OF_MEASURES = {
-    group_of(measure): {name: _of_measure(name, axes) for name, axes in row.variables.items()} | {"measured": MEASURED}
-    for measure, row in AFTERWARDS.items()
-}
-"""The groups of measures, which a study has where it asks for them."""
+"""The group of a study that has alarms to listen to."""
 TAKEN = LANDSCAPE["taken"]
 """Of /landscape, where `exmy landscape` may have measured some steps of some runs alone."""
 OPTIONAL = frozenset({"loss_scale", "skipped"})
