@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
 
 from exmy.claims import own_claims
 from exmy.findings import canvas, warnings_part
 from exmy.findings.make import make
 from exmy.findings.second import STUDIES
 from exmy.findings.second_text import SECOND
+from exmy.findings.sharpness_part import sharpness_by_bits
+from exmy.findings.studies import Evidence, load
 from exmy.findings.text import FINDINGS
 from tests.synthetic_evidence import ENTROPY, STEPS, make_study
 from tests.test_findings import CLAIM, claims_file, grid, of_seed, rows
@@ -166,6 +171,31 @@ def test_a_second_time_nothing_changes_and_its_pictures_are_those_named(
     again = make(results, results / "claims.toml", results / "findings.md", results / "second.toml")
     assert again == page
     assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == before
+
+
+def test_sharpness_by_bits_has_medians_in_the_order_of_bits_and_counts_pairs(tmp_path: Path) -> None:
+    recipes = {"masked-e8m1": 0.3, "native-bf16": 0.1, "masked-e8m3": 0.2}  # at the end; half of that before
+    make_study(tmp_path, "mantissa", grid(" ".join(recipes), 5, [RATE]), of_seed)
+    evidence = load(tmp_path, "mantissa")
+    assert isinstance(evidence, Evidence)
+    history = evidence.tree["history"].to_dataset()
+    ends = np.array([recipes[name] for name in history["recipe"].values.tolist()])
+    seeds = history["seed"].values
+    ends = np.where((history["recipe"].values == "masked-e8m3") & (seeds == 0), 0.05, ends) + 0.001 * seeds
+    ends = np.where((history["recipe"].values == "masked-e8m1") & (seeds == 1), np.nan, ends)
+    values = np.stack([ends / 2, ends], axis=1)[..., None]
+    labels = {name: of for name, of in history.coords.items() if of.dims == ("run",)}
+    sharpness = xr.Dataset(
+        {"logit_sharpness": (("run", "probe_step", "epsilon"), values)},
+        {**labels, "probe_step": [0, 30], "epsilon": [5e-4]},
+    )
+    lines = list(sharpness_by_bits(replace(evidence, tree=evidence.tree.assign({"sharpness": xr.DataTree(sharpness)}))))
+    table = [line.strip("| ").split(" | ") for line in lines if line.startswith(("| `", "| **`"))]
+    assert [row[0] for row in table] == ["**`native-bf16`**", "`masked-e8m3`", "`masked-e8m1`"]
+    # Of 0.1 .. 0.104 the middle; of 0.05, 0.201 .. 0.204; of 0.3, infinity, 0.302 .. 0.304.
+    assert [row[1:3] for row in table] == [["0.0510", "0.1020"], ["0.1010", "0.2020"], ["0.1515", "0.3030"]]
+    assert [row[3].split(" [")[0] for row in table] == ["–", "4/5", "5/5"]
+    assert list(sharpness_by_bits(evidence)) == []
 
 
 SCENES: dict[str, tuple[Callable[[Run], float], Callable[[Run], bool]]] = {

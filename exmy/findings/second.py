@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from exmy.busy import busy
+from exmy.findings import sharpness_part
 from exmy.findings.block import block, command
 from exmy.findings.canvas import Drawing
 from exmy.findings.page import Findings, Pictures, anchor, heading
@@ -109,6 +110,8 @@ class SecondHalf(Findings):
         return [of for of in self.judged if of.claim.name.partition("-")[0] == finding.key]
 
     def _section(self, section: str, finding: Finding) -> Iterator[str]:
+        if section == CHOSEN and isinstance(of_bits := self.studies.get(sharpness_part.STUDY), Evidence):
+            yield from sharpness_part.sharpness_by_bits(of_bits)
         found = self.studies[section]
         first = next(of for of in SECOND if section in of.sections) is finding
         if not first:
