@@ -146,7 +146,7 @@ def test_equally_good_signals_stand_in_order_of_their_cost() -> None:
     assert (float(found.sel(signal="gnmr")["cost"]), float(found.sel(signal="kurtosis")["cost"])) == (0.0, 1 / 8)
 
 
-@pytest.mark.parametrize("runs", [(), (0,), (1,), (0, 1)])
+@pytest.mark.parametrize("runs", [(), (0, 2, 4, 6), (0, 2, 4, 6, 8), (1,), (0, 1, 2, 4, 6, 8)])
 def test_with_few_diverged_runs_what_can_t_be_told_is_nan_and_nothing_is_the_best(runs: tuple[int, ...]) -> None:
     fails = np.isin(np.arange(SEEDS), runs)
     values = {"kurtosis": np.where(fails[:, None], 5.0, 3.0) * np.ones(TICKS.size)}
@@ -154,9 +154,10 @@ def test_with_few_diverged_runs_what_can_t_be_told_is_nan_and_nothing_is_the_bes
     known = {
         name: dict(zip(found["signal"].values, found[name].values, strict=True)) for name in ("chosen_auroc", "auroc")
     }
-    assert np.isnan(known["chosen_auroc"]["kurtosis"]) == (0 not in runs)  # of even seeds
-    assert np.isnan(known["auroc"]["kurtosis"]) == (1 not in runs)
-    assert best(found) == (Alarm("kurtosis") if 0 in runs else None)
+    chosen = sum(run % 2 == 0 for run in runs) >= 5  # of as many seeds an alarm is chosen at least
+    assert known["chosen_auroc"]["kurtosis"] == pytest.approx(1.0 if chosen else NAN, nan_ok=True)
+    assert known["auroc"]["kurtosis"] == pytest.approx(1.0 if 1 in runs else NAN, nan_ok=True)
+    assert best(found) == (Alarm("kurtosis") if chosen else None)
     assert np.isnan(float(found.sel(signal="kurtosis")["gain"]))  # one diverged run is in one fold: there is no model
 
 

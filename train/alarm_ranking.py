@@ -22,10 +22,11 @@ import numpy.typing as npt
 import xarray as xr
 
 from train.alarms import Bools, alarm_rows, of_its_runs, steps_of
-from train.early_warning import concordance
+from train.early_warning import concordance, informative
 from train.lead_times import conformal_threshold
 from train.measures import LOGITS, MEASURES
 from train.probe_costs import FORWARD, gradients_of
+from train.resample import LEAST_SEEDS
 from train.seed_cube import in_order, seed_labels
 from train.signals import SIGNALS
 from train.study import Study
@@ -73,9 +74,12 @@ class Judged:
         return signal_row(alarm.name, signal, self.onset, self.last, self.known, horizon, false_alarms, confidence)
 
     def auroc(self, alarm: Alarm, horizon: float) -> float:
-        """Within recipe, rate and step; NaN where no stratum tells."""
-        signal = alarm.louder(self.signals[alarm.name])
-        return float(concordance(alarm_rows(signal, self.onset, horizon, self.last)).auroc())
+        """Within recipe, rate and step; NaN where diverged runs of fewer than `LEAST_SEEDS` seeds tell."""
+        rows = alarm_rows(alarm.louder(self.signals[alarm.name]), self.onset, horizon, self.last)
+        telling = [rows.seed[of][rows.positive[of]] for of in informative(rows)]
+        if not telling or np.unique(np.concatenate(telling)).size < LEAST_SEEDS:
+            return math.nan
+        return float(concordance(rows).auroc())
 
     def better(self, name: str, horizon: float) -> tuple[Alarm, float]:
         """The signal in the direction in which it warns better, rising where neither is, with its AUROC."""
