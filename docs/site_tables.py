@@ -16,13 +16,14 @@ from formats.facts import facts, limits, written
 from formats.names import well_known
 from landscape import Variable
 from train.named_recipes import NAMED, PREFIXES
-from train.schema import COORDINATES, GROUPS, OF_MEASURES, RUN_COORDINATES
+from train.schema import COORDINATES, GROUPS, OF_ALARMS, OF_MEASURES, RUN_COORDINATES
 from train.study import Study
 
 ORDER = {
     "axes": "Axes", "more": "Block", "model": "ModelSettings", "training": "TrainingSettings", "data": "DataSettings",
-    "strategy": "StrategyTable", "probe": "ProbeSettings", "signals": "SignalsTable", "divergence": "DivergenceTable",
-    "execution": "ExecutionTable", "recipes.NAME": "RecipeTable", "recipes.NAME.forward": "ProductTable",
+    "strategy": "StrategyTable", "probe": "ProbeSettings", "signals": "SignalsTable", "alarms": "AlarmsTable",
+    "divergence": "DivergenceTable", "execution": "ExecutionTable", "recipes.NAME": "RecipeTable",
+    "recipes.NAME.forward": "ProductTable",
 }  # fmt: skip
 """Tables of a study file, by what stands in brackets, and the model that checks each."""
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "gt": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -182,7 +183,7 @@ def _number(text: str) -> str:
 def dataset() -> str:
     """Every group of a study's tree, and its coordinates."""
     groups: list[tuple[str, Mapping[str, Variable]]] = [(f"/{name}", rows) for name, rows in GROUPS.items()]
-    groups += [(f"/{name}", rows) for name, rows in OF_MEASURES.items()]
+    groups += [(f"/{name}", rows) for name, rows in (OF_ALARMS | OF_MEASURES).items()]
     parts = ["## Coordinates\n\n" + _variables(COORDINATES)]
     along = table(("coordinate", "of each run"), ((f"`{name}`", words) for name, words in RUN_COORDINATES.items()))
     parts.append(f"Of each `run`:\n\n{along}")

@@ -48,8 +48,8 @@ def alarms_table(found: xr.Dataset) -> Table:
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
     shown.add_column("signal", overflow="fold")
     for heading in (
-        f"AUROC {percent}", f"average precision {percent}", "by chance", f"adds to AUROC {percent}", "rang before",
-        "false alarms", "median lead, steps",
+        f"AUROC {percent}", f"average precision {percent}", "by chance", f"adds to AUROC {percent}", "rang in time",
+        "too early", "false alarms", "median lead, steps",
     ):  # fmt: skip
         shown.add_column(heading, justify="right", overflow="fold")
     for i, name in enumerate(found["signal"].values.tolist()):
@@ -58,7 +58,8 @@ def alarms_table(found: xr.Dataset) -> Table:
         shown.add_row(
             name, _interval(row, "auroc", ".2f"), _interval(row, "average_precision", ".2f"),
             _number(row["average_precision_chance"], ".2f"), _interval(row, "gain", "+.2f"),
-            f"{round(row['detected'] * judged)}/{judged}" if judged else "-", _number(100 * row["false_alarm_rate"], ".0f", " %"),
+            *(f"{round(row[of] * judged)}/{judged}" if judged else "-" for of in ("detected", "early")),
+            _number(100 * row["false_alarm_rate"], ".0f", " %"),
             _number(row["median_lead"], ".0f"),
         )  # fmt: skip
     return shown
@@ -72,8 +73,8 @@ def notes(found: xr.Dataset) -> list[str]:
         f"{attrs['diverged']} of {attrs['runs']} runs diverged ({definition}); the onset is {ONSETS.get(definition, NO_RETURN)}.",
         f"Scores are within recipe, learning rate and step, for an onset within {attrs['horizon']:g} steps; 0.5 is chance, and "
         "intervals are over seeds. What a signal adds is to learning rate, step, loss and gradient norm.",
-        f"Alarms ring falsely in at most {100 * attrs['false_alarms']:g} % of runs that do not diverge; rang before: of the "
-        "diverged runs that could be judged.",
+        f"Alarms ring falsely in at most {100 * attrs['false_alarms']:g} % of runs that do not diverge; rang in time: of the "
+        "diverged runs that could be judged, those whose first ring came within the horizon before the onset; too early: sooner.",
     ]
     if not attrs["diverged"]:
         lines.append("No run diverged: there was nothing to warn of.")

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from exmy.rang import rang_view
 from exmy.strategies import findings_of, findings_view
 from train.quantities import duration, gibibytes, number
 
@@ -31,6 +32,7 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     if status["packs"]:
         yield _finished_packs(status["packs"], status["packs_finished"])
     yield from findings_view(findings_of(Path(directory)))
+    yield from rang_view(status["alarms"])
     yield from _weights(status)
     if status["under_way"]:
         yield from _under_way(status["under_way"], at_work=status["state"] == "running")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from exmy.console import output, stability_tables
 from exmy.data import epochs_seen
+from exmy.rang import rang_view
 from exmy.report import write_report
 from exmy.seeds import seeds_line
 from exmy.strategies import findings, findings_view
@@ -29,6 +30,7 @@ from train.plan import PlannedPack, counted, describe, pick_device, plan
 from train.progress import duration
 from train.provenance import device_name
 from train.ranks import leads, way_of
+from train.rings import told
 from train.snapshots import need
 from train.store import finished_runs
 from train.tensorboard import EventFiles
@@ -80,6 +82,8 @@ def run_sweep(
     for table in stability_tables(tree) if study.strategy.kind != "bisect" else ():
         console.print(table)
     for part in findings_view(findings(record) if record else None):
+        console.print(part)
+    for part in rang_view(told(tree)):
         console.print(part)
     for line in epochs_seen(tree):
         console.print(line, soft_wrap=True)

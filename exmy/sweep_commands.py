@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import signal
 import sys
@@ -75,11 +76,16 @@ _wide = click.option(
     type=click.Choice(["grid", "bisect", "seeds"]),
     help="Which runs: all of the file (grid); the largest stable learning rate of each recipe (bisect); seeds in planned looks.",
 )
+@click.option(
+    "--alarm", "alarms", metavar="NAME[=VALUE]", multiple=True,
+    help="Report a run whose signal is above VALUE; NAME<VALUE: below. Without VALUE, or with best as NAME, as healthy runs of "
+    "the study warning have it.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
 @_hooked
 def sweep(
     study_file: Path | None, out: Path | str | None, overrides: tuple[str, ...], device: str, strategy: str | None,
-    *, dry_run: bool, **how: Any,
+    alarms: tuple[str, ...], *, dry_run: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Train every run of a study, and say which diverged.
 
@@ -91,6 +97,7 @@ def sweep(
     Example: exmy sweep mine.toml --dry-run
     Example: exmy sweep mine.toml --executor ray --ray-address auto --out s3://bucket/mine
     Example: exmy sweep mine.toml --strategy bisect
+    Example: exmy sweep mine.toml --alarm kurtosis=12 --alarm "update_rms<0.2"
     Example: torchrun --nproc-per-node 2 -m exmy sweep mine.toml --wide ddp
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep, shared_way
@@ -98,6 +105,10 @@ def sweep(
 
     with _sweeping(alike=True):
         changes = [*overrides, *([f'strategy.kind="{strategy}"'] if strategy else [])]
+        if alarms:
+            from exmy.alarm_options import thresholds
+
+            changes.append(f"alarms.thresholds={json.dumps(thresholds(alarms))}")
         study = read_study(study_file or default_study(device), changes)
         place = out or Path("runs") / study.name
         if dry_run:

@@ -369,3 +369,22 @@ def test_what_no_model_could_be_fitted_for_is_not_said_to_add_nothing() -> None:
     assert (
         0 < int(found["rows_judged"]) < int(found["rows"])
     )  # those of the seeds that it was not fitted to, none of which fails
+
+
+def test_a_first_ring_before_the_horizon_is_early_and_not_in_time() -> None:
+    runs, steps = 40, 100
+    fails = np.arange(runs) < 10
+    values = np.zeros((runs, steps))
+    values[:4, 70] = 1.0  # 20 steps before the onset
+    values[4:6, 10] = 1.0  # 80 steps before it, and once more in time: who acts has acted
+    values[4:6, 80] = 1.0
+    signal = xr.DataArray(
+        values, dims=("run", "step"), coords={"step": np.arange(steps), "seed": ("run", np.arange(runs))}
+    )
+    onset = xr.DataArray(np.where(fails, 90.0, np.nan), dims="run")
+    within = lead_time(signal, onset, 0.1, horizon=20).attrs
+    assert (within["detected"], within["early"], within["median_lead"]) == (0.4, 0.2, 20.0)
+    without = lead_time(signal, onset, 0.1).attrs
+    assert (without["detected"], without["early"], without["median_lead"]) == (pytest.approx(0.6), 0.0, 20.0)
+    with pytest.raises(ValueError, match="horizon must be above 0 steps, got 0"):
+        lead_time(signal, onset, 0.1, horizon=0)

@@ -179,18 +179,18 @@ def test_json_has_the_documented_fields_and_no_others(begun: Path) -> None:
     assert answer.exit_code == 0
     status = json.loads(answer.output, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert set(status) == fields(
-        "schema name study_hash directory state message runs packs_finished packs snapshots landscape under_way"
+        "schema name study_hash directory state message runs packs_finished packs snapshots landscape alarms under_way"
     )
     assert set(status["packs"][0]) == fields(
         "hash runs pack_size diverged device written seconds seconds_first_step ended_early_at"
     )
     assert set(status["under_way"]) == fields(
         "schema state error started heartbeat live_rule device runs_found runs_planned packs_planned packs_finished "
-        "run_steps run_steps_done seconds seconds_left alive non_finite no_progress dead memory_bytes packs"
+        "run_steps run_steps_done seconds seconds_left alive non_finite no_progress dead memory_bytes packs rang"
     )
     assert set(status["under_way"]["packs"][0]) == fields(
         "number hash dataset model recipes runs pack_size state step steps seconds seconds_first_step steps_per_second "
-        "run_steps_per_second seconds_left alive non_finite no_progress dead"
+        "run_steps_per_second seconds_left alive non_finite no_progress dead rang"
     )
 
 

@@ -81,7 +81,7 @@ def write_digest(
     labels = _labels(small["history"].to_dataset())
     encoding: dict[str, dict[str, dict[str, Any]]] = {}
     for node in small.subtree:
-        if node.path == "/":
+        if not node.to_dataset(inherit=False).variables:  # the root, and groups of groups
             continue
         # Runs stand in one order in all groups: their labels are written once.
         if node.path != "/history":
@@ -120,7 +120,8 @@ def read_digest(directory: Path, chunks: int | Literal["auto"] | None = None) ->
             tree = opened.load()
     except DAMAGE as error:
         raise StudyError(f"{path}: damaged ({error}): take it from where it came from again") from None
-    groups = {node.path: node.to_dataset(inherit=False) for node in tree.subtree if node.path != "/"}
+    every = {node.path: node.to_dataset(inherit=False) for node in tree.subtree if node.path != "/"}
+    groups = {path: of for path, of in every.items() if of.variables}
     of_runs = {name: groups["/history"].coords[name] for name in ("run", *_labels(groups["/history"]))}
     whole = {path: of if path == "/history" else of.assign_coords(of_runs) for path, of in groups.items()}
     if chunks is not None:

@@ -7,6 +7,9 @@ signal's distribution is (conformal prediction's argument: Vovk, Gammerman and S
 with fewer than 9 runs at r = 10 %, there is no threshold, and the runs are not judged: `judged` says how many were. Equal for
 all rates, a threshold would mostly find the rates that diverge.
 
+Who acts on an alarm acts on its first ring. With a horizon, a first ring that comes more than so many steps before the onset is
+no warning of it, as the rows of `alarm_rows` there are negative: it is counted apart, as `early`, and not among those detected.
+
 Train and test are split by seed, since runs of one seed share weights and batches: seeds are dealt into folds, and each fold's
 runs are judged by thresholds (or models) of the others. `incremental` fits logistic regressions so: of learning rate, step,
 loss and gradient norm, and of those and the signal; what the signal adds is the difference of the two scores' AUROC within
@@ -48,14 +51,18 @@ def lead_time(
     within: Sequence[str] | None = None,
     folds: int = FOLDS,
     key: int = 0,
+    horizon: float = math.inf,
 ) -> xr.Dataset:
     """When each run's alarm rings: threshold, alarm_step (NaN: silent), judged, diverged, lead (steps; NaN), all (run).
 
     signal, onset, last_step: as `alarm_rows`; only steps before the onset count. within: coordinates of runs alike, `kinds` if
     None. false_alarms: the rate per run that did not diverge. lead = onset - alarm_step of diverged runs that rang. attrs: the
-    shares of judged runs that rang, diverged (`detected`) or not (`false_alarm_rate`), the median lead of those detected, and
-    the counts. ValueError unless 0 < false_alarms < 1 and folds >= 2.
+    shares of judged runs that rang, diverged (`detected`, at most `horizon` steps before the onset; `early`, before that) or not
+    (`false_alarm_rate`), the median lead of those detected, and the counts. ValueError unless 0 < false_alarms < 1, folds >= 2
+    and horizon > 0.
     """
+    if not horizon > 0:
+        raise ValueError(f"the horizon must be above 0 steps, got {horizon}")
     if not 0 < false_alarms < 1:
         raise ValueError(f"false_alarms must be a rate per run between 0 and 1, got {false_alarms}")
     axis = steps_of(signal)
@@ -96,12 +103,14 @@ def lead_time(
         {name: of for name, of in signal.coords.items() if of.dims == ("run",)},
     )
     bad, good = judged & fails, judged & ~fails
+    in_time = rang & (lead <= horizon)
     result.attrs = {
         "false_alarms_allowed": false_alarms, "diverged_judged": int(bad.sum()), "healthy_judged": int(good.sum()),
         "not_judged": int((~judged).sum()),
-        "detected": float(rang[bad].mean()) if bad.any() else math.nan,
+        "detected": float(in_time[bad].mean()) if bad.any() else math.nan,
+        "early": float((rang & ~in_time)[bad].mean()) if bad.any() else math.nan,
         "false_alarm_rate": float(rang[good].mean()) if good.any() else math.nan,
-        "median_lead": float(np.median(lead[bad & rang])) if (bad & rang).any() else math.nan,
+        "median_lead": float(np.median(lead[bad & in_time])) if (bad & in_time).any() else math.nan,
     }  # fmt: skip
     return result
 

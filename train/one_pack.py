@@ -25,11 +25,12 @@ from train.checkpoint import CHECKPOINTS, Checkpointer
 from train.documents import TextError
 from train.interruption import Interrupted, Interruption
 from train.overlap import OVERLAPS, Drawing, Writing
-from train.pack import train_pack
+from train.pack import Pack, train_pack
 from train.pack_sizes import is_out_of_memory, program_key
 from train.plan import PlannedPack
 from train.program import PackResult, Progress
 from train.provenance import provenance
+from train.rings import listener
 from train.snapshots import keeper
 from train.store import PACKS, pack_tree, write_pack
 from train.study import Study, StudyError
@@ -209,10 +210,21 @@ class Trainer:
         """The pack trained to its end, in this process."""
         setting = self.setting
         snapshots = keeper(setting.directory, setting.study, pack, text.sha256, self.origin)
-        return train_pack(
-            pack.program, pack.slots, text, self.device, None, on_progress, checkpointer, setting.study.execution.dead_after,
-            weights=self._drawing.take(pack), on_measured=snapshots.after_step if snapshots else None,
+        alarms = listener(setting.study, pack)
+        shown = [of.after_step for of in (snapshots, alarms) if of]
+
+        def show(under_way: Pack) -> None:
+            for each in shown:
+                each(under_way)
+
+        result = train_pack(
+            pack.program, pack.slots, text, self.device, None, alarms.telling(on_progress) if alarms else on_progress,
+            checkpointer, setting.study.execution.dead_after, weights=self._drawing.take(pack),
+            on_measured=show if shown else None,
         )  # fmt: skip
+        if alarms:
+            alarms.listen()  # what was measured after the last report
+        return result
 
     def _text(self, pack: PlannedPack) -> Text:
         """The tokens that the sweep's own process read; StudyError where this one finds others."""

@@ -67,6 +67,10 @@ class Probes:
                 if vectors is not None:
                     self._vectors[measure].copy_(vectors)
 
+    def values(self, name: str) -> Tensor:
+        """A variable's values so far, by "measure/variable", [probes, R, ...]; the tensor itself."""
+        return self._values[name]
+
     def state(self) -> dict[str, Tensor]:
         """What later probes and the results need, by name; the tensors themselves."""
         values = {f"probe {name}": t for name, t in self._values.items()}

@@ -275,7 +275,7 @@ class PackResult:
 class Progress:
     """A report from a pack under way: updates done, each slot's training loss of the last of them, [R], and the text's
     unigram entropy, where a run that learns nothing from context stays; nats per token. memory: in bytes, of the process that
-    trains it, where that is another. dead: which runs are, [R], see `dead`.
+    trains it, where that is another. dead: which runs are, [R], see `dead`. rang: for which runs an alarm of the study's rang.
     """
 
     step: int
@@ -283,3 +283,4 @@ class Progress:
     unigram_entropy: float = float("nan")
     dead: NDArray[np.bool_] | None = None
     memory: int | None = None
+    rang: NDArray[np.bool_] | None = None

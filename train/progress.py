@@ -138,6 +138,7 @@ def status_table(state: Snapshot, margin: float = MARGIN) -> Group:
     began = state.alive + state.non_finite
     for_good = f" ({state.dead} for good)" if state.dead else ""
     counts = f"of {began} runs so far {state.non_finite} non-finite{for_good} and {state.no_progress} without progress"
+    counts += f"; {state.rang} rang an alarm" if state.rang else ""
     return Group(table, totals, Text(counts), Text(live_rule(margin), style="dim"))
 
 
@@ -185,7 +186,8 @@ def _rates(view: PackView) -> str:
 
 def _runs(view: PackView) -> str:
     """Counts so far; the words are `watch`'s live definitions, not the study's."""
-    return f"{view.alive}/{view.runs} alive, {view.no_progress} without progress so far"
+    rang = f", {view.rang} rang an alarm" if view.rang else ""
+    return f"{view.alive}/{view.runs} alive, {view.no_progress} without progress so far{rang}"
 
 
 def _left(seconds: float | None) -> str:

@@ -111,6 +111,22 @@ OF_MEASURES = {
     for measure, row in AFTERWARDS.items()
 }
 """The groups of measures, which a study has where it asks for them."""
+OF_ALARMS = {
+    "alarms": {
+        "rang_step": Variable(
+            ("run", "alarm"),
+            "step",
+            "the first step at which the alarm rang",
+            "the first step at which the signal was beyond the threshold; NaN where it never was",
+        ),
+        "rang_value": Variable(("run", "alarm"), "1", "the signal at that step", "in the signal's own unit"),
+        "threshold": Variable(
+            ("alarm",), "1", "the threshold", "as [alarms] of the study says; in the signal's own unit"
+        ),
+        "below": Variable(("alarm",), "1", "whether the alarm rings below its threshold", "above it, where False"),
+    },
+}
+"""The group of a study that has alarms to listen to."""
 TAKEN = LANDSCAPE["taken"]
 """Of /landscape, where `exmy landscape` may have measured some steps of some runs alone."""
 OPTIONAL = frozenset({"loss_scale", "skipped"})
@@ -129,6 +145,7 @@ COORDINATES = {
     "lanczos_step": Variable(
         ("lanczos_step",), "1", "node of a random vector's quadrature", "counted from 0, ascending"
     ),
+    "alarm": Variable(("alarm",), "1", "alarm", "the signal's name, > or <, and the threshold"),
     "signal_step": Variable(
         ("signal_step",), "step", "training step that was looked at, its weights before the update", "counted from 0"
     ),

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from train.alarm_rules import check_alarm, rules_of
 from train.corruption import Corruption
 from train.measures import LOGITS, Quantisers, check_measure
 from train.presets import check_preset, filled
@@ -282,6 +283,22 @@ class SignalsTable(Table):
     """[signals]: alarm signals are recorded every `every` steps, 0 for never; a run's identity does not depend on it."""
 
     every: Annotated[int, Field(ge=0)] = 10
+
+
+class AlarmsTable(Table):
+    """[alarms]: what a sweep reports while it trains, and /alarms says of it; a run's numbers and identity do not depend on it.
+
+    thresholds  each an alarm: a signal's name and a threshold, "kurtosis=12" or "kurtosis>12", which rings above it, or
+                "update_rms<0.2", which rings below
+    """
+
+    thresholds: list[Annotated[str, AfterValidator(check_alarm)]] = []
+
+    @field_validator("thresholds")
+    @classmethod
+    def _each_once(cls, texts: list[str]) -> list[str]:
+        rules_of(texts)
+        return texts
 
 
 class DivergenceTable(Table):

@@ -18,9 +18,10 @@ ISO 8601 in UTC, durations in seconds, memory in bytes:
                     seconds, seconds_first_step, ended_early_at: null, or the step after which all runs were dead (`dead`)
     snapshots       how many weights are kept: runs, files
     landscape       what `exmy landscape` measured: quantisers, measure, points (files), by these
+    alarms          of finished runs, by the study's alarms: alarm, runs, rang, diverged_silent, and who, as `rings.told` has it
     under_way       null, or the last `status.json`: state, error, started, heartbeat, live_rule and `watch.Snapshot`
                     (runs_found, runs_planned, packs_planned, packs_finished, run_steps, run_steps_done, seconds, seconds_left,
-                    alive, non_finite, no_progress, dead, memory_bytes, packs: those under way, as `watch.PackView`)
+                    alive, non_finite, no_progress, dead, memory_bytes, rang; packs: those under way, as `watch.PackView`)
 """
 
 from __future__ import annotations
@@ -193,9 +194,20 @@ def study_status(
         "packs_finished": len(packs),
         "snapshots": _snapshots(directory),
         "landscape": _landscape(directory),
+        "alarms": _alarms(directory, study) if finished else [],
         "packs": [_pack_row(row, diverged[row["pack"]]) for row in told],
         "under_way": None if state in ("finished", "not_started", "incomplete") else under_way,
     }
+
+
+def _alarms(directory: Path, study: Study) -> list[dict[str, Any]]:
+    """Of each alarm of the study for which finished runs it rang; of a study without alarms nothing is read."""
+    if not study.alarms.thresholds:
+        return []
+    from train.rings import told
+    from train.store import open_study
+
+    return told(open_study(directory))
 
 
 def _snapshots(directory: Path) -> dict[str, int]:

@@ -342,6 +342,10 @@ def _tree(
         "name": study.name, "baseline": study.reference, "study_hash": study.hash, "runs_planned": len(planned),
         "runs_finished": groups["history"].sizes["run"], "packs": len(packs), **shared_attributes(packs),
     }  # fmt: skip
+    if study.alarms.thresholds:
+        from train.rings import with_rings  # waits for SciPy
+
+        return with_rings(tree, study)
     return tree
 
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import AfterValidator, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
+from train.alarm_rules import check_recorded, rules_of
 from train.blocks import BLOCKS_LIMIT, Block, block_axes, separate_seeds
 from train.corruption import Corruption
 from train.presets import ARCHITECTURES
@@ -31,6 +32,7 @@ from train.settings import (
     NAME_LIMIT,
     RUNS_LIMIT,
     SETTINGS_LIMIT,
+    AlarmsTable,
     Axes,
     DataSettings,
     DivergenceTable,
@@ -292,6 +294,7 @@ class Study(Table):
     data: DataSettings = DataSettings()
     probe: ProbeSettings = ProbeSettings()
     signals: SignalsTable = SignalsTable()
+    alarms: AlarmsTable = AlarmsTable()
     divergence: DivergenceTable = DivergenceTable()
     execution: ExecutionTable = ExecutionTable()
     recipes: dict[str, RecipeTable] = Field(default_factory=dict)
@@ -315,6 +318,10 @@ class Study(Table):
                 f"as in --set baseline={self.recipes_named[0]}"
             )
         self._check_snapshots()
+        try:
+            check_recorded(rules_of(self.alarms.thresholds), self.probe, self.signals)
+        except ValueError as error:
+            raise ValueError(f"alarms.thresholds: {error}") from None
         return self
 
     def _check_snapshots(self) -> None:
@@ -491,13 +498,15 @@ class Study(Table):
         said = set(ModelSettings.model_fields) if by_preset else set(ARCHITECTURES["gpt2"])
         unwritten = said - self.model.model_fields_set
         content = self.model_dump(
-            mode="json", exclude_none=True, exclude={"model": unwritten, "more": True, "strategy": True}
+            mode="json", exclude_none=True, exclude={"model": unwritten, "more": True, "strategy": True, "alarms": True}
         )
         content["axes"] = {
             key: values for key, values in self.axes.items() if key != "seed" or not separate_seeds(self.axes)
         }
         if strategy := self.strategy.as_table():
             content["strategy"] = strategy
+        if self.alarms.thresholds:
+            content["alarms"] = self.alarms.model_dump(mode="json")
         blocks = "".join(f"\n[[more]]\n{tomli_w.dumps(block.as_table())}" for block in self.more)
         return tomli_w.dumps(content) + blocks
 

@@ -30,6 +30,7 @@ from train.measures import LOGITS, MEASURES, PROBES
 HISTORY = ("train_loss", "grad_norm", "gnmr")
 WITH_A_STEP = ("non_finite", "spike")
 LANDSCAPE = "landscape"
+RINGS = ("detected", "early", "false_alarm_rate", "median_lead", "diverged_judged", "not_judged")
 ONSET = "onset"  # of /summary, where it was worked out before histories were thinned
 
 
@@ -112,7 +113,7 @@ def study_warnings(
     for done, (name, signal) in enumerate(signals):
         if on_progress:
             on_progress(done, len(signals))
-        rows.append(_row(name, signal, onset, last, known, horizon, false_alarms, confidence))
+        rows.append(signal_row(name, signal, onset, last, known, horizon, false_alarms, confidence))
     columns = {name: ("signal", [row[name] for row in rows], described) for name, described in VARIABLES.items()}
     attrs = {
         "horizon": horizon, "false_alarms": false_alarms, "confidence": confidence,
@@ -122,16 +123,15 @@ def study_warnings(
     return xr.Dataset(columns, {"signal": [name for name, _ in signals]}, attrs)
 
 
-def _row(
+def signal_row(
     name: str, signal: xr.DataArray, onset: xr.DataArray, last: xr.DataArray, known: Mapping[str, xr.DataArray],
     horizon: float, false_alarms: float, confidence: float,
 ) -> dict[str, Any]:  # fmt: skip
+    """One signal's numbers, by `VARIABLES`; known: what it is held against, by name."""
     skill = warning_skill(alarm_rows(signal, onset, horizon, last), confidence)
     row: dict[str, Any] = {str(of): skill[of].item() for of in skill.data_vars if of in VARIABLES}
-    ring = lead_time(signal, onset, false_alarms, last)
-    row |= {
-        of: ring.attrs[of] for of in ("detected", "false_alarm_rate", "median_lead", "diverged_judged", "not_judged")
-    }
+    ring = lead_time(signal, onset, false_alarms, last, horizon=horizon)
+    row |= {of: ring.attrs[of] for of in RINGS}
     others = {of: values for of, values in known.items() if of != name}
     gain = incremental(signal, others, onset, horizon, last, confidence) if name not in known else None
     return row | {of: math.nan if gain is None else gain[of].item() for of in ("gain", "gain_low", "gain_high")}
@@ -152,7 +152,10 @@ VARIABLES = {
     "gain": _described("1", "AUROC added to learning rate, step, loss and gradient norm"),
     "gain_low": _described("1", "its lower limit, bootstrap over seeds"),
     "gain_high": _described("1", "its upper limit, bootstrap over seeds"),
-    "detected": _described("1", "share of judged diverged runs before whose onset the alarm rang"),
+    "detected": _described(
+        "1", "share of judged diverged runs whose alarm first rang within the horizon before the onset"
+    ),
+    "early": _described("1", "share of judged diverged runs whose alarm first rang before that"),
     "false_alarm_rate": _described("1", "share of judged runs that did not diverge in which it rang"),
     "median_lead": _described("steps", "median lead of those detected"),
     "diverged_judged": _described("1", "diverged runs for which there was a threshold"),

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from train.recipe_table import ProductTable, RecipeTable
 from train.settings import (
+    AlarmsTable,
     Axes,
     DataSettings,
     DivergenceTable,
@@ -33,6 +34,7 @@ FILE_LIMIT = 2**20  # bytes
 MESSAGE_LIMIT = 1000  # characters
 RECIPE_DEPTH = 3  # recipes.NAME.word; a product's table is one deeper
 SNAPSHOTS = "probe.snapshots: "  # a line of `Study`'s own that begins with the key
+ALARMS = "alarms.thresholds: "
 
 
 def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
@@ -115,6 +117,7 @@ def _locate(content: dict[str, Any], key: str) -> tuple[str, ...]:
     tables |= {
         "probe": ProbeSettings,
         "signals": SignalsTable,
+        "alarms": AlarmsTable,
         "divergence": DivergenceTable,
         "execution": ExecutionTable,
         "strategy": StrategyTable,
@@ -155,8 +158,9 @@ def _first_error(
         keys = ("axes", *keys)  # a value of an axis that the table whose field it is refuses
     if not keys and (named := re.match(r"recipe '([^']+)'", message)):
         keys = ("recipes", named[1]) if _line_of(source, ("recipes", named[1])) > 1 else ()
-    if not keys and message.startswith(SNAPSHOTS):
-        keys, message = ("probe", "snapshots"), message.removeprefix(SNAPSHOTS)
+    for prefix, place in {SNAPSHOTS: ("probe", "snapshots"), ALARMS: ("alarms", "thresholds")}.items():
+        if not keys and message.startswith(prefix):
+            keys, message = place, message.removeprefix(prefix)
     block = int(location[1]) if location[0:1] == ("more",) and location[1:2] and location[1].isdigit() else 0
     where = "--set" if keys in overridden or blamed == "--set" else f"{blamed}:{_line_of(source, keys, block)}"
     return f"{where}: {'.'.join(keys)}: {message}{more}" if keys else f"{where}: {message}{more}"
@@ -165,7 +169,7 @@ def _first_error(
 def _nearest_key(location: tuple[str, ...]) -> str:
     tables: dict[tuple[str, ...], type[Table]] = {
         (): Study, ("model",): ModelSettings, ("training",): TrainingSettings, ("probe",): ProbeSettings,
-        ("data",): DataSettings, ("signals",): SignalsTable, ("divergence",): DivergenceTable,
+        ("data",): DataSettings, ("signals",): SignalsTable, ("alarms",): AlarmsTable, ("divergence",): DivergenceTable,
         ("execution",): ExecutionTable, ("strategy",): StrategyTable,
     }  # fmt: skip
     if location[:1] == ("recipes",):

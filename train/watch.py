@@ -71,6 +71,7 @@ class PackView:
     non_finite: int
     no_progress: int
     dead: int
+    rang: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Snapshot:
     dead: int
     memory_bytes: int | None
     packs: tuple[PackView, ...]
+    rang: int = 0
 
 
 @dataclass
@@ -110,6 +112,7 @@ class _Account:
     seconds_first_step: float | None = None
     steady: float | None = None  # steps a second of the whole pack, once it has ended
     dead: int = 0
+    rang: int = 0
 
     @property
     def rate(self) -> float | None:
@@ -124,6 +127,7 @@ class _Account:
         self.step, self.unigram_entropy, self.memory = progress.step, progress.unigram_entropy, progress.memory
         self.losses.append(progress.loss[: len(self.pack.runs)])
         self.dead = 0 if progress.dead is None else int(progress.dead[: len(self.pack.runs)].sum())
+        self.rang = 0 if progress.rang is None else int(progress.rang.sum())
         self.reports.append((now, progress.step))
         while len(self.reports) > 2 and self.reports[1][0] < now - WINDOW:
             self.reports.popleft()
@@ -218,6 +222,7 @@ class Watch:
                 dead=sum(view.dead for view in views),
                 memory_bytes=self._bytes[1],
                 packs=views,
+                rang=sum(view.rang for view in views),
             )
 
     def _view(self, account: _Account, now: float) -> PackView:
@@ -244,6 +249,7 @@ class Watch:
             non_finite=non_finite,
             no_progress=no_progress,
             dead=account.dead,
+            rang=account.rang,
         )
 
     def _pack_left(self, account: _Account, now: float) -> float | None:

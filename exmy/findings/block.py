@@ -55,9 +55,12 @@ def block(evidence: Evidence) -> Iterator[str]:
     if str(attrs["git_commit"]).endswith("+changed") and note.is_file():
         rows["note on the commit"] = " ".join(note.read_text(encoding="utf-8").split())
     if "digest_every" in attrs:
-        rows["kept of it"] = (
-            f"histories of every {attrs['digest_every']}th step, signals of {attrs['digest_signal_seeds']} seeds; all else of all"
+        signals = (
+            f"signals of {attrs['digest_signal_seeds']} seeds"
+            if "digest_signal_seeds" in attrs
+            else "of blocks, tensors and roles the loudest signals"
         )
+        rows["kept of it"] = f"histories of every {attrs['digest_every']}th step, {signals}; all else of all"
     rows |= {
         word: str(attrs[key])
         for key, word in (("left_out", "left out"), ("set_afterwards", "set after training"))

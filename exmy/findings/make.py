@@ -2,6 +2,8 @@
 
     python -m exmy.findings [--results studies/results] [--claims studies/claims.toml] [--page docs/findings.md]
 
+Each file of claims is judged by itself, with its own alpha; the second's part of the page is `second`'s.
+
 What the paper said and what would change our mind is `text`'s; claims and their rules are those of the claims' file, and
 every number is made from a study. Figures lie beside the page, in a folder of its name; those that are no longer drawn are taken
 away. A second time nothing changes.
@@ -9,15 +11,19 @@ away. A second time nothing changes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import xarray as xr
 
 from exmy.busy import busy
-from exmy.claims import default_claims
+from exmy.claims import own_claims
+from exmy.findings.canvas import Drawing
 from exmy.findings.figures import drawings
-from exmy.findings.page import Findings
+from exmy.findings.page import Findings, Pictures
+from exmy.findings.second import SecondHalf, rankings, second_drawings, second_studies
 from exmy.findings.studies import Available, Evidence, load, load_all
 from exmy.outputs import write_whole
 from train import StudyError
@@ -74,17 +80,21 @@ def studies_of(results: Path, claims: Claims) -> dict[str, Evidence | str]:
         return found | {c.study: load(results, c.study) for c in claims.claims if c.study not in found}
 
 
-def make(results: Path, claims_file: Path, page: Path) -> str:
-    """Write the figures beside the page; gives back its text. StudyError, in a line, where something can't be read or written."""
+def make(results: Path, claims_file: Path, page: Path, second_file: Path | None = None) -> str:
+    """Write the figures beside the page; gives back its text. StudyError, in a line, where something can't be read or written.
+
+    second_file: the claims of the second half; without it that half is left out.
+    """
     claims = read_claims(claims_file)
     studies = studies_of(results, claims)
     with busy("judging claims"):
         found, reasons = judged(claims, studies)
+    second = _second(results, second_file, studies) if second_file else None
     folder = page.with_suffix("")
     pictures: dict[str, list[tuple[str, str]]] = {}
     written = set()
     with busy("drawing"):
-        for drawing in drawings(studies):
+        for drawing in [*drawings(studies), *(second.drawings if second else ())]:
             path = folder / f"{drawing.name}.png"
             write_whole(_in_folder(path), drawing.save)
             written.add(path)
@@ -92,7 +102,26 @@ def make(results: Path, claims_file: Path, page: Path) -> str:
     for old in set(folder.glob("*.png")) - written:
         old.unlink()
     with busy("writing"):
-        return Findings(studies, claims, found, reasons, pictures).page()
+        rest = list(second.half(pictures).part()) if second else []
+        return Findings(studies, claims, found, reasons, pictures).page(rest)
+
+
+class _Second(NamedTuple):
+    """The second half, but for where its pictures are."""
+
+    drawings: list[Drawing]
+    half: Callable[[Pictures], SecondHalf]
+
+
+def _second(results: Path, file: Path, first: Available) -> _Second:
+    claims, studies = read_claims(file), second_studies(results)
+    with busy("judging the second half's claims"):
+        found, reasons = judged(claims, studies)
+    alarms = rankings(studies)
+    return _Second(
+        list(second_drawings(studies, claims, alarms)),
+        lambda pictures: SecondHalf({**first, **studies}, claims, found, reasons, pictures, alarms),
+    )
 
 
 def _in_folder(path: Path) -> Path:
@@ -113,13 +142,14 @@ def _in_folder(path: Path) -> Path:
     help="Folder of study directories.",
 )
 @click.option(
-    "--claims", type=click.Path(path_type=Path), default=None, help="File of claims; exmy's own if not given."
+    "--claims", type=click.Path(path_type=Path), default=None, help="File of claims; exmy's own two if not given."
 )
 @click.option("--page", type=click.Path(path_type=Path), default=PAGE, show_default=True, help="Page to write.")
 def main(results: Path, claims: Path | None, page: Path) -> None:
     """Make the page of findings, and its figures, anew."""
     try:
-        text = make(results, claims or default_claims(), page)
+        first, *more = [claims] if claims else own_claims()
+        text = make(results, first, page, *more)
         write_whole(_in_folder(page), lambda aside: aside.write_text(text, encoding="utf-8"))
     except StudyError as error:
         raise click.UsageError(str(error)) from None

@@ -67,16 +67,18 @@ class Findings:
     ) -> None:
         self.studies, self.claims, self.judged, self.reasons, self.pictures = studies, claims, judged, reasons, pictures
 
-    def page(self) -> str:
-        """All of it, in Markdown."""
+    def page(self, second: Sequence[str] = ()) -> str:
+        """All of it, in Markdown; second: the lines of the second half, without which what it is about is said to be open."""
         lines = ["# Findings: what the paper said, and what came of it here", "", *self._head(), ""]
         for finding in FINDINGS:
             lines += [*self._finding(finding), ""]
         other = [of for of in self.judged if finding_of(of.claim) is None]
         if other:
             lines += ["## Further claims", "", *self._claims(other), ""]
-        lines += ["## Still open", "", "Of a later study, not of these:", ""]
-        lines += [f"- {key}: {words}" for key, words in OPEN.items()]
+        if not second:
+            lines += ["## Still open", "", "Of a later study, not of these:", ""]
+            lines += [f"- {key}: {words}" for key, words in OPEN.items()]
+        lines += second
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
     def _head(self) -> Iterator[str]:

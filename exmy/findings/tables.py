@@ -188,14 +188,19 @@ def condition_rows(evidence: Evidence) -> Iterator[tuple[str, Row, Row | None]]:
                 yield words + (f", rate {rate_words(row.learning_rate)}" if several else ""), row, base
 
 
-def condition_table(evidence: Evidence) -> Iterator[str]:
-    """A row a condition and recipe: the difference of final validation losses from the baseline under the same condition."""
+def condition_table(evidence: Evidence, rates: Sequence[float] | None = None) -> Iterator[str]:
+    """A row a condition and recipe: the difference of final validation losses from the baseline under the same condition.
+
+    rates: the learning rates that are meant, all if None.
+    """
     yield from headed(
         ("condition", "recipe", "baseline's loss", "difference, nats/token [95 %]", "Holm p", "pairs",
          "diverged, by definition", "baseline's")
     )  # fmt: skip
     parts = {part.key: part for part in evidence.parts}
     for words, row, base in condition_rows(evidence):
+        if rates is not None and row.learning_rate not in rates:
+            continue
         yield line(
             [
                 words,

@@ -18,12 +18,14 @@ import xarray as xr
 from markupsafe import Markup
 
 from exmy.figure import study_figure
+from exmy.rang import HEADINGS, rang_rows
 from exmy.report.content import content, provenance
 from exmy.report.packing import embedded
 from exmy.strategies import Findings, findings_of
 from exmy.version import __version__
 from train import Study, StudyError, open_study
 from train.durable import atomically
+from train.rings import told
 from train.store import PACKS, study_of
 
 PAGE, PICTURE = "index.html", "study.png"
@@ -79,7 +81,14 @@ def render(shown: Sequence[Shown], found: Sequence[Findings | None] = ()) -> str
     """The whole page of one study or two; found: what each one's strategy found."""
     inside = content(shown)
     studies = [
-        {**part, "toml": study.to_toml(), "provenance": provenance(tree), "strategy": strategy, "number": number}
+        {
+            **part,
+            "toml": study.to_toml(),
+            "provenance": provenance(tree),
+            "strategy": strategy,
+            "number": number,
+            "alarms": rang_rows(told(tree)) if tree is not None else [],
+        }
         for number, (part, (study, tree), strategy) in enumerate(
             zip(inside["studies"], shown, [*found, *[None] * (len(shown) - len(found))], strict=True)
         )
@@ -91,6 +100,7 @@ def render(shown: Sequence[Shown], found: Sequence[Findings | None] = ()) -> str
         looks=inside["looks"],
         any_finished=any(study["finished"] for study in studies),
         facets=_facets(inside),
+        alarm_headings=HEADINGS,
         content=embedded(inside),
         style=Markup(_text("report.css")),
         script=Markup("\n".join(_text(name) for name in SCRIPTS)),

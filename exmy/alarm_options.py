@@ -1,0 +1,81 @@
+"""`exmy sweep --alarm`: an alarm with a threshold of one's own, or with that of the runs of the study `warning` that lived.
+
+"best" is the signal that is at the top of that study's ranking (see `train.alarm_ranking`).
+
+The default is conformal: of the runs of the committed `warning` that did not diverge, all rates together, it is passed by a
+further such run with a chance of at most 5 %. It is about runs like those; of another size or text it is a guess, and said to be.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from exmy.busy import busy
+from train import StudyError
+from train.alarm_rules import rule_of
+
+STUDY = "warning"
+BEST = "best"
+HORIZON = 100.0  # steps, as that study's file says
+
+log = logging.getLogger(__name__)
+
+
+def thresholds(alarms: Sequence[str], results: Path | None = None) -> list[str]:
+    """The alarms, each with its threshold; results: the folder of studies that a default comes from, exmy's own if None.
+
+    StudyError, in a line, where one is no alarm, or has no threshold and there is none for it.
+    """
+    try:
+        return [
+            alarm if set(alarm) & set("=<>") else default(alarm.strip(), results) for alarm in map(_checked, alarms)
+        ]
+    except ValueError as error:
+        raise StudyError(f"--alarm: {error}") from None
+
+
+def _checked(alarm: str) -> str:
+    if set(alarm) & set("=<>"):
+        rule_of(alarm)
+    return alarm
+
+
+def default(name: str, results: Path | None = None) -> str:
+    """A signal with the threshold of the study `warning`, in the direction in which it warned there; ValueError without one.
+
+    name: "best" for the one that is at the top of that study's ranking.
+    """
+    from train.alarm_ranking import FALSE_ALARMS, Judged, best, rank_alarms, seeds_of_choice
+    from train.digest import has_digest
+    from train.directory import pack_names, study_of
+    from train.store import open_study
+
+    folder = (results or Path(str(importlib.resources.files("studies") / "results"))) / STUDY
+    give = f"give one, as in --alarm '{name}=VALUE', which rings above it, or '{name}<VALUE', which rings below"
+    if not has_digest(folder) and not pack_names(folder):
+        raise ValueError(f"{name} has no threshold, and {folder}, of whose runs it would be, is not there: {give}")
+    tree = open_study(folder)
+    if name == BEST:
+        with busy(f"ranking the alarms of {STUDY}"):
+            found = best(rank_alarms(tree, HORIZON, study=study_of(folder)))
+        if found is None:
+            raise ValueError(f"{STUDY} tells nothing of any alarm: name one, and {give}")
+        name = found.name
+    chosen = Judged(tree, seeds_of_choice(tree))
+    if name not in chosen.signals:
+        raise ValueError(
+            f"{name} is no signal of {STUDY}, of whose runs its threshold would be ({', '.join(chosen.signals)}): {give}"
+        )
+    alarm, auroc = chosen.better(name, HORIZON)
+    threshold = Judged(tree).threshold(alarm, FALSE_ALARMS)
+    if math.isnan(auroc) or not math.isfinite(threshold):
+        raise ValueError(f"{name} has no threshold: too few runs of {STUDY} tell one: {give}")
+    written = f"{name}{'<' if alarm.below else '>'}{-threshold if alarm.below else threshold!r}"
+    log.info(
+        "alarm %s: passed by 5 %% of the runs of %s that lived; of another size or text that is a guess", written, STUDY
+    )
+    return written

@@ -1,0 +1,219 @@
+"""The page's answer on early warning: every alarm ranked, the best held against a text and a size that it never saw.
+
+Numbers are `train.alarm_ranking`'s, on the digests that `exmy export --digest --alarms` made. The horizon and the rate of false
+alarms were fixed before the studies ran; signals are chosen on half of the seeds and scored on the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from exmy.alarm_options import HORIZON, STUDY
+from exmy.findings.canvas import Drawing, plain, sheet
+from exmy.findings.studies import Available, Evidence
+from exmy.findings.tables import NONE, headed, line, shown
+from train.alarm_ranking import FALSE_ALARMS, Alarm, best, rank_alarms, scored_again
+
+CHOSEN, WHOLE = STUDY, "curvature"  # by which an alarm is chosen; and which has every measure
+UNSEEN = {"warning-english": "on English", "warning-6x256": "at 6 × 256"}
+PAPERS = Alarm("logit_sharpness at epsilon 0.0005")
+LINE, AROUND = 0.19, 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """A study's ranking, and the best of it and the paper's metric on studies that they never saw, by (study, alarm)."""
+
+    name: str
+    table: xr.Dataset
+    again: Mapping[tuple[str, Alarm], Mapping[str, Any]]
+
+    @property
+    def best(self) -> Alarm | None:
+        """The alarm at the top."""
+        return best(self.table)
+
+
+def ranked(studies: Available, name: str) -> Ranked | None:
+    """A study's alarms, ranked; None where it is not there. Only what was chosen on `CHOSEN` is scored again elsewhere."""
+    evidence = studies.get(name)
+    if not isinstance(evidence, Evidence):
+        return None
+    table = rank_alarms(evidence.tree, HORIZON, FALSE_ALARMS, study=evidence.study)
+    found = Ranked(name, table, {})
+    if name != CHOSEN or found.best is None:
+        return found
+    alarms = list(dict.fromkeys([found.best, _papers(table)]))
+    there = {other: of for other in UNSEEN if isinstance(of := studies.get(other), Evidence)}
+    return Ranked(name, table, {
+        (other, alarm): scored_again(alarm, evidence.tree, of.tree, HORIZON)
+        for other, of in there.items() for alarm in alarms if alarm.name in table["signal"].values
+    })  # fmt: skip
+
+
+def _papers(table: xr.Dataset) -> Alarm:
+    """The paper's metric, in the direction that it had where alarms were chosen."""
+    if PAPERS.name not in table["signal"].values:
+        return PAPERS
+    return Alarm(PAPERS.name, bool(table["below"].sel(signal=PAPERS.name)))
+
+
+def part(of: Ranked, studies: Available) -> Iterator[str]:
+    """The ranked table, in Markdown; and of the study on which the alarm is chosen, what became of that elsewhere."""
+    attrs = of.table.attrs
+    yield (
+        f"Ranked on {attrs['seeds_chosen_on']} seeds ({attrs['diverged_chosen_on']} of "
+        f"{attrs['runs_chosen_on']} runs diverged), by "
+        f"AUROC within recipe, rate and step; all other columns are of the other {attrs['seeds_scored_on']} "
+        f"({attrs['diverged_scored']} of {attrs['runs_scored']} runs diverged). A warning counts within "
+        f"{HORIZON:g} steps before the "
+        "onset; rings are at thresholds that a run which does not diverge passes with a chance of "
+        f"{100 * FALSE_ALARMS:g} % at most."
+    )
+    yield ""
+    yield from alarm_table(of.table)
+    yield ""
+    yield (
+        "Of a signal at several epsilons or ranks each is a row. What it adds is to learning rate, step, loss "
+        "and gradient norm. Rang in "
+        "time, too early: of the diverged runs that could be judged, whose first ring came within the horizon, "
+        "or sooner. A probe's "
+        "cost is in training steps, by operations; probes run eagerly and in FP32, where an operation takes longer."
+    )
+    yield ""
+    if of.name != CHOSEN:
+        return
+    if of.best is None:
+        yield "Nothing can be told of any alarm: no two runs of a recipe and rate differ in what became of them."
+        return
+    yield f"**The best: `{of.best.name}`{', falling' if of.best.below else ''}.** {_worth(of)}"
+    yield ""
+    absent = [f"`{other}` ({studies[other]})" for other in UNSEEN if not isinstance(studies.get(other), Evidence)]
+    if of.again:
+        yield from again_table(of)
+        yield ""
+        yield (
+            "On runs that it was not chosen on, as it is, nothing fitted anew: at thresholds of their own runs "
+            "that did not diverge, and at "
+            f"the one threshold that such runs of `{CHOSEN}` set, which is what a sweep without runs of its own has."
+        )
+        yield ""
+    if absent:
+        yield f"Not yet scored on {', '.join(absent)}."
+
+
+def _worth(of: Ranked) -> str:
+    """Whether what was chosen holds on the seeds that it was not chosen on."""
+    row = of.table.isel(signal=0)
+    low, gain = float(row["auroc_low"]), float(row["gain_low"])
+    if not low > 0.5:
+        return "On seeds that it was not chosen on its interval reaches one half: it is not shown to warn."
+    if math.isnan(float(row["gain"])):
+        return "It warns on seeds that it was not chosen on, and is itself among what all others are held against."
+    if not gain > 0:
+        return (
+            "It warns on seeds that it was not chosen on, but is not shown to add to what loss and gradient norm say."
+        )
+    return "It warns on seeds that it was not chosen on, and adds to what loss and gradient norm say."
+
+
+def alarm_table(table: xr.Dataset) -> Iterator[str]:
+    """A row a signal, the best first."""
+    yield from headed(
+        ("signal", "AUROC where ranked", "AUROC [95 %]", "adds [95 %]", "rang in time", "too early", "false alarms, %",
+         "median lead, steps", "cost of a probe, steps")
+    )  # fmt: skip
+    for i, name in enumerate(table["signal"].values.tolist()):
+        row = {str(of): table[of].values[i].item() for of in table.data_vars}
+        words = f"`{name}`" + (", falling" if row["below"] else "")
+        yield line([words, shown(row["chosen_auroc"], ".3f"), *_scores(row), shown(row["cost"], ".3g")])
+
+
+def _scores(row: Mapping[str, Any]) -> list[str]:
+    judged = int(row["diverged_judged"])
+    return [
+        _ranged(row, "auroc", ".3f"), _ranged(row, "gain", "+.3f"),
+        *(f"{round(row[of] * judged)}/{judged}" if judged else NONE for of in ("detected", "early")),
+        shown(100 * row["false_alarm_rate"], ".1f"), shown(row["median_lead"], ".0f"),
+    ]  # fmt: skip
+
+
+def _ranged(row: Mapping[str, Any], name: str, form: str) -> str:
+    if math.isnan(row[name]):
+        return NONE
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return shown(row[name], form) + ("" if math.isnan(low) else f" [{shown(low, form)}, {shown(high, form)}]")
+
+
+def again_table(of: Ranked) -> Iterator[str]:
+    """A row a study and alarm: by thresholds of its own runs, then by the one that the alarm brings."""
+    yield from headed(
+        ("unseen", "signal", "AUROC [95 %]", "adds [95 %]", "rang in time", "too early", "false alarms, %", "median lead, steps",
+         "at the threshold brought along: in time, %", "too early, %", "false alarms, %", "median lead, steps")
+    )  # fmt: skip
+    for (other, alarm), row in of.again.items():
+        brought = [shown(100 * row[f"threshold_{of}"], ".1f") for of in ("detected", "early", "false_alarms")]
+        words = f"`{alarm.name}`" + (", falling" if alarm.below else "")
+        lead = shown(row["threshold_median_lead"], ".0f")
+        yield line([f"{UNSEEN[other]} (`{other}`)", words, *_scores(row), *brought, lead])
+
+
+def alarm_drawing(of: Ranked) -> Drawing:
+    """AUROC and what each adds, a row a signal, the best at the top."""
+    return Drawing(
+        of.name, f"{of.name}-alarms",
+        "AUROC of every alarm within recipe, learning rate and step, and what it adds to learning rate, step, "
+        "loss and gradient norm, "
+        "with 95 % intervals over seeds that it was not ranked on; the best at the top, crosses: on a text and "
+        "a size it never saw",
+        lambda: alarms(of),
+    )  # fmt: skip
+
+
+def alarms(of: Ranked) -> Figure:
+    """Two panels beside each other, AUROC and gain, with the unseen studies' crosses in the row of the alarm."""
+    names = of.table["signal"].values.tolist()
+    below = of.table["below"].values.tolist()
+    figure, axes = sheet((AROUND + LINE * max(len(names), 2),), 2, sharey=True)
+    for panel, name, chance, label in zip(
+        axes[0], ("auroc", "gain"), (0.5, 0.0), ("AUROC", "adds to AUROC"), strict=True
+    ):
+        value, low, high = (of.table[f"{name}{end}"].values for end in ("", "_low", "_high"))
+        panel.axvline(chance, color="#000000", lw=0.9, zorder=1)
+        for y in range(len(names)):
+            if math.isfinite(value[y]):
+                if math.isfinite(low[y]):
+                    panel.plot([low[y], high[y]], [y, y], color="#0072B2", lw=1.3, zorder=2)
+                panel.plot([value[y]], [y], ls="", marker="o", ms=3.6, color="#0072B2", zorder=3)
+        for (_, alarm), row in of.again.items():
+            if math.isfinite(row[name]):
+                panel.plot(
+                    [row[name]],
+                    [names.index(alarm.name)],
+                    ls="",
+                    marker="x",
+                    ms=4.5,
+                    color="#D55E00",
+                    mew=1.3,
+                    zorder=4,
+                )
+        panel.set_xlabel(label)
+        panel.xaxis.set_major_locator(MaxNLocator(3))
+        panel.grid(visible=False, axis="y")
+        panel.tick_params(axis="y", length=0)
+    words = [plain(_short(name)) + (", falling" if turned else "") for name, turned in zip(names, below, strict=True)]
+    axes[0, 0].set_yticks(range(len(names)), words, fontsize=6.5)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    return figure
+
+
+def _short(name: str) -> str:
+    """A signal as a figure has it."""
+    return name.replace(" at epsilon ", " ε ").replace(" at rank 0", "").replace(" at rho ", " ρ ")
