@@ -55,9 +55,11 @@ def default(name: str, results: Path | None = None) -> str:
     from train.store import open_study
 
     folder = (results or Path(str(importlib.resources.files("studies") / "results"))) / STUDY
-    give = f"give one, as in --alarm '{name}=VALUE', which rings above it, or '{name}<VALUE', which rings below"
+    which = "NAME" if name == BEST else name
+    give = f"give one, as in --alarm '{which}=VALUE', which rings above it, or '{which}<VALUE', which rings below"
     if not has_digest(folder) and not pack_names(folder):
-        raise ValueError(f"{name} has no threshold, and {folder}, of whose runs it would be, is not there: {give}")
+        lacks = "which alarm is the best is not known" if name == BEST else f"{name} has no threshold"
+        raise ValueError(f"{lacks}: {folder}, by whose runs it would be, is not there; {give}")
     tree = open_study(folder)
     if name == BEST:
         with busy(f"ranking the alarms of {STUDY}"):

@@ -101,7 +101,7 @@ def sweep(
     Example: torchrun --nproc-per-node 2 -m exmy sweep mine.toml --wide ddp
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep, shared_way
-    from train import read_study
+    from train import StudyError, read_study
 
     with _sweeping(alike=True):
         changes = [*overrides, *([f'strategy.kind="{strategy}"'] if strategy else [])]
@@ -109,7 +109,10 @@ def sweep(
             from exmy.alarm_options import thresholds
 
             changes.append(f"alarms.thresholds={json.dumps(thresholds(alarms))}")
-        study = read_study(study_file or default_study(device), changes)
+        try:
+            study = read_study(study_file or default_study(device), changes)
+        except StudyError as error:
+            raise StudyError(str(error).replace("--set: alarms.thresholds: ", "--alarm: ")) from None
         place = out or Path("runs") / study.name
         if dry_run:
             dry_run_view(study, place, device, how["workers"])

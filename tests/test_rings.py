@@ -236,9 +236,19 @@ def test_an_alarm_on_what_is_not_recorded_is_refused() -> None:
 def test_without_a_threshold_and_without_the_study_that_has_one_the_option_asks_for_it(tmp_path: Path) -> None:
     with pytest.raises(
         StudyError,
-        match=r"kurtosis has no threshold, .*warning.* is not there: give one, as in --alarm 'kurtosis=VALUE'",
+        match=r"kurtosis has no threshold: .*warning.* is not there; give one, as in --alarm 'kurtosis=VALUE'",
     ):
         thresholds(["grad_norm=3", "kurtosis"], tmp_path)
+    with pytest.raises(
+        StudyError, match=r"which alarm is the best is not known: .*warning.* is not there; .*'NAME=VALUE'"
+    ):
+        thresholds(["best"], tmp_path)
+
+
+def test_what_is_wrong_with_an_alarm_is_said_of_the_option_that_named_it() -> None:
+    refused = CliRunner().invoke(main, ["sweep", str(STUDIES / "first-look-cpu.toml"), "--alarm", "gradnorm=3"])
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("exmy: --alarm: the study records no signal 'gradnorm': did you mean 'grad_norm'?")
 
 
 def test_a_default_is_passed_by_one_of_twenty_runs_that_lived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
