@@ -95,13 +95,15 @@ def sweep(
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep, shared_way
     from train import read_study
+    from train.ranks import leads
 
     with _sweeping(alike=True):
         changes = [*overrides, *([f'strategy.kind="{strategy}"'] if strategy else [])]
         study = read_study(study_file or default_study(device), changes)
         place = out or Path("runs") / study.name
         if dry_run:
-            dry_run_view(study, place, device, how["workers"])
+            if leads():  # what every rank would say is said once
+                dry_run_view(study, place, device, how["workers"])
             return
         shared_way(place, how["wide"], how)
     with _sweeping():

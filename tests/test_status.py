@@ -179,7 +179,7 @@ def test_json_has_the_documented_fields_and_no_others(begun: Path) -> None:
     assert answer.exit_code == 0
     status = json.loads(answer.output, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert set(status) == fields(
-        "schema name study_hash directory state message runs packs_finished packs snapshots landscape under_way"
+        "schema name study_hash directory state message runs packs_finished digest packs snapshots landscape under_way"
     )
     assert set(status["packs"][0]) == fields(
         "hash runs pack_size diverged device written seconds seconds_first_step ended_early_at"
