@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import AfterValidator, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
+from train.axes import Axes
 from train.blocks import BLOCKS_LIMIT, Block, block_axes, separate_seeds
 from train.corruption import Corruption
 from train.presets import ARCHITECTURES
@@ -31,7 +32,6 @@ from train.settings import (
     NAME_LIMIT,
     RUNS_LIMIT,
     SETTINGS_LIMIT,
-    Axes,
     DataSettings,
     DivergenceTable,
     ExecutionTable,
@@ -280,7 +280,11 @@ def _in_words(error: ValueError) -> str:
 
 
 class Study(Table):
-    """A validated study. `Study(...)` takes the tables as keywords; `study_file.read_study` takes a TOML file."""
+    """A validated study. `Study(...)` takes the tables as keywords; `study_file.read_study` takes a TOML file.
+
+    name      of the study, and of its directory in runs; a folder's name
+    baseline  the recipe of [axes] that the others are held against (default: the first)
+    """
 
     name: Annotated[str, AfterValidator(check_folder_name)] = "study"
     baseline: str | None = None

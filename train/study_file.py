@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from train.axes import Axes
 from train.recipe_table import ProductTable, RecipeTable
 from train.settings import (
-    Axes,
     DataSettings,
     DivergenceTable,
     ExecutionTable,
