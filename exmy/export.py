@@ -58,7 +58,10 @@ def export_study(
         if netcdf is not None:
             _write_netcdf(tree, netcdf)
     except OSError as error:
-        raise StudyError(f"can't be written: {error.strerror or error}; make room, or name another place") from None
+        where = ", ".join(map(str, outs))
+        raise StudyError(
+            f"{where}: can't be written ({error.strerror or error}); make room, or name another place"
+        ) from None
     return outs
 
 

@@ -108,7 +108,8 @@ def study_of(directory: Path) -> Study:
             if (usual / STUDY_FILE).exists()
             else "a study directory is what `exmy sweep --out DIR` writes"
         )
-        raise StudyError(f"{directory}: no {STUDY_FILE} here; {mend}")
+        missing = f"no {STUDY_FILE} here" if directory.exists() else "there is no such directory"
+        raise StudyError(f"{directory}: {missing}; {mend}")
     return read_study(directory / STUDY_FILE)
 
 

@@ -20,7 +20,7 @@ from train.directory import INDEX, LANDSCAPE, PACKS, SNAPSHOTS, STUDY_FILE, is_d
 from train.durable import atomically, seal
 from train.finished import record
 from train.pack_file import PackFile, facts_of
-from train.study import Study, StudyError
+from train.study import Study, StudyError, in_words
 from train.waiting import Waiting
 
 SAME_TEXT = ("dataset", "tokenizer", "corruption")
@@ -130,7 +130,7 @@ def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | Non
     try:
         return Study.model_validate(content | {"name": name or studies[0].name, "axes": axes})
     except ValueError as error:
-        raise StudyError(f"the studies together are none: {str(error).splitlines()[-1]}") from None
+        raise StudyError(f"the studies together are none: {in_words(error)}") from None
 
 
 def _design_of(study: Study) -> dict[str, Any]:

@@ -269,7 +269,7 @@ def _seeds(axes: Axes) -> list[tuple[int, int]]:
     return [(s, s) for s in axes.seed]
 
 
-def _in_words(error: ValueError) -> str:
+def in_words(error: ValueError) -> str:
     """What a table refused, without pydantic's frame."""
     if not isinstance(error, ValidationError):
         return str(error)
@@ -312,7 +312,7 @@ class Study(Table):
             except ValueError as error:
                 if not number:
                     raise
-                raise ValueError(f"more, block {number}: {_in_words(error)}") from None
+                raise ValueError(f"more, block {number}: {in_words(error)}") from None
         if self.baseline is not None and self.baseline not in self.recipes_named:
             raise ValueError(
                 f"baseline {self.baseline!r} is not among axes.recipe: {', '.join(self.recipes_named)}; name one of these, "

@@ -45,7 +45,9 @@ def study_folder(directory: Path) -> Iterator[int]:
                 pass
         except OSError as error:
             _remove_unused(directory, made)
-            raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
+            raise StudyError(
+                f"{directory}: can't write there ({error.strerror}); mend that, or name another with --out"
+            ) from None
         yield lock
 
 
