@@ -75,7 +75,9 @@ const final = {
         hovertemplate: "%{text}<extra></extra>",
       });
     }
-    return {data, layout: layout(430, {xaxis: rateAxis(rates, width), yaxis: axis("final training loss (nats/token)", {range: [low, high]})})};
+    // Margins of our own: plotly's, which follow the labels, would not settle here.
+    const across = rateAxis(rates, width);
+    return {data, layout: layout(430, {margin: {l: 64, r: 16, t: 12, b: across.tickangle ? 96 : 56}, xaxis: across, yaxis: axis("final training loss (nats/token)", {range: [low, high], automargin: false})})};
   },
   table(panel) {
     const of = panel.study.run;
