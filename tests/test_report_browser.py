@@ -102,7 +102,10 @@ def draw_all(page: Any) -> None:
 def saved(page: Any, name: str, kind: str, place: int = 0) -> bytes:
     """What the reader gets from a figure's button."""
     figure = page.locator(f"figure[data-name={name}]").nth(place)
-    figure.scroll_into_view_if_needed()
+    for _ in range(2):  # what comes near is drawn, and may move the button: a click that it moves from under is none
+        figure.scroll_into_view_if_needed()
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        settled(page)
     with page.expect_download() as got:
         figure.get_by_role("button", name=f"as {kind}").click()
     assert got.value.suggested_filename.endswith("." + kind.lower())
