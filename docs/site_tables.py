@@ -6,7 +6,7 @@ Each function of `TABLES` is the text behind a directive of that name on a page 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from inspect import cleandoc
 from typing import Any
 
@@ -27,6 +27,8 @@ ORDER = {
 }  # fmt: skip
 """Tables of a study file, by what stands in brackets, and the model that checks each."""
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "gt": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+HEADINGS = ("key", "accepts", "default", "meaning")
+DEFAULT = re.compile(r"(.*?)(?: \(default: (.*)\))?")
 MEANING = re.compile(r"^ *(\w+)  +(\S.*)$")
 
 
@@ -93,33 +95,36 @@ def study_file() -> str:
     schema = Study.model_json_schema()
     left = set(schema["$defs"]) - set(ORDER.values())
     assert not left, f"tables of a study file without a place on the page: {left}"
+    tables = {name.split(".")[0] for name in ORDER}
     parts = [
         "## Above all tables\n\n"
         + table(
-            ("key", "accepts", "default"),
-            (
-                (f"`{key}`", accepts(entry), f"`{_toml(entry['default'])}`" if entry.get("default") else "")
-                for key, entry in schema["properties"].items()
-                if key in ("name", "baseline")
+            HEADINGS,
+            _keys(
+                {key: entry for key, entry in schema["properties"].items() if key not in tables},
+                schema.get("required", []),
+                _prose_and_meanings(schema["description"])[1],
             ),
         )
     ]
     for name, model in ORDER.items():
         described = schema["$defs"][model]
         prose, meanings = _prose_and_meanings(described["description"])
-        needed = described.get("required", [])
-        rows = (
-            (
-                f"`{key}`",
-                accepts(entry),
-                "needed" if key in needed else f"`{default}`" if (default := _toml(entry.get("default"))) else "",
-                meanings.get(key, ""),
-            )
-            for key, entry in described["properties"].items()
-        )
+        rows = _keys(described["properties"], described.get("required", []), meanings)
         bracket = f"[[{name}]]" if name == "more" else f"[{name}]"
-        parts.append(f"## {bracket}\n\n{prose}\n\n" + table(("key", "accepts", "default", "meaning"), rows))
+        parts.append(f"## {bracket}\n\n{prose}\n\n" + table(HEADINGS, rows))
     return "\n\n".join(parts)
+
+
+def _keys(
+    entries: Mapping[str, Mapping[str, Any]], needed: Collection[str], meanings: Mapping[str, str]
+) -> Iterator[tuple[str, ...]]:
+    """A row a key."""
+    for key, entry in entries.items():
+        meaning, default = DEFAULT.fullmatch(meanings[key]).groups()  # type: ignore[union-attr]
+        written = _toml(entry.get("default"))
+        otherwise = "needed" if key in needed else f"`{written}`" if written else _plain(default or "none")
+        yield f"`{key}`", accepts(entry), otherwise, _plain(meaning)
 
 
 def recipes() -> str:

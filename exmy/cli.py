@@ -46,6 +46,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Echo()])
     for noisy in ("torch", "matplotlib", "h5py", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("matplotlib.font_manager").setLevel(
+        logging.ERROR
+    )  # of a cache of fonts that is older than matplotlib
     logging.captureWarnings(capture=True)
 
 

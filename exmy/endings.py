@@ -46,25 +46,29 @@ class Commands(click.Group):
             click.echo(f"\nexmy: stopped; no file is left half written. To start again: {again}", err=True)
             sys.exit(INTERRUPTED)
         except click.UsageError as error:
-            raise _in_a_line(error) from None
+            raise _in_a_line(error, ctx) from None
         except OSError as error:
             if error.filename is None or error.errno in (None, errno.EPIPE):
                 raise
             raise Refused(f"{error.filename}: {error.strerror}; mend that, or name another place") from error
 
 
-def _in_a_line(error: click.UsageError) -> click.ClickException:
-    """What was wrong and where to look; a group without a command shows its help, as it is."""
-    if isinstance(error, click.exceptions.NoArgsIsHelpError) or error.ctx is None:
+def _in_a_line(error: click.UsageError, group: click.Context | None = None) -> click.ClickException:
+    """What was wrong and where to look; a group without a command shows its help, as it is.
+
+    group: whose command was called; of an option without its argument, click doesn't say to which command it belongs.
+    """
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error
-    said = " ".join(error.format_message().split()).rstrip(".")
-    return Refused(f"{said}; {_words(error.ctx)} --help has examples")
+    called = group.invoked_subcommand if group is not None and error.ctx is None else None
+    where = _words(error.ctx or group) + (f" {called}" if called else "")
+    return Refused(f"{' '.join(error.format_message().split()).rstrip('.')}; {where} --help has examples")
 
 
-def _words(ctx: click.Context) -> str:
+def _words(ctx: click.Context | None) -> str:
     """The command as one types it, however it was started."""
     names = []
-    above: click.Context | None = ctx
+    above = ctx
     while above is not None and above.parent is not None:
         names.append(above.info_name or "")
         above = above.parent

@@ -21,7 +21,7 @@ import xarray as xr
 
 from train import StudyError, open_study
 from train.digest import has_digest, write_digest
-from train.directory import pack_names
+from train.directory import is_digest, pack_names
 from train.durable import PART, atomically
 from train.store import ENGINE
 from train.waiting import Waiting
@@ -58,7 +58,10 @@ def export_study(
         if netcdf is not None:
             _write_netcdf(tree, netcdf)
     except OSError as error:
-        raise StudyError(f"can't be written: {error.strerror or error}; make room, or name another place") from None
+        where = ", ".join(map(str, outs))
+        raise StudyError(
+            f"{where}: can't be written ({error.strerror or error}); make room, or name another place"
+        ) from None
     return outs
 
 
@@ -82,7 +85,7 @@ def _check_zarr(out: Path) -> None:
 
 
 def _check_digest(directory: Path, out: Path) -> None:
-    if has_digest(directory) and not pack_names(directory):
+    if is_digest(directory):
         raise StudyError(f"{directory} is a digest itself: copy it")
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or has_digest(out)) and not pack_names(out)):
         raise StudyError(f"{out}: no digest of a study, so --force does not replace it; name another place")

@@ -36,7 +36,7 @@ def status_view(status: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from _weights(status)
     if status["under_way"]:
         yield from _under_way(status["under_way"], at_work=status["state"] == "running")
-    if status["state"] not in ("running", "finished"):
+    if status["state"] not in ("running", "finished") and not status["digest"]:
         yield Text(f"To go on: {shlex.join(['exmy', 'resume', directory])}")
     if runs["finished"]:
         yield Text(f"To look at what is there: {shlex.join(['exmy', 'report', directory])}")

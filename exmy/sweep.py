@@ -33,6 +33,7 @@ from train.ranks import leads, way_of
 from train.rings import told
 from train.snapshots import need
 from train.store import finished_runs
+from train.study_folder import refuse_digest
 from train.tensorboard import EventFiles
 from train.wandb import WandbRuns
 from train.wide_recipes import Way
@@ -127,6 +128,7 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
         raise StudyError(f"--dry-run looks into a directory of this machine: leave --out {directory} out")
     where = pick_device(device)
     at_once = count_workers(where, workers)
+    refuse_digest(directory)
     finished = finished_runs(directory, mend=False) if directory.is_dir() else {}
     study = round_under_way(study, directory, where)
     packs = plan(study, where, finished, read_lowered(directory).get(device_name(where)))

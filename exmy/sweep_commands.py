@@ -102,6 +102,7 @@ def sweep(
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep, shared_way
     from train import StudyError, read_study
+    from train.ranks import leads
 
     with _sweeping(alike=True):
         changes = [*overrides, *([f'strategy.kind="{strategy}"'] if strategy else [])]
@@ -115,7 +116,8 @@ def sweep(
             raise StudyError(str(error).replace("--set: alarms.thresholds: ", "--alarm: ")) from None
         place = out or Path("runs") / study.name
         if dry_run:
-            dry_run_view(study, place, device, how["workers"])
+            if leads():  # what every rank would say is said once
+                dry_run_view(study, place, device, how["workers"])
             return
         shared_way(place, how["wide"], how)
     with _sweeping():

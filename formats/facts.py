@@ -278,7 +278,7 @@ def _nan_codes(f: ElementFormat, digits: int) -> str:
 
 def meaning(f: ElementFormat, code: int) -> Fraction | float | None:
     """What a code stands for; None where a list has no value for it."""
-    if isinstance(f, GridFormat) and code != f.nan_code and code not in f.codes:
+    if isinstance(f, GridFormat) and not f.has_code(code):
         return None
     return f.decode_exact(code)
 

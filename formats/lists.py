@@ -142,6 +142,10 @@ class GridFormat(ElementFormat):
     def _by_code(self) -> dict[int, Fraction]:
         return dict(zip(self.codes, self.values, strict=True))
 
+    def has_code(self, code: int) -> bool:
+        """Whether a code stands for a value or for NaN."""
+        return code in self._by_code or code == self.nan_code
+
     def decode_exact(self, code: int) -> Fraction | float:
         """One code's value; nan for the code that stands for it. ValueError for a code that stands for nothing."""
         self._check_code(code)

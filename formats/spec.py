@@ -365,15 +365,13 @@ class FloatFormat(ElementFormat):
         largest.
         """
         if not isinstance(other, FloatFormat):
-            return all(self._holds_value(Fraction(other.decode_exact(int(code)))) for code in other.finite_codes)
+            lowest, largest = self.lowest, self.largest
+            values = (Fraction(other.decode_exact(int(code))) for code in other.finite_codes)
+            return all(lowest <= v <= largest and bool(self.interval(v).low == v or not v) for v in values)
         if (other.signed and not self.signed) or (other.zero and not self.zero):
             return False
         fine = other._finest >= self._finest if self._gradual else other.smallest >= self.smallest
         return other._longest_odd <= self.mantissa_bits + 1 and fine and other.largest <= self.largest
-
-    def _holds_value(self, value: Fraction) -> bool:
-        inside = self.lowest <= value <= self.largest
-        return inside and bool(self.interval(value).low == value or not value)
 
     @property
     def shares_programs(self) -> bool:

@@ -427,7 +427,7 @@ def test_a_study_under_way_is_compared_with_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: no study.toml here; a study directory is what `exmy sweep --out DIR` writes"),
+        (["nowhere"], "nowhere: there is no such directory; a study directory is what `exmy sweep --out DIR` writes"),
         ([FIRST_LOOK, "--baseline", "e8m2"], "baseline 'e8m2' has no finished run in this study; did you mean 'e8m"),
         ([FIRST_LOOK, "--figure", "picture.gif"], "the picture's name must end in .png, .svg, .pdf, got '.gif'"),
         ([FIRST_LOOK, "--page", "/proc/none/page.md"], "/proc/none/page.md: can't be written"),

@@ -18,6 +18,7 @@ from exmy.cli import main
 from formats import compare, datasheet, grid_format, list_formats
 from formats.facts import confusable, limits, parts, written
 from formats.names import element_format, well_known
+from tests.exact_values import FLOATS, exact
 from verification.vector_sets import as_csv, as_hex, decoding_vectors, vectors
 
 # Types that another library has, and by which it knows their limits.
@@ -105,9 +106,48 @@ def test_parts_give_the_value_back(value: Fraction) -> None:
     assert not value or 1 <= abs(significand) < 2
 
 
-def test_every_known_format_has_a_datasheet_that_a_file_takes(tmp_path: Path) -> None:
-    for name in [*well_known(), "e1m1f", "e3m2-nosub", "binary3p1uf", "int2", "posit3", "e4m3fn@tile128x128"]:
-        datasheet(name).to_netcdf(tmp_path / "sheet.nc", engine="h5netcdf")
+@pytest.mark.parametrize(
+    "name", [*well_known(), "e1m1f", "e3m2-nosub", "binary3p1uf", "int2", "posit3", "e4m3fn@tile128x128"]
+)
+def test_what_a_file_of_a_datasheet_holds_is_the_standards(name: str, tmp_path: Path) -> None:
+    """Read back: exactly what the formulas give, in rationals; of formats of 16 bits every 37th code and the ends."""
+    datasheet(name).to_netcdf(tmp_path / "sheet.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "sheet.nc", engine="h5netcdf") as opened:
+        sheet = opened.load()
+    assert sheet.attrs["name"] == name
+    if name in ("fp64", "fp32", "tf32"):  # too many codes to list
+        ends = {"largest": (1 << FLOATS[name].exponent + FLOATS[name].mantissa) - (1 << FLOATS[name].mantissa) - 1}
+        assert "code" not in sheet.dims
+        for key, code in (ends | {"smallest_positive": 1, "smallest_normal": 1 << FLOATS[name].mantissa}).items():
+            assert Fraction(float(sheet[key])) == exact(name, code), key
+        return
+    count = sheet.sizes["code"]
+    assert sheet["code"].values.tolist() == list(range(count))
+    half = count // 2
+    codes = range(count) if count <= 256 else {*range(0, count, 37), half - 1, half, half + 1, count - 1}
+    if name == "nf4":
+        values = np.array([-1.0, 0, 1])  # QLoRA, appendix E: 0 and both ends are exact
+        assert sheet["value"].values[[0, 7, 15]].tolist() == values.tolist()
+        assert (np.diff(sheet["value"].values) > 0).all()
+        return
+    columns = (sheet[key].values.tolist() for key in ("significand", "exponent", "value", "kind"))
+    rows = list(zip(*columns, strict=True))
+    for code in codes:
+        significand, exponent, value, kind = rows[code]
+        want = exact(name, code)
+        if isinstance(want, Fraction):
+            assert Fraction(significand) * Fraction(2) ** exponent == want, code
+            assert Fraction(value) == want, code
+            assert kind in ("normal", "subnormal", "value") if want else kind == "zero", code
+        else:
+            assert repr(value) == repr(want), code
+            nan = "unused" if name == "lns8q3" else "NaN"  # the code where -0 would be
+            assert kind == {"nan": nan, "inf": "infinity", "-inf": "infinity", "-0.0": "negative zero"}[repr(want)]
+    finite = [v for code in range(count) if isinstance(v := exact(name, code), Fraction)]
+    assert int(sheet["finite_values"]) == len(finite)
+    assert Fraction(float(sheet["largest"])) == max(finite)
+    assert Fraction(float(sheet["lowest"])) == min(finite)
+    assert Fraction(float(sheet["smallest_positive"])) == min(v for v in finite if v > 0)
 
 
 def test_all_registered_formats_have_limits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import xarray as xr
 from click.testing import CliRunner, Result
 
 from exmy.cli import main
+from tests.report_page import Page
 from tests.test_lazy import Silent, study
 from train import StudyError, open_study, run_study
 from train.digest import DIGEST, digest_of, write_digest
 from train.signals import SIGNALS
+from train.status import study_status
 from train.study_alarms import study_warnings
 
 CPU = Path(__file__).parent.parent / "studies" / "results" / "first-look-cpu"
@@ -141,6 +144,70 @@ def test_a_verdict_on_a_digest_is_the_studys(tmp_path: Path) -> None:
             assert ours.output == theirs.output
     bytes_of = [sum(path.stat().st_size for path in place.rglob("*.nc")) for place in (tmp_path / "small", CPU)]
     assert bytes_of[0] < bytes_of[1] / 2  # labels and attributes weigh; of more steps less
+
+
+def test_a_digest_is_told_of_and_shown_as_what_it_is(tmp_path: Path) -> None:
+    """What the committed packs are told to be, but for the files that are not there; the page judges alike."""
+    small = tmp_path / "small"
+    assert exmy("export", CPU, "--digest", small).exit_code == 0
+    ours, theirs = study_status(small), study_status(CPU)
+    assert ours["runs"] == theirs["runs"]
+    assert (ours["state"], ours["digest"], theirs["digest"]) == ("finished", True, False)
+    said = exmy("status", small).output
+    assert f"digest of all {theirs['runs']['planned']} runs" in said.replace("\n", " ")
+    assert "exmy resume" not in said
+    pages = []
+    for place, name in ((small, "small"), (CPU, "whole")):
+        assert exmy("report", place, "--out", tmp_path / name / "page").exit_code == 0
+        pages.append(Page((tmp_path / name / "page" / "index.html").read_text(encoding="utf-8")))
+    digested, whole = (page.content["studies"][0] for page in pages)
+    assert digested["groups"][0]["verdicts"] == whole["groups"][0]["verdicts"]
+    assert digested["run"]["final"] == whole["run"]["final"]
+    assert "digest" in digested["digest"]
+    assert not whole["digest"]
+    assert (digested["curves"]["over"], whole["curves"]["over"]) == ("1 step of 10", "3 steps")
+
+
+def test_a_digest_of_some_runs_says_so(tmp_path: Path) -> None:
+    shutil.copytree(CPU, tmp_path / "study")
+    next((tmp_path / "study" / "packs").glob("*.nc")).unlink()
+    assert exmy("export", tmp_path / "study", "--digest", tmp_path / "small").exit_code == 0
+    status = study_status(tmp_path / "small")
+    runs = status["runs"]
+    assert status["state"] == "incomplete"
+    assert 0 < runs["finished"] < runs["planned"]
+    assert f"{runs['finished']} of {runs['planned']} runs" in status["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resume"], "can be looked at and not be gone on with: name another directory with --out"),
+        (["sweep", "STUDY", "--out"], "can be looked at and not be gone on with"),
+        (["sweep", "STUDY", "--dry-run", "--out"], "can be looked at and not be gone on with"),
+        (["merge", "--out", "NEW"], "without packs to copy"),
+        (["landscape"], "no weights are kept there"),
+    ],
+)
+def test_what_a_digest_is_too_little_for_is_refused_in_a_line(
+    arguments: list[str], said: str, digest: Path, tmp_path: Path
+) -> None:
+    places = {"STUDY": digest / "study.toml", "NEW": tmp_path / "new"}
+    refused = exmy(*[places.get(word, word) for word in arguments], digest)
+    assert refused.exit_code == 2
+    assert said in refused.output
+    assert refused.output.count("\n") == 1
+    assert [path.name for path in sorted(digest.iterdir())] == ["digest.nc", "digest.sha256", "study.toml"]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_digest_is_exported_without_a_warning(digest: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert exmy("export", digest, "--zarr", tmp_path / "z").exit_code == 0
+    with xr.open_datatree(tmp_path / "z", engine="zarr") as stored:
+        whole, kept = (tree["summary"].to_dataset()["recipe"].values for tree in (open_study(digest), stored))
+        assert kept.tolist() == whole.tolist()
 
 
 def test_packs_come_before_a_digest_of_them(tmp_path: Path, digest: Path) -> None:

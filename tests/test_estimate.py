@@ -102,6 +102,18 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         assert words in result.output
 
 
+def test_of_torchruns_processes_one_shows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    for rank in ("0", "1", "3"):
+        for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "4"), ("RANK", rank), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, value)
+        result = CliRunner().invoke(main, ["sweep", "--device", "cpu", "--dry-run"])
+        assert result.exit_code == 0
+        shown.append(result.output)
+    assert "programs: runs that train as one" in shown[0]
+    assert shown[1:] == ["", ""]
+
+
 def test_a_dry_run_counts_what_is_there_and_leaves_a_damaged_pack_where_it_is(tmp_path: Path) -> None:
     kept = ROOT / "studies" / "results" / "first-look-cpu"
     shutil.copytree(kept, tmp_path / "out")

@@ -98,7 +98,9 @@ def test_one_that_fails_leaves_what_was_there(
     monkeypatch.setattr(lazy.Packs, "values", full)
     failed = exported(directory, option, out, "--force")
     assert failed.exit_code == 2
-    assert failed.output == "exmy: can't be written: No space left on device; make room, or name another place\n"
+    assert (
+        failed.output == f"exmy: {out}: can't be written (No space left on device); make room, or name another place\n"
+    )
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from exmy.grids import grids_figure, largest_error, ulp
 from formats import element_format, float_format
 from formats.names import well_known
 from formats.scaled import is_scaled_name
+from tests.exact_values import FLOATS, exact
 from tests.test_figure import texts
 
 # Formats that another library has too.
@@ -138,22 +140,42 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) 
     assert "Traceback" not in refused.output
 
 
-def test_every_known_format_can_be_drawn(tmp_path: Path) -> None:
-    known = [name for name in well_known() if not is_scaled_name(name) and name != "fp64"]
-    known += [
-        "e8m0f",
-        "e1m1f",
-        "e8m23f",
-        "e8m23-nosub",
-        "binary8p1ue",
-        "binary12p5sf",
-        "int2",
-        "int16",
-        "posit3",
-        "lns5q1",
-    ]
-    for name in known:
-        grids_figure([element_format(name)], tmp_path / "one.png")
+KNOWN = [
+    *(name for name in well_known() if not is_scaled_name(name) and name != "fp64"),
+    "e8m0f", "e1m1f", "e8m23f", "e8m23-nosub", "int2", "int16", "posit3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [KNOWN[i::4] for i in range(4)], ids=" ".join)
+def test_every_known_format_is_drawn_value_by_value_or_from_end_to_end(
+    names: list[str], figures: list[Figure], tmp_path: Path
+) -> None:
+    """Against the standards' formulas, in rationals: a stroke a positive value, or two bands that meet and end where these do."""
+    grids_figure([element_format(name) for name in names], tmp_path / "known.png")
+    top = figures[-1].axes[0]
+    rows = {name: len(names) - 1 - place for place, name in enumerate(names)}
+    assert [tick.get_text() for tick in top.get_yticklabels()] == names[::-1]
+    for name, row in rows.items():
+        paths = [np.asarray(path.vertices) for part in top.collections for path in part.get_paths()]
+        own = [vertices[:, 0] for vertices in paths if row - 0.5 < vertices[:, 1].mean() < row + 0.5]
+        strokes = sorted({float(x[0]) for x in own if np.ptp(x) == 0})
+        if name in ("fp32", "tf32", "e8m23f", "e8m23-nosub"):
+            f = FLOATS[name]
+            last = (1 << f.exponent + f.mantissa) - 1 - (f.specials == "ieee") * (1 << f.mantissa)
+            ends = float(exact(name, 1)), float(exact(name, last))
+        elif name == "nf4":
+            assert (len(strokes), strokes[-1]) == (8, 1.0)  # QLoRA, appendix E
+            continue
+        else:
+            bits = element_format(name).bits
+            found = (exact(name, code) for code in range(1 << bits))
+            values = sorted({float(value) for value in found if isinstance(value, Fraction) and value > 0})
+            if len(values) <= 300:
+                assert strokes == values, name
+                continue
+            ends = values[0], values[-1]
+        assert (min(x.min() for x in own), max(x.max() for x in own)) == ends, name
+        assert len(own) in (1, 2), name
 
 
 def test_the_ulp_of_other_formats() -> None:

@@ -88,6 +88,21 @@ A_FOLDER = "can't be written (Is a directory); name another place"
             "sweep --workers 0",
             "Invalid value for '--workers': 0 is not in the range x>=1; exmy sweep --help has examples",
         ),
+        ("export a --zarr", "Option '--zarr' requires an argument; exmy export --help has examples"),
+        ("formats plot e4m3fn --out", "Option '--out' requires an argument; exmy formats plot --help has examples"),
+        (
+            "resume nowhere",
+            "nowhere: there is no such directory; a study directory is what `exmy sweep --out DIR` writes",
+        ),
+        (
+            "merge STUDY STUDY --out nowhere --name a/b",
+            "the studies together are none: name: must be a folder's name: 1 to 100 characters that print, without / or \\, the "
+            "first no dot, minus or ~, got 'a/b'",
+        ),
+        (
+            "stability TABLE",
+            "TABLE: is no CSV table (Error tokenizing data. C error: Expected 1 fields in line 3, saw 2)",
+        ),
         ("merge a", "Missing option '--out'; exmy merge --help has examples"),
         ("export a", "name what to write: --zarr OUT, --netcdf OUT.nc, --digest OUT; exmy export --help has examples"),
         (
@@ -111,10 +126,13 @@ A_FOLDER = "can't be written (Is a directory); name another place"
 )
 def test_what_is_wrong_is_one_line(words: str, line: str, tmp_path: Path) -> None:
     """Before any work: a file that can't be written, too."""
-    places = {"FOLDER": str(tmp_path), "STUDY": str(STUDY)}
+    places = {"FOLDER": str(tmp_path), "STUDY": str(STUDY), "TABLE": str(tmp_path / "table")}
+    (tmp_path / "table").write_text("[a]\nb\nc, d\n")
     refused = invoke(*(places.get(word, word) for word in words.split()))
     assert refused.exit_code == 2
-    assert refused.output == f"exmy: {line}\n".replace("FOLDER", str(tmp_path))
+    for name, place in places.items():
+        line = line.replace(name, place)
+    assert refused.output == f"exmy: {line}\n"
 
 
 def test_a_folder_of_someone_else_is_refused_before_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

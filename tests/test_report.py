@@ -254,7 +254,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path) -> None:
         assert refused.output.count("\n") == 1
         return refused.output
 
-    assert "no study.toml here" in refusal(tmp_path / "absent")
+    assert "there is no such directory" in refusal(tmp_path / "absent")
     (tmp_path / "study.toml").write_text(STUDY.to_toml())
     (tmp_path / "file").write_text("")
     assert "can't write there (Not a directory)" in refusal(tmp_path, "--out", tmp_path / "file" / "x")

@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+import xarray as xr
 
 from exmy.report import render
 from tests.report_page import STUDY, full_tree, with_coordinates
@@ -101,7 +102,10 @@ def draw_all(page: Any) -> None:
 def saved(page: Any, name: str, kind: str, place: int = 0) -> bytes:
     """What the reader gets from a figure's button."""
     figure = page.locator(f"figure[data-name={name}]").nth(place)
-    figure.scroll_into_view_if_needed()
+    for _ in range(2):  # what comes near is drawn, and may move the button: a click that it moves from under is none
+        figure.scroll_into_view_if_needed()
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        settled(page)
     with page.expect_download() as got:
         figure.get_by_role("button", name=f"as {kind}").click()
     assert got.value.suggested_filename.endswith("." + kind.lower())
@@ -188,6 +192,48 @@ def test_counts_and_intervals_of_some_seeds_are_those_of_python(visit: Any) -> N
         line["mean"] for line in table(page, "layers") if (line["recipe"], line["tensor"]) == ("e8m7", "h.0.attn.qkv")
     }
     assert float(first) == pytest.approx(0.025, rel=1e-3)
+
+
+def test_runs_of_a_digest_that_have_no_signals_are_not_taken_for_lost(visit: Any) -> None:
+    """Signals of 3 of 12 seeds: the line is the median of these, 1, and no gap as where most seeds were lost."""
+    tree = full_tree()
+    signals = tree["signals"].to_dataset()
+    tree["signals"] = xr.DataTree(signals.where(signals["seed"] < 3))
+    tree.attrs |= {"digest_every": 10, "digest_signal_seeds": 3}
+    page = visit(render([(STUDY, tree)]), "#curves?signal=attention_logit")
+    settled(page)
+    assert "alarm signals and layers are of 3 of 12 seeds" in page.inner_text("header")
+    drawn = "[...document.querySelector('figure[data-name=curves] .plot').data]"
+    lines = page.evaluate(f"{drawn}.filter(t => t.yaxis === 'y4' && t.line?.dash).map(t => t.y)")
+    assert [set(line) for line in lines] == [{1}] * 4
+
+
+def test_layers_are_drawn_within_the_steps_that_were_trained(visit: Any, full: Path) -> None:
+    page = visit(full, "#layers")
+    settled(page)
+    for found in page.evaluate("[...document.querySelector('figure[data-name=layers] .plot').data].map(t => t.x)"):
+        assert found == sorted(found)
+        assert (found[0], found[-1]) == (0, 295)  # steps 0, 10, ... 290
+
+
+def test_of_many_recipes_it_is_told_first_which_have_which_verdict(visit: Any) -> None:
+    tree = with_coordinates(make_tree(recipes=7, rates=3, seeds=30))
+    tree["summary"]["diverged"] |= tree["summary"]["recipe"] == "e4m3"
+    page = visit(render([(STUDY, tree)]))
+    tally = page.locator(".tally > div")
+    told = {line.locator(".state").inner_text(): line.locator("dd").inner_text().split() for line in tally.all()}
+    cards = [item.inner_text().split("\n")[0] for item in page.locator(".verdicts li").all()]
+    assert len(cards) == 6
+    assert sorted(name for names in told.values() for name in names) == sorted(
+        line["recipe"] for line in table(page, "multiple") if line["verdict"] != "baseline"
+    )
+    for line in table(page, "multiple"):
+        assert line["verdict"] == "baseline" or line["recipe"] in told[line["verdict"]]
+    assert len(told) > 1
+    (state, first), *_ = told.items()
+    for name in first:
+        page.get_by_role("button", name=name, exact=True).click()
+    assert state not in page.locator(".tally").inner_text(), "a verdict of no recipe that is shown"
 
 
 def test_texts_and_models_can_be_put_away(visit: Any) -> None:

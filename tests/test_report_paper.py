@@ -19,6 +19,15 @@ from tests.test_report import SCENES, invoke
 
 ALL = ["verdicts", "divergence", "final-loss", "curves", "lead-times", "quantization-error", "grids"]
 
+LONG = [
+    "native-bf16",
+    "native-fp16-scaled",
+    "stochastic-e8m3",
+    "fp8-hybrid-unscaled",
+    "fp8-hybrid-delayed",
+    "nvfp4-nearest",
+]
+
 
 def draw(tree: Any, folder: Path, *suffixes: str) -> list[Path]:
     """Any warning is an error."""
@@ -50,6 +59,21 @@ def test_they_are_single_column_and_bear_no_title(figures: list[Figure], tmp_pat
             assert inside, (name, text.get_text())
         assert any(axes.get_xlabel() for axes in figure.axes), name
     assert matplotlib.image.imread(tmp_path / "curves.png").shape[1] == pytest.approx(COLUMN * 600, abs=1)
+
+
+def test_long_names_and_many_rates_stay_inside(
+    figures: list[Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.test_figure.RECIPES", LONG)
+    tree = with_coordinates(make_tree(recipes=6, rates=12, seeds=2, steps=60))
+    tree.attrs["baseline"] = LONG[0]
+    draw(tree, tmp_path, "png")
+    for figure in figures:
+        width, height = figure.get_size_inches() * figure.dpi
+        for text in texts(figure):
+            box = text.get_window_extent()
+            inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
+            assert inside, text.get_text()
 
 
 def test_every_run_has_its_mark(figures: list[Figure], tmp_path: Path) -> None:

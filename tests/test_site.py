@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import os
@@ -10,9 +11,11 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import click
 import pytest
+from pydantic import BaseModel
 
 from exmy.cli import main
 from formats import get_format, list_formats
@@ -88,6 +91,39 @@ def test_the_page_on_study_files_has_every_key_with_its_limits_and_default() -> 
     assert "integer ≥ 1 and ≤ 1,000,000 | `300`" in sections["training"]
     assert "number > 0 | `1`" in sections["training"], "clip"
     assert {"axes", "more", "recipes.NAME", "recipes.NAME.forward"} <= sections.keys()
+
+
+def tables_of(model: Any) -> dict[str, set[str]]:
+    """Every model that a study file is checked by, down from a class, with its fields: what types say, and no schema."""
+    fields = getattr(model, "model_fields", None) or {field.name: field for field in dataclasses.fields(model)}
+    hints = get_type_hints(model)
+    found = {model.__name__: set(fields)}
+    waiting = [hints[name] for name in fields]
+    while waiting:
+        hint = waiting.pop()
+        waiting += get_args(hint)
+        if isinstance(hint, type) and (issubclass(hint, BaseModel) or dataclasses.is_dataclass(hint)):
+            found |= tables_of(hint)
+    return found
+
+
+def test_no_key_of_a_study_file_is_without_a_meaning_a_default_and_what_it_accepts() -> None:
+    from docs.site_tables import ORDER, TABLES
+
+    text = TABLES["study-file"]()
+    found = tables_of(Study)
+    top = found.pop("Study") - {name.split(".")[0] for name in ORDER}
+    assert {*ORDER.values()} == found.keys()
+    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    rows = {
+        title.strip("[]"): re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*) \|$", section, re.MULTILINE)
+        for title, section in sections.items()
+    }
+    for title, keys in {"Above all tables": top, **{name: found[model] for name, model in ORDER.items()}}.items():
+        assert {key for key, *_ in rows[title]} == keys, title
+        for key, accepts, default, meaning in rows[title]:
+            assert all(map(str.strip, (accepts, default))), (title, key)
+            assert len(meaning.split()) >= 2, (title, key)
 
 
 def test_the_page_on_formats_says_what_the_standard_says() -> None:

@@ -58,11 +58,11 @@ def begun(tmp_path: Path) -> Path:
 
 
 def test_a_directory_without_a_study_is_refused_in_one_line(tmp_path: Path) -> None:
-    for directory in (tmp_path, tmp_path / "absent"):
+    for directory, missing in ((tmp_path, "no study.toml here"), (tmp_path / "absent", "there is no such directory")):
         refused = invoke("status", directory)
         assert refused.exit_code == 2
         assert refused.output.strip() == (
-            f"exmy: {directory}: no study.toml here; a study directory is what `exmy sweep --out DIR` writes"
+            f"exmy: {directory}: {missing}; a study directory is what `exmy sweep --out DIR` writes"
         )
 
 
@@ -71,7 +71,10 @@ def test_a_study_named_without_its_folder_is_found(tmp_path: Path, monkeypatch: 
     (tmp_path / "runs" / "mine" / STUDY_FILE).write_text(tiny().to_toml())
     monkeypatch.chdir(tmp_path)
     refused = invoke("status", "mine")
-    assert (refused.exit_code, refused.output) == (2, "exmy: mine: no study.toml here; do you mean runs/mine?\n")
+    assert (refused.exit_code, refused.output) == (
+        2,
+        "exmy: mine: there is no such directory; do you mean runs/mine?\n",
+    )
 
 
 def test_a_study_that_nobody_began(tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_json_has_the_documented_fields_and_no_others(begun: Path) -> None:
     assert answer.exit_code == 0
     status = json.loads(answer.output, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert set(status) == fields(
-        "schema name study_hash directory state message runs packs_finished packs snapshots landscape alarms under_way"
+        "schema name study_hash directory state message runs packs_finished digest packs snapshots landscape alarms under_way"
     )
     assert set(status["packs"][0]) == fields(
         "hash runs pack_size diverged device written seconds seconds_first_step ended_early_at"

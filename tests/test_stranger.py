@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from exmy.cli import main
 from train.adaptive import round_under_way
+from train.axes import Axes
 from train.named_recipes import NAMED
 from train.plan import plan
 from train.recipe_table import AXES, RecipeTable
 from train.settings import (
     RUNS_LIMIT,
-    Axes,
     DataSettings,
     DivergenceTable,
     ExecutionTable,

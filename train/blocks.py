@@ -22,13 +22,25 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from train.settings import RUNS_LIMIT, Axes, Rate, Seed, as_lists
+from train.axes import Axes, as_lists
+from train.settings import RUNS_LIMIT, Rate, Seed
 
 BLOCKS_LIMIT = 5000  # as many fit a study file
 
 
 class Block(BaseModel):
-    """One [[more]]: lists as in [axes], all of them optional; fields of other tables that [axes] has among them."""
+    """One [[more]]: lists as in [axes], all of them optional; fields of other tables that [axes] has among them.
+
+    What it does not name, it has from [axes].
+
+    round          the strategy's round that added the block; never written by hand
+    recipe         as in [axes]
+    learning_rate  as in [axes]
+    seed           as in [axes]
+    init_seed      as in [axes]
+    data_seed      as in [axes]
+    dataset        as in [axes]
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -26,12 +26,13 @@ from typing import Any, Final, Literal
 import numpy as np
 import xarray as xr
 
+from train.directory import DIGEST as DIGEST
 from train.directory import STUDY_FILE
+from train.directory import has_digest as has_digest
 from train.durable import atomically, read_intact, seal
 from train.pack_file import DAMAGE
 from train.study import StudyError
 
-DIGEST = "digest.nc"
 EVERY, SEEDS = 10, 4
 ENGINE: Final = "h5netcdf"
 DERIVED = frozenset({"gnmr", "grad_norm_block", "gnmr_block"})  # of /history: left out, with what they are made of
@@ -107,11 +108,6 @@ def _labels(history: xr.Dataset) -> list[str]:
     return [str(name) for name, of in history.coords.items() if of.dims == ("run",) and name != "run"]
 
 
-def has_digest(directory: Path) -> bool:
-    """Whether a digest lies there."""
-    return (directory / DIGEST).is_file()
-
-
 def read_digest(directory: Path, chunks: int | Literal["auto"] | None = None) -> xr.DataTree:
     """The digest of a directory, in memory, or in dask's chunks of so many runs; StudyError where it is damaged."""
     path = directory / DIGEST
@@ -125,7 +121,11 @@ def read_digest(directory: Path, chunks: int | Literal["auto"] | None = None) ->
     of_runs = {name: groups["/history"].coords[name] for name in ("run", *_labels(groups["/history"]))}
     whole = {path: of if path == "/history" else of.assign_coords(of_runs) for path, of in groups.items()}
     if chunks is not None:
-        whole = {path: of.chunk({"run": -1 if chunks == "auto" else chunks}) for path, of in whole.items()}
+        # Labels stay in memory: nothing that writes strings takes them piece by piece.
+        pieces = {"run": -1 if chunks == "auto" else chunks}
+        whole = {
+            path: of.assign({name: v.chunk(pieces) for name, v in of.data_vars.items()}) for path, of in whole.items()
+        }
     found = xr.DataTree.from_dict(whole)
     found.attrs = tree.attrs
     return found

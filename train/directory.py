@@ -7,6 +7,7 @@ index/<host>.jsonl    which runs the packs hold (see `index`); a copy of what th
 checkpoints/<hash>/   the state of a pack under way (see `checkpoint`)
 snapshots/<run>/      weights of a run that [probe] snapshots names (see `snapshots`)
 landscape/            what `exmy landscape` measured of them (see `landscape_files`)
+digest.nc             instead of packs: what is said of the runs that were finished (see `digest`)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from train.study_file import read_study
 
 STUDY_FILE, PACKS, INDEX, SNAPSHOTS, LANDSCAPE = "study.toml", "packs", "index", "snapshots", "landscape"
 PACK = ".nc"
+DIGEST = "digest.nc"
 
 
 class Stamp(NamedTuple):
@@ -87,6 +89,16 @@ def pack_files(directory: Path) -> list[Path]:
     return sorted((directory / PACKS).glob(f"*{PACK}"))
 
 
+def has_digest(directory: Path) -> bool:
+    """Whether a digest lies there."""
+    return (directory / DIGEST).is_file()
+
+
+def is_digest(directory: Path) -> bool:
+    """Whether a digest is all that is there of a study's results: packs come before a digest of them."""
+    return has_digest(directory) and not pack_names(directory)
+
+
 def study_of(directory: Path) -> Study:
     """The study whose directory it is; StudyError where it is none."""
     if not (directory / STUDY_FILE).is_file():
@@ -96,7 +108,8 @@ def study_of(directory: Path) -> Study:
             if (usual / STUDY_FILE).exists()
             else "a study directory is what `exmy sweep --out DIR` writes"
         )
-        raise StudyError(f"{directory}: no {STUDY_FILE} here; {mend}")
+        missing = f"no {STUDY_FILE} here" if directory.exists() else "there is no such directory"
+        raise StudyError(f"{directory}: {missing}; {mend}")
     return read_study(directory / STUDY_FILE)
 
 

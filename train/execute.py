@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pathlib import Path
 from train.checkpoint import remove_finished, report_unplanned
 from train.durable import atomically, remove_parts
 from train.interruption import Interruption
-from train.lock import locked
 from train.observer import Observer, Together
 from train.one_pack import Setting
 from train.pack_sizes import PACK_SIZES_FILE, Lowered, write_lowered
@@ -35,6 +33,7 @@ from train.store import PACKS, STUDY_FILE, finished_runs, study_text
 from train.streams import load_texts, report_epochs
 from train.study import Study, StudyError
 from train.study_file import read_study
+from train.study_folder import study_folder
 from train.text import Text
 
 
@@ -70,8 +69,9 @@ def run_study(
     every finished pack against its checksum first, not only those whose files have changed. hooks hear of it beside the
     observer. site: a place of another kind, instead of what device, executor and workers say.
     Raises StudyError, before any work, where the study, the directory or the device won't do, or where another sweep has the
-    directory; and after all that could be trained, where packs could not. SIGINT and SIGTERM end the training between two
-    steps, by `Interrupted`, a KeyboardInterrupt; a second SIGINT ends it at once.
+    directory, which is not left behind where it was not there before (see `study_folder`); and after all that could be trained,
+    where packs could not. SIGINT and SIGTERM end the training between two steps, by `Interrupted`, a KeyboardInterrupt; a second
+    SIGINT ends it at once.
     """
     study = study if isinstance(study, Study) else read_study(study)
     if study.probe.snapshots and is_url(out):
@@ -82,13 +82,7 @@ def run_study(
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(site or make_site(executor, device, workers, ray_address, out))
         directory = place.directory
-        try:
-            (directory / PACKS).mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(locked(directory))
-            with tempfile.TemporaryFile(dir=directory / PACKS):
-                pass
-        except OSError as error:
-            raise StudyError(f"{directory}: can't write there ({error.strerror}); name another with --out") from None
+        lock = stack.enter_context(study_folder(directory))
         place.fetch()
         return _run(study, directory, place, lock, observer, cache, hooks, check=check)
 

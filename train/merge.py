@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from train.blocks import separate_seeds
-from train.directory import INDEX, LANDSCAPE, PACKS, SNAPSHOTS, STUDY_FILE, pack_files, study_of, study_text
+from train.directory import INDEX, LANDSCAPE, PACKS, SNAPSHOTS, STUDY_FILE, is_digest, pack_files, study_of, study_text
 from train.durable import atomically, seal
 from train.finished import record
 from train.pack_file import PackFile, facts_of
-from train.study import Study, StudyError
+from train.study import Study, StudyError, in_words
 from train.waiting import Waiting
 
 SAME_TEXT = ("dataset", "tokenizer", "corruption")
@@ -41,11 +41,15 @@ def merge_studies(directories: Sequence[Path], out: Path, name: str | None = Non
     """Copy the packs of several study directories into a new one, `out`, with the study of which all of them are parts.
 
     Each run is there once: a pack whose runs are all there already is left out. StudyError, and nothing written, where designs
-    differ, or texts, a pack is damaged, or `out` has something in it.
+    differ, or texts, a pack is damaged, one has only a digest, or `out` has something in it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StudyError(f"{out}: there already; merge into a directory that is new or empty")
     studies = [study_of(directory) for directory in directories]
+    for directory in filter(is_digest, directories):
+        raise StudyError(
+            f"{directory}: a digest of a study, without packs to copy: name the directory that it was made of"
+        )
     study = merged_study(studies, [str(directory) for directory in directories], name)
     design = study.design().hash
     wanted = set(study.identities())
@@ -126,7 +130,7 @@ def merged_study(studies: Sequence[Study], where: Sequence[str], name: str | Non
     try:
         return Study.model_validate(content | {"name": name or studies[0].name, "axes": axes})
     except ValueError as error:
-        raise StudyError(f"the studies together are none: {str(error).splitlines()[-1]}") from None
+        raise StudyError(f"the studies together are none: {in_words(error)}") from None
 
 
 def _design_of(study: Study) -> dict[str, Any]:

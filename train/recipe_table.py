@@ -44,7 +44,13 @@ SumWord = Annotated[str, AfterValidator(known_sum)]
 
 @dataclass(frozen=True)
 class ProductTable:
-    """forward, dgrad or wgrad of a recipe: what this product's operands are rounded to, where it differs."""
+    """forward, dgrad or wgrad of a recipe: what this product's operands are rounded to, where it differs.
+
+    activation  format of the activations that it takes
+    weight      format of the weights that it takes
+    gradient    format of the gradients that it takes
+    rounding    of its operands
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -56,25 +62,53 @@ class ProductTable:
 
 @dataclass(frozen=True)
 class RecipeTable:
-    """A recipe as a table. None stands for the base's word, and without a base for the default that is told here.
+    """A recipe as a table. What is left out is as the base has it, or, without a base, the default.
 
-    base: a recipe to start from. activation, weight, gradient: formats of the operands, scaled ones too, or native-* for all.
-    rounding: of all operands (nearest_even); activation_rounding, ...: of one. forward, dgrad, wgrad: what a product does
-    otherwise. overflow: what is too large becomes the largest value, or infinity. output: what products leave (bf16).
-    accumulate: how sums are formed (fp32). multiply: "carrier", or "fp8" for the hardware's own FP8 products. delayed: steps of
-    history for tensors' scales (0: the tensor's own amax), delayed_margin (0), delayed_rule (max), delayed_roles (all three).
-    hadamard: products whose operands are rotated first; hadamard_size (16); hadamard_signs: "fixed" for a run, or new ones each
-    "step".
-
-    lm_head, attention, mlp: recipes for the LM head ("body": the recipe itself), the attention's linears, the MLP's.
-    first_blocks, last_blocks: how many blocks are done as `kept` says (native-bf16). products: "linears", or "all" for QKᵀ and
-    PV too. attention_form: "fused", or "math", written out.
-
-    gains, residual, softmax, gelu, embedding: formats that what is no product is rounded to, to nearest even ("none").
-    loss_scale: a number by which the loss's gradient is multiplied (1), or "dynamic". master, first_moment, second_moment,
-    weight_gradient: formats of what the optimiser keeps (FP32), of all parameters or only of linears' weights (state_of);
-    state_rounding and kahan: how master weights and moments are rounded. before, until: another recipe for the first `until`
-    steps.
+    base                 a recipe to start from
+    activation           format of the activations x that products take, scaled or not, or native-* for all three operands
+    weight               format of the weights W that products take
+    gradient             format of the gradients dy that products take
+    rounding             of all operands (default: nearest_even)
+    activation_rounding  of activations, where it differs
+    weight_rounding      of weights, where it differs
+    gradient_rounding    of gradients, where it differs
+    forward              what y = x W rounds its operands to, where it differs: see [recipes.NAME.forward]
+    dgrad                the same of dx = dy W^T
+    wgrad                the same of dW = x^T dy
+    overflow             what is too large becomes the largest value (saturate), or infinity, or NaN (default: saturate)
+    output               type that products leave (default: bf16)
+    accumulate           how sums are formed: fp32, hopper-fp8, hopper-fp8-promoted, k..p.. (default: fp32)
+    multiply             products in a carrier that holds the formats, or by the hardware's own FP8 units (default: carrier)
+    delayed              steps of amaxes from which tensors' scales are taken; 0 for the tensor's own amax (default: 0)
+    delayed_margin       powers of two by which a delayed scale leaves room (default: 0)
+    delayed_rule         the largest amax of those steps, or the latest (default: max)
+    delayed_roles        operands with delayed scales (default: all three)
+    hadamard             products whose operands are rotated by a Hadamard matrix first (default: none)
+    hadamard_size        rows of that matrix (default: 16)
+    hadamard_signs       random signs before it, fixed for a run, or new ones each step (default: fixed)
+    lm_head              recipe of the LM head (default: body, the recipe itself)
+    attention            recipe of attention's linears (default: the recipe itself)
+    mlp                  recipe of the MLP's linears (default: the recipe itself)
+    first_blocks         how many blocks at the start are done as `kept` says (default: 0)
+    last_blocks          how many blocks at the end are done as `kept` says (default: 0)
+    kept                 recipe of those blocks (default: native-bf16)
+    products             rounded: of linears alone, or all, QK^T and PV too (default: linears)
+    attention_form       one fused kernel, or math, written out (default: fused)
+    gains                format that norms' gains are rounded to (default: none)
+    residual             format that the residual stream is rounded to (default: none)
+    softmax              format that attention's weights are rounded to (default: none)
+    gelu                 format that the MLP's activation is rounded to (default: none)
+    embedding            format that embeddings are rounded to (default: none)
+    loss_scale           number by which the loss's gradient is multiplied, or dynamic (torch.amp.GradScaler's rule) (default: 1)
+    master               format that weights are kept in (default: FP32)
+    first_moment         format that Adam's first moment is kept in (default: FP32)
+    second_moment        format that Adam's second moment is kept in (default: FP32)
+    weight_gradient      format that the weight's gradient is rounded to before the update (default: FP32)
+    state_rounding       of weights and moments that are kept (default: nearest_even)
+    kahan                whether what a kept weight's rounding loses is added to the next update (default: false)
+    state_of             whose weights and moments are kept so: all parameters', or only linears' (default: all)
+    before               recipe of the first `until` steps
+    until                steps that are trained by the recipe `before`
 
     A study file's tables are checked word by word as they are read; `resolve` checks what they mean together.
     """

@@ -1,4 +1,4 @@
-"""The tables of a study file: every setting with its default and its limits, and the axes that are multiplied out.
+"""The tables of a study file: every setting with its meaning, its default and its limits.
 
 A table is frozen and closed: an unknown key, a value out of its limits or two that contradict each other are refused with
 the value, the limit and the mend. Where in the file that stands is `study_file`'s to say.
@@ -28,7 +28,6 @@ from train.corruption import Corruption
 from train.measures import LOGITS, Quantisers, check_measure
 from train.presets import check_preset, filled
 from train.schedules import DECAY_FRACTION, MUON_RATE, Schedule, decay_steps
-from train.text import check_dataset, dataset_label
 from train.tokenizer import check_tokenizer, vocabulary_of
 
 PACK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -61,16 +60,28 @@ class ModelSettings(Table):
     `preset` and `architecture` say what is not written (see `presets`): an instance holds what they came to, and
     `model_fields_set` what was written.
 
-    kv_heads        key and value heads, each shared by heads / kv_heads queries (GQA, Ainslie et al. 2305.13245); one each else
-    hidden          features of the MLP; if not given, see `ModelShape.features`
-    vocabulary      logits and embeddings, if more than the tokenizer has: the rest are logits like others, which never come
+    architecture    of the blocks: sets norm, mlp, positions and tied, each of which can be set by itself
+    layers          blocks, one after the other
+    heads           query heads of attention; they divide the width
+    width           features of the residual stream
+    context         tokens of a sequence
+    tokenizer       what tokens are: bytes, gpt2's, a trained BPE's (bpe-4096, bpe-16384), or the V ids of a .bin (ids-V)
+    preset          a model by name, with its sizes and tokenizer; keys that are written win over it
+    norm            of the stream before each part of a block and at the end: LayerNorm without a bias, or RMSNorm
+    mlp             the MLP's activation: GELU, or SwiGLU with its gate
+    positions       a learned vector for each place, or rotary embeddings of queries and keys (RoPE)
+    tied            whether the LM head is the token embedding, or a matrix of its own
+    rope_base       the base of RoPE's wavelengths, the longest of which is about 2 pi times it, in tokens
+    kv_heads        key and value heads, each shared by heads / kv_heads queries (GQA, Ainslie et al. 2305.13245) (default: heads)
+    hidden          features of the MLP (default: 4 width for GELU, 8/3 width for SwiGLU)
+    vocabulary      logits and embeddings; more than the tokenizer has are logits like others (default: the tokenizer's)
     qk_norm         RMSNorm of each query and key, with a learned gain (Dehghani et al. 2302.05442, Wortsman et al. 2309.14322)
     dropout         share dropped after embeddings, of attention's weights and of what blocks add, as nanoGPT does
     z_loss          c of c logsumexp(z)^2, added to what is trained on, and not to the losses that are recorded (PaLM, 2204.02311)
     logit_softcap   the logits become cap tanh(z / cap) (Gemma 2, 2408.00118)
     init_std        standard deviation of initial weights, before the factors of depth and muP
     mup_base_width  muP (Yang et al. 2203.03466), exactly the standard model at this width: see `ModelShape`
-    mup_base_heads  heads of muP's base model, whose size sets the scale of attention; as many as here, if not given
+    mup_base_heads  heads of muP's base model, whose size sets the scale of attention (default: heads)
     """
 
     architecture: Literal["gpt2", "llama"] = "gpt2"
@@ -146,7 +157,12 @@ class ModelSettings(Table):
 class DataSettings(Table):
     """[data]: what is done to the training text on purpose, in shares of its tokens, and to whole documents.
 
-    Validation is never touched. Which documents it is depends on the text alone: see `corruption`, which defines each kind.
+    Validation is never touched. Which documents it is depends on the text alone: see `corruption`, which defines each kind. The
+    three are at most 1 together.
+
+    noise       share of training tokens in documents that become tokens drawn uniformly from the vocabulary
+    shuffled    share in documents whose own tokens stand in random order
+    duplicated  share in documents that become copies of others
     """
 
     noise: Share = 0.0
@@ -182,8 +198,22 @@ def _listed(kinds: object) -> object:
 class TrainingSettings(Table):
     """[training]: one run's batch, schedule and optimiser.
 
-    clip is inf, or "none", for no clipping. no_decay: the kinds of parameters without weight decay; a tied LM head is an
-    embedding too. muon_rate: Muon's learning rate in units of the run's, which is AdamW's.
+    steps               updates of a run
+    sequences           of `context` tokens, in a run's batch
+    warmup              steps at the start in which the learning rate rises evenly to its peak; fewer than all
+    schedule            of the learning rate after the warm-up: see `schedules`
+    final_fraction      of the peak, at which a schedule that falls ends
+    decay_fraction      of all steps, over which wsd falls at the end
+    optimizer           AdamW for all weights, or Muon for the blocks' matrices and AdamW for the others
+    muon_rate           Muon's learning rate in units of the run's, which is AdamW's
+    clip                the largest norm of a run's gradient; larger ones are scaled down to it; inf, or "none", for no clipping
+    beta1               how much of the first moment a step of Adam keeps
+    beta2               how much of the second moment a step of Adam keeps
+    eps                 what Adam adds to the root of the second moment
+    weight_decay        decoupled: a step takes learning rate times it of each weight
+    no_decay            kinds of parameters without weight decay; a tied LM head is an embedding too
+    evaluate_every      steps between two validation losses; there is one before the first step and at the end, too
+    evaluation_batches  batches of held-out text that a validation loss is the mean over
     """
 
     steps: Annotated[int, Field(ge=1, le=STEPS_LIMIT)] = 300
@@ -225,6 +255,9 @@ class TrainingSettings(Table):
 class ProbeSettings(Table):
     """[probe]: sharpness measured while training, every `every` steps (0 for never), on a fixed held-out batch (see `measures`).
 
+    every           steps between two probes, 0 for never; there is one before the first step and at the end, too
+    measures        of sharpness, by name: see `measures`
+    epsilons        half-widths of Keskar's box for the logit sharpness, relative to each logit's |z| + 1
     intervals       steps between two probes of a measure that has its own: hessian_eigenvalue = 500
     positions       of the logit sharpness: mean over all of the probe's tokens, or over each sequence's last
     snapshots       runs whose weights are kept at every probe, each a recipe's name or as `selection` says; a run's numbers do
@@ -280,7 +313,10 @@ class ProbeSettings(Table):
 
 
 class SignalsTable(Table):
-    """[signals]: alarm signals are recorded every `every` steps, 0 for never; a run's identity does not depend on it."""
+    """[signals]: alarm signals, recorded while training; a run's identity does not depend on it.
+
+    every  steps between two recordings, 0 for never
+    """
 
     every: Annotated[int, Field(ge=0)] = 10
 
@@ -302,7 +338,16 @@ class AlarmsTable(Table):
 
 
 class DivergenceTable(Table):
-    """[divergence]: which definition the study reports, and the margins of all of them (nats, steps, standard deviations)."""
+    """[divergence]: which definition the study reports, and the margins of all of them: see `stability`.
+
+    definition       which of them counts as diverged; all are stored
+    window           steps at the end whose mean loss is the final one
+    progress_margin  nats/token below the text's unigram entropy that a run must reach, or it made no progress
+    gap_margin       nats/token above what the baseline reaches at its own best learning rate, from which there is a gap
+    sigma            standard deviations above its recent course at which a loss is a spike
+    spike_window     steps of that course, to which a straight line is fitted
+    recovery_margin  nats/token above the loss before its first spike within which a run has recovered
+    """
 
     definition: Literal["non_finite", "no_progress", "spike", "gap"] = "no_progress"
     window: Positive = 20
@@ -347,56 +392,3 @@ def check_folder_name(name: str) -> str:
             f"must be a folder's name: 1 to {NAME_LIMIT} characters that print, without / or \\, the first no dot, minus or ~"
         )
     return name
-
-
-def as_lists(axes: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Axes as lists: a bare value is a list of one, and a number of seeds means those from 0."""
-    lists: dict[Any, Any] = {}
-    for key, value in axes.items():
-        if key in ("seed", "init_seed", "data_seed") and isinstance(value, int) and not isinstance(value, bool):
-            if not 1 <= value <= SEEDS_LIMIT:
-                raise ValueError(
-                    f"{key} counts seeds from 0, so it must be from 1 to {SEEDS_LIMIT}, got {value}; or give a list"
-                )
-            lists[key] = list(range(value))
-        else:
-            lists[key] = value if isinstance(value, list) else [value]
-    return lists
-
-
-class Axes(BaseModel):
-    """[axes]: lists to be multiplied out. A bare value is a list of one, and `seed = 8` means seeds 0..7."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    recipe: list[str] = Field(min_length=1)
-    learning_rate: list[Rate] = Field(min_length=1)
-    seed: list[Seed] = Field(default=[0], min_length=1)
-    init_seed: list[Seed] | None = None
-    data_seed: list[Seed] | None = None
-    dataset: list[str] = Field(default=["python"], min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists(cls, data: Any) -> Any:
-        return as_lists(data) if isinstance(data, Mapping) else data
-
-    @model_validator(mode="after")
-    def _no_repeats(self) -> Axes:
-        for key, values in self.items():
-            if len(set(map(str, values))) < len(values):
-                raise ValueError(f"{key} names a value twice: {values}")
-        for key in ("init_seed", "data_seed"):
-            if getattr(self, key) is not None and "seed" in self.model_fields_set:
-                raise ValueError(f"seed sets init_seed and data_seed both: leave it out where {key} is given")
-        labels = [dataset_label(check_dataset(dataset)) for dataset in self.dataset]
-        if len(set(labels)) < len(labels):
-            raise ValueError(
-                f"datasets are called by the last part of their paths, and two of {self.dataset} are one: rename it"
-            )
-        return self
-
-    def items(self) -> list[tuple[str, list[Any]]]:
-        """Every axis that was given or has a default, with its values."""
-        named = [(key, getattr(self, key)) for key in type(self).model_fields]
-        return [(k, v) for k, v in [*named, *(self.model_extra or {}).items()] if v is not None]

@@ -14,6 +14,7 @@ ISO 8601 in UTC, durations in seconds, memory in bytes:
     message         one sentence on the state
     runs            planned, finished, diverged; definition: the one of divergence that counts; unreadable packs are an error
     packs_finished  how many there are
+    digest          whether there is a digest of them instead, which can be looked at, and not be gone on with
     packs           finished ones, from their files, oldest first: hash, runs, pack_size, diverged, device, written,
                     seconds, seconds_first_step, ended_early_at: null, or the step after which all runs were dead (`dead`)
     snapshots       how many weights are kept: runs, files
@@ -42,7 +43,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from train.directory import SNAPSHOTS, points_in, study_of
+from train.directory import SNAPSHOTS, is_digest, points_in, study_of
 from train.finished import finished_rows
 from train.index import Row, all_differ, modified, runs_of
 from train.interruption import Interrupted
@@ -173,8 +174,9 @@ def study_status(
     planned = len(design)
     under_way = read_status(directory)  # before the packs: what finishes in between is then counted twice, not never
     packs = finished_rows(directory, study)
-    finished, diverged = _counts(study, design, packs.values())
-    state, message = _state(planned, finished, under_way, now())
+    digest = is_digest(directory)
+    finished, diverged = _counts_of_digest(directory) if digest else _counts(study, design, packs.values())
+    state, message = (_state_of_digest if digest else _state)(planned, finished, under_way, now())
     told = heapq.nlargest(latest, packs.values(), modified)[::-1] if latest else sorted(packs.values(), key=modified)
     if under_way:
         under_way["packs"] = [pack for pack in under_way["packs"] if pack["hash"] not in packs]
@@ -192,6 +194,7 @@ def study_status(
             "definition": study.divergence.definition,
         },
         "packs_finished": len(packs),
+        "digest": digest,
         "snapshots": _snapshots(directory),
         "landscape": _landscape(directory),
         "alarms": _alarms(directory, study) if finished else [],
@@ -280,6 +283,21 @@ def _state(planned: int, finished: int, under_way: dict[str, Any] | None, now: d
     if under_way["state"] == "failed":
         return "failed", f"failed at {under_way['heartbeat']}: {under_way['error']}; {rest}"
     return "incomplete", rest
+
+
+def _counts_of_digest(directory: Path) -> tuple[int, dict[str, int]]:
+    """As `_counts`, by the study's definition of when the digest was made."""
+    from train.digest import read_digest  # xarray, for which nobody waits who has packs
+
+    diverged = read_digest(directory)["summary"].to_dataset()["diverged"].values
+    return diverged.size, {ALL: int(diverged.sum())}
+
+
+def _state_of_digest(planned: int, finished: int, *_: object) -> tuple[str, str]:
+    """As `_state`: nobody is at work there."""
+    if finished == planned:
+        return "finished", f"a digest of all {planned} runs"
+    return "incomplete", f"a digest of {finished} of {planned} runs, made before the others were trained"
 
 
 def read_status(directory: Path) -> dict[str, Any] | None:

@@ -32,8 +32,8 @@ from train.derived import (
     with_quantisers,
     with_ratios,
 )
-from train.digest import has_digest, read_digest
-from train.directory import PACK, Stamp, pack_names, stamp_of
+from train.digest import read_digest
+from train.directory import PACK, Stamp, is_digest, stamp_of
 from train.directory import PACKS as PACKS
 from train.directory import STUDY_FILE as STUDY_FILE
 from train.directory import pack_files as pack_files
@@ -270,7 +270,7 @@ def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = Non
     """
     directory = Path(directory)
     study = study_of(directory)
-    if has_digest(directory) and not pack_names(directory):
+    if is_digest(directory):
         return read_digest(directory, chunks)
     if chunks is not None:
         return _open_lazily(study, directory, chunks)

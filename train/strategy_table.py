@@ -25,6 +25,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 class StrategyTable(Table):
     """[strategy], by kind.
 
+    kind            all runs of the file; a search for the largest stable rate; or seeds in planned looks
     bisect: the largest stable learning rate of every recipe, by rounds of packs (see `bisect`)
         per_octave  learning rates of the lattice 2^(k / per_octave) in an octave: 4 for a quarter octave
         allowed     a rate is stable where at most this share of its seeds diverged

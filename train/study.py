@@ -21,6 +21,7 @@ import tomli_w
 from pydantic import AfterValidator, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
 from train.alarm_rules import check_recorded, rules_of
+from train.axes import Axes
 from train.blocks import BLOCKS_LIMIT, Block, block_axes, separate_seeds
 from train.corruption import Corruption
 from train.presets import ARCHITECTURES
@@ -33,7 +34,6 @@ from train.settings import (
     RUNS_LIMIT,
     SETTINGS_LIMIT,
     AlarmsTable,
-    Axes,
     DataSettings,
     DivergenceTable,
     ExecutionTable,
@@ -271,7 +271,7 @@ def _seeds(axes: Axes) -> list[tuple[int, int]]:
     return [(s, s) for s in axes.seed]
 
 
-def _in_words(error: ValueError) -> str:
+def in_words(error: ValueError) -> str:
     """What a table refused, without pydantic's frame."""
     if not isinstance(error, ValidationError):
         return str(error)
@@ -282,7 +282,11 @@ def _in_words(error: ValueError) -> str:
 
 
 class Study(Table):
-    """A validated study. `Study(...)` takes the tables as keywords; `study_file.read_study` takes a TOML file."""
+    """A validated study. `Study(...)` takes the tables as keywords; `study_file.read_study` takes a TOML file.
+
+    name      of the study, and of its directory in runs; a folder's name
+    baseline  the recipe of [axes] that the others are held against (default: the first)
+    """
 
     name: Annotated[str, AfterValidator(check_folder_name)] = "study"
     baseline: str | None = None
@@ -311,7 +315,7 @@ class Study(Table):
             except ValueError as error:
                 if not number:
                     raise
-                raise ValueError(f"more, block {number}: {_in_words(error)}") from None
+                raise ValueError(f"more, block {number}: {in_words(error)}") from None
         if self.baseline is not None and self.baseline not in self.recipes_named:
             raise ValueError(
                 f"baseline {self.baseline!r} is not among axes.recipe: {', '.join(self.recipes_named)}; name one of these, "

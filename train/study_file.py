@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from train.axes import Axes
 from train.recipe_table import ProductTable, RecipeTable
 from train.settings import (
     AlarmsTable,
-    Axes,
     DataSettings,
     DivergenceTable,
     ExecutionTable,

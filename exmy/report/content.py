@@ -76,6 +76,7 @@ def study_content(study: Study, tree: xr.DataTree | None, room: Room) -> dict[st
         "finished": runs.sizes["run"],
         "diverged": int(runs["diverged"].sum()),
         "definition": definition(runs),
+        "digest": digest_words(tree, runs),
         "most": _most_of_a_cell(runs),
         "columns": _columns(runs, of_groups),
         "rate": runs["learning_rate"].values.astype(float).tolist(),
@@ -93,6 +94,20 @@ def definition(runs: xr.Dataset) -> str:
     """What diverged means in the study, in words."""
     word = str(runs["diverged"].attrs["definition"])
     return f"{word}: {runs[word].attrs['source']}"
+
+
+def digest_words(tree: xr.DataTree, runs: xr.Dataset) -> str:
+    """What a digest has left out, in a sentence; nothing where it is none."""
+    if "digest_every" not in tree.attrs:
+        return ""
+    words = f"This is a digest of the study: histories have every {int(tree.attrs['digest_every'])}th step"
+    seeds = len(np.unique(runs["data_seed" if "data_seed" in runs.coords else "seed"].values))
+    kept = int(tree.attrs.get("digest_signal_seeds", 0))
+    if "signals" not in tree.children or (kept and kept >= seeds):
+        return f"{words}."
+    if not kept:
+        return f"{words}, and signals are the loudest of blocks, tensors and roles."
+    return f"{words}, and alarm signals and layers are of {kept} of {seeds} seeds."
 
 
 def _columns(runs: xr.Dataset, of_groups: Sequence[Group]) -> dict[str, dict[str, Any]]:

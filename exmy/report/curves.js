@@ -43,7 +43,8 @@ const signalOf = (panel, kind) => {
 /** A signal's band and median, its runs alike; and a star where the alarm rang in a run. */
 function signalTraces(panel, signal, recipe, runs, yaxis, opacity) {
   const parts = {low: signal.values, high: signal.values, mean: signal.values};
-  const found = overSeeds(parts, runs, signal.steps, panel.study.curves.last.map(l => l + 1));
+  // A run without a value was not measured, as most of a digest's: it was not lost.
+  const found = overSeeds(parts, runs.filter(run => row(signal.values, run).some(Number.isFinite)), signal.steps, panel.study.curves.last.map(l => l + 1));
   const traces = bandAndLine(recipe, signal.steps, found, yaxis, Infinity, opacity);
   const rang = runs.filter(run => Number.isFinite(signal.rang[run]));
   const at = run => signal.steps.reduce((best, s, i) => Math.abs(s - signal.rang[run]) < Math.abs(signal.steps[best] - signal.rang[run]) ? i : best, 0);

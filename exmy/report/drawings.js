@@ -20,7 +20,7 @@ const multiple = {
   absent: panel => multiple.cards(panel).length ? "" : "No recipe beside the baseline is chosen.",
   svg(panel, width) {
     const cards = multiple.cards(panel), base = panel.group.verdicts.baseline, stacked = width < 640;
-    const name = Math.min(stacked ? 118 : 190, 46 + 7 * Math.max(...cards.map(card => card.recipe.length))), inner = width - name - 20, each = stacked ? inner : (inner - 48) / 3, line = 36, block = 30 + line * cards.length + 44;
+    const name = Math.min(stacked ? Math.max(118, 0.45 * width) : 190, 46 + 7 * Math.max(...cards.map(card => card.recipe.length))), inner = width - name - 20, each = stacked ? inner : (inner - 48) / 3, line = 36, block = 30 + line * cards.length + 44;
     const svg = draw("svg", {xmlns: "http://www.w3.org/2000/svg", width, height: stacked ? 3 * block : block, viewBox: `0 0 ${width} ${stacked ? 3 * block : block}`});
     svg.append(draw("rect", {width: "100%", height: "100%", fill: css("paper")}));
     [windows, divergenceRates, penalties].forEach((part, i) => {

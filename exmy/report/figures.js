@@ -24,7 +24,8 @@ function rebuild() {
   for (const group of document.querySelectorAll(".group")) {
     const panel = shown.find(p => p.key === group.dataset.study + "." + group.dataset.group);
     group.hidden = !panel;
-    for (const item of group.querySelectorAll("li[data-recipe]")) item.hidden = state.keep.recipe != null && !state.keep.recipe.has(item.dataset.recipe);
+    for (const item of group.querySelectorAll(".verdicts [data-recipe], .tally [data-recipe]")) item.hidden = state.keep.recipe != null && !state.keep.recipe.has(item.dataset.recipe);
+    for (const line of group.querySelectorAll(".tally > div")) line.hidden = !line.querySelector("[data-recipe]:not([hidden])");
     const slot = group.querySelector("[data-slot]");
     if (slot) fill(slot, slot.dataset.slot, panel ? [{panel, key: panel.key, label: ""}] : []);
   }

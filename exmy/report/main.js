@@ -98,7 +98,7 @@ async function start() {
     if (typeof DecompressionStream === "undefined") throw new Error("this browser can't unpack its data (DecompressionStream is missing); browsers since 2023 can");
     content = await unpack(document.getElementById("content"));
     fromHash(location.hash);
-    document.getElementById("window").textContent = [...new Set(content.studies.filter(study => study.finished).map(study => study.curves.width))].join(" or ");
+    document.getElementById("window").textContent = [...new Set(content.studies.filter(study => study.finished).map(study => study.curves.over))].join(" or ");
     listen();
     listenToTheme();
     setTheme(document.documentElement.dataset.theme);

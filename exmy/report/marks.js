@@ -70,13 +70,18 @@ function logTicks(values) {
   return {type: "log", tickvals, ticktext: tickvals.map(v => String(+v.toPrecision(3))), range: [low - pad, high + pad]};
 }
 
-/** An axis of learning rates: labels at the rates that were tried. */
-function rateAxis(rates) {
+/** An axis of learning rates: labels at the rates that were tried, as far as there is room for them in a width. */
+function rateAxis(rates, width) {
   const spacing = rates.length > 1 ? Math.min(...rates.slice(1).map((rate, i) => Math.log10(rate / rates[i]))) : 0.3;
-  return axis("peak learning rate (log scale)", {
-    type: "log", tickvals: rates, ticktext: rates.map(rate => word(rate, 3)),
-    range: [Math.log10(rates[0]) - spacing / 2, Math.log10(rates.at(-1)) + spacing / 2],
-  });
+  const range = [Math.log10(rates[0]) - spacing / 2, Math.log10(rates.at(-1)) + spacing / 2];
+  // Turned labels, a line's height apart; the last one first, since high rates are asked about.
+  const pixel = (range[1] - range[0]) / Math.max(1, width - 100), apart = 26 * pixel, shown = [];
+  for (const rate of [...rates].reverse()) if (!shown.length || Math.log10(shown.at(-1) / rate) >= apart) shown.push(rate);
+  shown.reverse();
+  // Turned here and not by plotly, which changes its mind back and forth where there is just room.
+  const labels = shown.map(rate => word(rate, 3)), wide = 8 * Math.max(...labels.map(label => label.length)) * pixel;
+  const turned = shown.slice(1).some((rate, i) => Math.log10(rate / shown[i]) < wide);
+  return axis("peak learning rate (log scale)", {type: "log", tickvals: shown, ticktext: labels, range, tickangle: turned ? -60 : 0, automargin: false});
 }
 
 /** Of limits that panels beside each other share: the least and the greatest. */

@@ -24,9 +24,9 @@ from exmy.report.packing import embedded
 from exmy.strategies import Findings, findings_of
 from exmy.version import __version__
 from train import Study, StudyError, open_study
+from train.directory import is_digest, pack_names, study_of
 from train.durable import atomically
 from train.rings import told
-from train.store import PACKS, study_of
 
 PAGE, PICTURE = "index.html", "study.png"
 SCRIPTS = ("state.js", "marks.js", "plots.js", "curves.js", "drawings.js", "figures.js", "main.js")
@@ -72,7 +72,7 @@ def cannot_write(out: Path, error: OSError) -> StudyError:
 def opened(directory: Path, tree: xr.DataTree | None = None) -> Shown:
     """A study with its tree, None where no run is finished. StudyError where the directory holds no study."""
     study = study_of(directory)
-    if tree is None and any((directory / PACKS).glob("*.nc")):
+    if tree is None and (pack_names(directory) or is_digest(directory)):
         tree = open_study(directory)
     return study, tree
 

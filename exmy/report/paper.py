@@ -25,7 +25,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, NullLocator
 
 from exmy.figure import highest, limits, reference_rate, smoothed
 from exmy.groups import groups
@@ -46,6 +46,7 @@ LETTERS: dict[Any, Any] = {
 }  # fmt: skip
 DPI = 600
 GREY = "#555555"
+SMALLEST = 3.8  # points, of letters in a cell; where even these don't fit, its colour says it
 
 
 def paper_figures(study: Study, tree: xr.DataTree, folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -106,8 +107,9 @@ def _legend(figure: Figure, looks: dict[str, Look], present: Sequence[str]) -> N
 
 
 def _columns(names: Sequence[str]) -> int:
-    """Of a legend: as many as the longest name leaves room for."""
-    return 2 if max(map(len, names)) > 12 else 3
+    """Of a legend: as many, up to three, as the longest name leaves room for; all in points, of letters of 7."""
+    line_and_gaps, letter, gap = 38, 4.5, 14
+    return int(np.clip((72 * COLUMN + gap) // (line_and_gaps + letter * max(map(len, names))), 1, 3))
 
 
 def _key_height(runs: xr.Dataset) -> float:
@@ -156,10 +158,13 @@ def _divergence(runs: xr.Dataset) -> Figure:
     figure, (axes,) = _sheet(0.6 + 0.2 * len(recipes))
     axes.pcolormesh(100 * table["rate"].values, cmap="Oranges", vmin=0, vmax=100, edgecolors="white", lw=0.8)
     k, n, share = (table[name].values for name in ("k", "n", "rate"))
+    # What fits into a cell beside the names, of letters as wide as 0.62 of their size, in points.
+    room = (72 * COLUMN - 4.5 * max(map(len, recipes)) - 12) / rates.size
+    size = min(6.5, room / (0.62 * len(f"{k.max()}/{n.max()}")))
     for i, j in np.ndindex(*k.shape):
-        if n[i, j] and rates.size <= 10:
+        if n[i, j] and size >= SMALLEST:
             colour = "white" if share[i, j] > 0.6 else "black"
-            axes.text(j + 0.5, i + 0.5, f"{k[i, j]}/{n[i, j]}", ha="center", va="center", fontsize=6.5, color=colour)
+            axes.text(j + 0.5, i + 0.5, f"{k[i, j]}/{n[i, j]}", ha="center", va="center", fontsize=size, color=colour)
     axes.set_yticks(np.arange(len(recipes)) + 0.5, [_plain(name) for name in recipes])
     axes.set_xticks(
         np.arange(rates.size) + 0.5, [f"{rate:.2g}" for rate in rates], rotation=45 if rates.size > 7 else 0
@@ -207,7 +212,7 @@ def _final_losses(runs: xr.Dataset, history: xr.Dataset, looks: dict[str, Look])
         )
     axes.set_ylim(low, high)
     _rate_axis(axes, np.unique(rate))
-    axes.set_ylabel("final training loss (nats/token)")
+    axes.set_ylabel("final training loss\n(nats/token)")
     _legend(figure, looks, in_order(runs["recipe"]))
     return figure
 
@@ -258,13 +263,20 @@ def _curves(
     for value in np.unique(runs["unigram_entropy"].values[np.isfinite(runs["unigram_entropy"].values)]):
         top.axhline(value, color=GREY, ls=":", lw=0.8)
     top.set_ylim(low, high)
-    top.set_ylabel("training loss (nats/token)")
+    top.set_ylabel("training loss\n(nats/token)")
     for axes in below:
-        axes.set_yscale("log")
-        axes.set_ylabel("logit sharpness (%)")
+        _log_axis(axes)
+        axes.set_ylabel("logit\nsharpness (%)")
     (below[-1] if below else top).set_xlabel("step")
     _legend(figure, looks, in_order(runs["recipe"]))
     return figure
+
+
+def _log_axis(axes: Axes) -> None:
+    """A logarithmic axis of y; within one decade with labels at 2 and 5 times its powers of ten too, further apart without."""
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_minor_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(1, 1)))
 
 
 def _band(axes: Axes, x: Any, curves: Any, look: Look, ceiling: float) -> None:
@@ -327,7 +339,7 @@ def _quantization(signals: xr.Dataset, runs: xr.Dataset, looks: dict[str, Look],
             if own.any() and bool(np.isfinite(error.values[own]).any()):
                 course = error.isel(run=own).mean(["run", "tensor"])
                 axes.plot(course["signal_step"].values, course.values, color=look.colour, ls=look.dashes)
-        axes.set_yscale("log")
+        _log_axis(axes)
         axes.set_ylabel(f"{role}s")
     panels[-1].set_xlabel("step")
     figure.supylabel("relative quantisation error", fontsize=8)

@@ -2,7 +2,7 @@
 // what is drawn, {head, rows}, and a sentence for who can't see it.
 
 const heat = {
-  title: "Divergence and loss", tall: (panel, width) => (width > 760 ? 100 : 210) + (width > 760 ? 30 : 60) * recipesOf(panel).length,
+  title: "Divergence and loss", tall: (panel, width) => (width > 760 ? 100 : 250) + (width > 760 ? 30 : 60) * recipesOf(panel).length,
   plot(panel, width) {
     const recipes = recipesOf(panel), rates = ratesOf(panel);
     const cells = recipes.map(recipe => rates.map(rate => cellOf(panel, recipe, rate)));
@@ -13,7 +13,8 @@ const heat = {
     // Many rates leave a cell no room for three digits: the colour then says it, and the hover.
     const room = (wide ? width / 2 : width) / Math.max(1, rates.length) > 44;
     const one = {...beside, type: "heatmap", hovertext: said, hovertemplate: "%{hovertext}<extra></extra>"};
-    const height = 60 + 30 * recipes.length;
+    // Under each other, two maps leave between them what turned labels and a title need.
+    const height = 60 + 30 * recipes.length, between = 120, share = (height - 60) / (2 * (height - 60) + between), by = wide ? "by peak learning rate" : "by learning rate";
     const axes = (x, y, title, where) => ({
       ["xaxis" + x]: axis(title, {type: "category", showgrid: false, categoryorder: "array", categoryarray: beside.x, range: [-0.5, rates.length - 0.5], anchor: "y" + y, domain: where.x, tickangle: rates.length > 8 ? -60 : 0}),
       ["yaxis" + y]: axis("", {type: "category", showgrid: false, categoryorder: "array", categoryarray: beside.y, range: [recipes.length - 0.5, -0.5], anchor: "x" + x, domain: where.y, showticklabels: where.names, dtick: 1}),
@@ -26,12 +27,12 @@ const heat = {
           zmin: low, zmax: high, colorscale: blues(),
           text: cells.map(line => line.map(c => c.n ? Number.isFinite(c.loss) ? c.loss.toFixed(2) : "" : "")), texttemplate: room ? "%{text}" : ""},
       ],
-      layout: layout(wide ? height + 40 : 2 * height + 90, {
+      layout: layout(wide ? height + 40 : 2 * height + 130, {
         // A cell without a finite loss has no colour; a cross says that it has runs.
         annotations: cells.flatMap((line, i) => line.map((c, j) => ({c, i, j}))).filter(({c}) => c.n && !Number.isFinite(c.loss)).map(({i, j}) => ({
           text: "✕", x: j, y: i, xref: "x2", yref: "y2", showarrow: false, font: {color: css("bad")}})),
-        ...axes("", "", "diverged, by peak learning rate", wide ? {x: [0, 0.49], y: [0, 1], names: true} : {x: [0, 1], y: [0.58, 1], names: true}),
-        ...axes("2", "2", "mean final loss, by peak learning rate", wide ? {x: [0.51, 1], y: [0, 1], names: false} : {x: [0, 1], y: [0, 0.42], names: true}),
+        ...axes("", "", `diverged, ${by}`, wide ? {x: [0, 0.49], y: [0, 1], names: true} : {x: [0, 1], y: [1 - share, 1], names: true}),
+        ...axes("2", "2", `mean final loss, ${by}`, wide ? {x: [0.51, 1], y: [0, 1], names: false} : {x: [0, 1], y: [0, share], names: true}),
       }),
       click: point => ({recipe: recipes[point.pointIndex[0]], rate: rates[point.pointIndex[1]]}),
     };
@@ -53,7 +54,7 @@ const heat = {
 
 const final = {
   title: "Final loss against learning rate", tall: () => 430,
-  plot(panel) {
+  plot(panel, width) {
     const rates = ratesOf(panel), [low, high] = together(panels().map(p => p.group.final_limits));
     const above = high - 0.08 * (high - low), lost = high - 0.03 * (high - low);
     const spacing = rates.length > 1 ? Math.min(...rates.slice(1).map((rate, i) => Math.log(rate / rates[i]))) : 1;
@@ -74,7 +75,9 @@ const final = {
         hovertemplate: "%{text}<extra></extra>",
       });
     }
-    return {data, layout: layout(430, {xaxis: rateAxis(rates), yaxis: axis("final training loss (nats/token)", {range: [low, high]})})};
+    // Margins of our own: plotly's, which follow the labels, would not settle here.
+    const across = rateAxis(rates, width);
+    return {data, layout: layout(430, {margin: {l: 64, r: 16, t: 12, b: across.tickangle ? 96 : 56}, xaxis: across, yaxis: axis("final training loss (nats/token)", {range: [low, high], automargin: false})})};
   },
   table(panel) {
     const of = panel.study.run;
@@ -114,7 +117,7 @@ const lead = {
     : "No run diverged here: there is nothing to warn of.",
   plot(panel, width) {
     const found = ranked(panel);
-    const name = of => of.signal.name.length > 26 && width < 700 ? of.signal.name.slice(0, 25) + "…" : of.signal.name;
+    const name = of => { const text = of.signal.name.replaceAll("_", " ").replace(" at epsilon ", ", ε "); return text.length > 26 && width < 500 ? text.slice(0, 25) + "…" : text; };
     const labels = found.map(of => `${plain(name(of))}<br><span style="font-size:11px">${of.warned.length}/${of.failed.length} warned, ${of.false_alarms}/${of.healthy.length} false</span>`);
     const data = recipesOf(panel).map(recipe => {
       const points = found.flatMap((of, i) => of.warned.filter(run => recipeOf(panel, run) === recipe).map((run, j) => ({of, i, run, j})));
@@ -129,7 +132,7 @@ const lead = {
     data.push({type: "scatter", mode: "markers", x: middles.map(m => m.x), y: middles.map(m => m.i), hovertemplate: "median %{x:.4g} steps<extra></extra>",
       marker: {symbol: "line-ns-open", size: 26, color: css("ink"), line: {width: 2.5, color: css("ink")}}});
     return {data, layout: layout(90 + 46 * found.length, {
-      xaxis: axis("steps before the onset", {rangemode: "tozero"}),
+      xaxis: axis(width < 500 ? "steps before" : "steps before the onset", {rangemode: "tozero"}),
       yaxis: axis("", {tickvals: found.map((_, i) => i), ticktext: labels, range: [found.length - 0.4, -0.6]}),
     })};
   },
@@ -145,6 +148,13 @@ const lead = {
 };
 
 const TINY = 1e-7; // where a logarithmic scale of shares and errors ends
+
+/** Where the columns of a heat map begin and end: halfway between steps, within what was trained. */
+function edges(steps, [start, end]) {
+  if (steps.length === 1) return [start, Math.max(end, start + 1)];
+  const inner = steps.slice(1).map((step, i) => (steps[i] + step) / 2), half = (steps.at(-1) - steps.at(-2)) / 2;
+  return [Math.max(start, 2 * steps[0] - inner[0]), ...inner, Math.max(Math.min(end, steps.at(-1) + half), steps.at(-1))];
+}
 
 /** The mean over units whose runs are shown, [step][tensor], of a measure and role; `part` where a unit has other runs too. */
 function layerMeans(panel, recipe) {
@@ -170,32 +180,33 @@ const layers = {
   title: "Layers", tall: () => 300,
   absent: panel => panel.study.layers ? "" : "This study recorded no signals of its layers: set [signals] every in the study file.",
   plot(panel, width) {
-    const {steps} = panel.study.layers;
+    const {steps} = panel.study.layers, columnEdges = edges(steps, panel.study.curves.span);
     const found = recipesOf(panel).map(recipe => ({recipe, ...layerMeans(panel, recipe)})).filter(of => of.means.some(line => line.some(Number.isFinite)));
     const places = tensorsOf(panel, found), tensors = places.map(l => panel.study.layers.tensors[l]);
     const columns = width > 900 && found.length > 1 ? 2 : 1, rows = Math.max(1, Math.ceil(found.length / columns));
     const each = 40 + 15 * tensors.length, gap = 46, height = rows * (each + gap) + 30;
     const figure = {data: [], layout: layout(height, {annotations: []})};
     // Rows of equal height from the top, each with its recipe's name over it.
+    // Zero has the lowest colour, a decade below the least that is there.
+    const all = found.flatMap(of => of.means.flat()).filter(v => v > 0 && Number.isFinite(v)).map(v => Math.log10(Math.max(v, TINY))), none = found.some(of => of.means.some(line => line.includes(0)));
+    const lowest = all.length ? Math.floor(Math.min(...all) + 1e-9) : -1, low = none ? lowest - 1 : lowest, high = all.length ? Math.max(Math.ceil(Math.max(...all)), low + 1) : 0;
     found.forEach((of, i) => {
       const n = i ? String(i + 1) : "", column = i % columns, line = Math.floor(i / columns);
       const inner = height - 60, top = 1 - (line * (each + gap) + 20) / inner, bottom = Math.max(0, 1 - (line * (each + gap) + 20 + each - 10) / inner);
       const x = columns === 2 ? [column * 0.53, column * 0.53 + 0.43] : [0, 0.9];
       figure.data.push({
-        type: "heatmap", x: steps, y: tensors.map(plain), xaxis: "x" + n, yaxis: "y" + n, coloraxis: "coloraxis",
-        z: places.map(l => of.means[l].map(v => Number.isFinite(v) ? Math.log10(Math.max(v, TINY)) : null)),
-        customdata: places.map(l => of.means[l].map(v => word(v, 3))),
-        hovertemplate: `${plain(of.recipe)}, %{y}<br>step %{x:.0f}: %{customdata}<extra></extra>`,
+        type: "heatmap", x: columnEdges, y: tensors.map(plain), xaxis: "x" + n, yaxis: "y" + n, coloraxis: "coloraxis",
+        z: places.map(l => of.means[l].map(v => Number.isFinite(v) ? v > 0 ? Math.log10(Math.max(v, TINY)) : low : null)),
+        customdata: places.map(l => of.means[l].map((v, t) => `step ${word(steps[t])}: ${word(v, 3)}`)),
+        hovertemplate: `${plain(of.recipe)}, %{y}<br>%{customdata}<extra></extra>`,
       });
       figure.layout["xaxis" + n] = axis(line === rows - 1 || i + columns >= found.length ? "step" : "", {domain: x, anchor: "y" + n, showgrid: false});
       figure.layout["yaxis" + n] = axis("", {domain: [bottom, top], anchor: "x" + n, type: "category", autorange: "reversed", showgrid: false, dtick: 1, tickfont: {size: 10.5}});
       figure.layout.annotations.push({text: `<b>${plain(of.recipe)}</b>`, x: x[0], y: top, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", showarrow: false});
     });
-    const all = found.flatMap(of => of.means.flat()).filter(Number.isFinite).map(v => Math.log10(Math.max(v, TINY)));
-    const [low, high] = all.length ? [Math.floor(Math.min(...all)), Math.max(Math.ceil(Math.max(...all)), Math.floor(Math.min(...all)) + 1)] : [-1, 0];
     const ticks = Array.from({length: high - low + 1}, (_, i) => low + i);
     figure.layout.coloraxis = {colorscale: blues(), cmin: low, cmax: high, colorbar: {
-      tickvals: ticks, ticktext: ticks.map(t => t === Math.log10(TINY) ? "0" : word(10 ** t)), thickness: 12, outlinewidth: 0, x: 1, len: Math.min(1, 260 / height), y: 1, yanchor: "top"}};
+      tickvals: ticks, ticktext: ticks.map(t => none && t === low ? "0" : word(10 ** t)), thickness: 12, outlinewidth: 0, x: 1, len: Math.min(1, 260 / height), y: 1, yanchor: "top"}};
     return figure;
   },
   note: panel => recipesOf(panel).some(recipe => layerMeans(panel, recipe).part)

@@ -43,7 +43,10 @@ def curves(history: xr.Dataset, runs: xr.Dataset, room: int) -> dict[str, Any]:
     steps = history["step"].values.astype(np.float64)
     recorded = steps <= history["last_step"].values.astype(np.float64)[:, None]
     buckets = int(np.clip(room // (6 * max(1, runs.sizes["run"])), FEWEST, MOST))
-    content: dict[str, Any] = {"width": -(-steps.size // buckets), "last": history["last_step"].values.tolist()}
+    content: dict[str, Any] = {
+        "over": _over(steps, -(-steps.size // buckets)),
+        "last": history["last_step"].values.tolist(),
+    }
     for name in OF_THE_LOSS:
         values = np.where(recorded, history[name].transpose("run", "step").values.astype(np.float64), np.nan)
         middles, found = bucketed(steps, values, buckets)
@@ -52,6 +55,13 @@ def curves(history: xr.Dataset, runs: xr.Dataset, room: int) -> dict[str, Any]:
             column = np.clip(np.searchsorted(steps, np.nan_to_num(runs["diverged_step"].values)), 0, steps.size - 1)
             content["loss_at"] = packed(values[np.arange(column.size), column])
     return content | {"steps": middles.tolist(), "span": [float(steps[0]), float(steps[-1])]}
+
+
+def _over(steps: Floats, width: int) -> str:
+    """What a bucket of so many recorded steps is the mean over, in words; a digest has not every step."""
+    apart = int(steps[1] - steps[0]) if steps.size > 1 else 1
+    counted = f"{width} step{'s' if width > 1 else ''}"
+    return counted if apart == 1 else f"{counted} of {width * apart}"
 
 
 def signals(tree: xr.DataTree, room: int) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ All of it is `train.verdict`'s, of every recipe of a group against the baseline 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ DRAWN = (
     "window_censored_above", "loss_penalty", "loss_penalty_low", "loss_penalty_high", "loss_pairs", "learning_rate",
 )  # fmt: skip
 OPTION = "exmy verdict's --learning-rate"
+AT_A_GLANCE = 3  # verdicts whose sentences are read at once; of more, it is told first which recipes have which
+STATES = ("less stable", "as stable", "more stable", "undecided")
 
 
 def group_verdicts(runs: xr.Dataset, baseline: str) -> dict[str, Any]:
@@ -50,8 +53,16 @@ def group_verdicts(runs: xr.Dataset, baseline: str) -> dict[str, Any]:
     ]  # fmt: skip
     why = "" if cards else f"{baseline} is the only recipe here: there is nothing to hold against it."
     shown = {name: base[name] for name in DRAWN}
+    tally = tallied(cards) if len(cards) > AT_A_GLANCE else {}
     settings = {name: found.attrs[name] for name in ("margin", "alpha", "allowed", "loss_margin", "confidence")}
-    return {"cards": cards, "why": why, "baseline": shown, "settings": settings}
+    return {"cards": cards, "why": why, "tally": tally, "baseline": shown, "settings": settings}
+
+
+def tallied(cards: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Which recipes have which verdict, those first that something was shown of."""
+    states = dict.fromkeys([*STATES, *(card["state"] for card in cards)])
+    found = {state: [card["recipe"] for card in cards if card["state"] == state] for state in states}
+    return {state: recipes for state, recipes in found.items() if recipes}
 
 
 def _places(found: xr.Dataset) -> range:
