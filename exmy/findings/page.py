@@ -7,7 +7,7 @@ Whatever is not there is said: a study that was not run, one under way, a claim 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 
 from exmy.claims import effect, seeds
@@ -259,16 +259,18 @@ class Findings:
         if section == name:
             yield from block(found)
             yield ""
-        for words, path in self.pictures.get(section, ()):
-            yield f"![{words}]({path})"
-            yield ""
-            yield f"*{words}.*"
-            yield ""
+        yield from shown(self.pictures.get(section, ()))
         yield from TABLES[section](found)
         yield ""
         more = list(BEYOND[section](found)) if section in BEYOND else []
         if any(more):
             yield from (beyond.TITLE, "", *more, "")
+
+
+def shown(pictures: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Pictures, each above its words; of (words, path)."""
+    for words, path in pictures:
+        yield from (f"![{words}]({path})", "", f"*{words}.*", "")
 
 
 def heading(finding: Finding) -> str:

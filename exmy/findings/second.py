@@ -10,7 +10,7 @@ from exmy.busy import busy
 from exmy.findings import sharpness_part
 from exmy.findings.block import block, command
 from exmy.findings.canvas import Drawing
-from exmy.findings.page import Findings, Pictures, anchor, heading
+from exmy.findings.page import Findings, Pictures, anchor, heading, shown
 from exmy.findings.second_figures import cost_drawings
 from exmy.findings.second_text import SECOND
 from exmy.findings.studies import Available, Evidence, load
@@ -126,11 +126,7 @@ class SecondHalf(Findings):
             return
         yield from block(found)
         yield ""
-        for words, path in self.pictures.get(section, ()):
-            yield f"![{words}]({path})"
-            yield ""
-            yield f"*{words}.*"
-            yield ""
+        yield from shown(self.pictures.get(section, ()))
         if section in self.alarms:
             yield from part(self.alarms[section], self.studies)
         else:
