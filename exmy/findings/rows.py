@@ -185,7 +185,7 @@ def conditions(evidence: Evidence, rate: float) -> Figure:
             _condition(panel, y + beside(recipes.index(row.recipe), len(recipes), 0.75), row, looks[row.recipe])
         if y:
             panel.axhline(y - 0.5, color="#E4E4E4", lw=0.6, zorder=0)
-    _names(panel, [_in_lines(words) for words in found])
+    _names(panel, [in_lines(words) for words in found])
     panel.set_ylim(len(found) - 0.5, -0.5)
     panel.set_xlabel(f"final validation loss above\n{plain(evidence.baseline)}'s (nats/token)")
     handles = [Line2D([], [], label=plain(name), **looks[name].line) for name in recipes]
@@ -194,9 +194,9 @@ def conditions(evidence: Evidence, rate: float) -> Figure:
     return figure
 
 
-def _in_lines(words: str) -> str:
+def in_lines(words: str, longest: int = LONGEST) -> str:
     """Words that would leave the panel no room, in two lines."""
-    if len(words) <= LONGEST or ", " not in words:
+    if len(words) <= longest or ", " not in words:
         return words
     breaks = [place for place in range(len(words)) if words.startswith(", ", place)]
     middle = min(breaks, key=lambda place: abs(place - len(words) / 2))

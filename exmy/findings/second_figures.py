@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from exmy.costs import Row
 from exmy.findings.canvas import Drawing, mark, plain, sheet, styles
+from exmy.findings.rows import in_lines
 from exmy.findings.studies import Evidence
 from exmy.findings.tables import condition_rows, rate_words
 
@@ -74,21 +75,12 @@ def costs(evidence: Evidence, rows: Sequence[tuple[str, Row]]) -> Figure:
             f"{len(row.diverged)}/{len(row.runs)}", (1.0, y), xycoords=("axes fraction", "data"), xytext=(5, 0),
             textcoords="offset points", va="center", fontsize=6.5, annotation_clip=False,
         )  # fmt: skip
-    panel.set_yticks(range(len(rows)), [plain(_short(words)) for words, _ in rows], fontsize=6.5)
+    panel.set_yticks(range(len(rows)), [plain(in_lines(words, LONGEST)) for words, _ in rows], fontsize=6.5)
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.tick_params(axis="y", length=0)
     panel.grid(visible=False, axis="y")
     panel.set_xlabel(f"final validation loss above\n{plain(evidence.baseline)}'s (nats/token)")
     return figure
-
-
-def _short(words: str) -> str:
-    """Words that would leave the panel no room, in two lines."""
-    if len(words) <= LONGEST or ", " not in words:
-        return words
-    breaks = [place for place in range(len(words)) if words.startswith(", ", place)]
-    middle = min(breaks, key=lambda place: abs(place - len(words) / 2))
-    return f"{words[:middle]},\n{words[middle + 2 :]}"
 
 
 def _ends(rows: Sequence[Row]) -> tuple[float, float]:
