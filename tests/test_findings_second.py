@@ -15,6 +15,7 @@ import xarray as xr
 from exmy.claims import own_claims
 from exmy.findings import canvas, warnings_part
 from exmy.findings.make import make
+from exmy.findings.rows import in_lines
 from exmy.findings.second import STUDIES
 from exmy.findings.second_text import SECOND
 from exmy.findings.sharpness_part import sharpness_by_bits
@@ -230,3 +231,17 @@ def test_own_claims_are_about_studies_that_a_finding_shows() -> None:
     assert all(claim.study in keys[claim.name.partition("-")[0]] for claim in second.claims)
     assert not {claim.name for claim in first.claims} & {claim.name for claim in second.claims}
     assert STEPS > HORIZON
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ("as usual", ["as usual"]),
+        ("no clipping, no warm-up", ["no clipping, no warm-up"]),  # 23 characters
+        ("no clipping, 12 layers, attention's products", ["no clipping, 12 layers", "attention's products"]),
+        ("attention's products and the LM head", ["attention's products and the LM head"]),  # nowhere to break
+    ],
+)
+def test_a_row_s_name_is_broken_where_it_is_long_and_can_be(words: str, lines: list[str]) -> None:
+    assert in_lines(words).replace(",\n", "\n").split("\n") == lines
+    assert in_lines(words).replace("\n", " ") == words
