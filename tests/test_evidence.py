@@ -23,8 +23,16 @@ from train.directory import study_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "studies" / "results"
-NAMES = ("mantissa", "conditions", "exponent", "rounding", "seeds", "size")
-RUNS = {"mantissa": 3680, "conditions": 2016, "exponent": 2376, "rounding": 1536, "seeds": 1920, "size": 1260}
+NAMES = ("mantissa", "conditions", "exponent", "rounding", "scaling", "seeds", "size")
+RUNS = {
+    "mantissa": 3680,
+    "conditions": 2016,
+    "exponent": 2376,
+    "rounding": 1536,
+    "scaling": 960,
+    "seeds": 1920,
+    "size": 1260,
+}
 
 
 @cache
@@ -193,6 +201,49 @@ def test_five_exponent_bits_fail_by_the_divisor() -> None:
     wide = at.pivot_table("no_progress", "seed", "recipe").dropna(subset=["e5m7", "e8m4"])
     assert verdict("F3")[0].startswith(f"{(wide['e5m7'] - wide['e8m4']).mean():+.3f} [")
     assert len(wide) == 100
+
+
+def test_scales_save_three_exponent_bits() -> None:
+    own = runs("scaling")
+    failed = own.groupby("recipe")["no_progress"].agg(["sum", "count"])
+    lost = failed[failed["sum"] > 0]
+    assert dict(lost["sum"]) == {"e4m7": 64, "e3m7": 64}
+    assert set(failed["count"]) == {64}
+    assert "Failed, of all rates together: `e4m7` 64/64; `e3m7` 64/64; none of" in page()
+    effect = verdict("R2")[0]
+    assert effect.startswith("-1.000 [")
+    at = own[own["learning_rate"] == 1e-3]
+    assert verdict("R2-blocks")[0].startswith(f"{paired(at, 'e3m7@block32:e8m0fnu', 'e8m7').mean():+.3f} [")
+    means = own[own["no_progress"] == 0].pivot_table("final_loss", "recipe", "learning_rate")
+    best = means.idxmin(axis=1)
+    by_run = own.set_index(["recipe", "learning_rate", "seed"])["final_loss"].sort_index()
+    shown, dearer = [], set()
+    for recipe in set(means.index) - {"e8m7"}:
+        gap = by_run[recipe, best[recipe]] - by_run["e8m7", best["e8m7"]]
+        low, high = stats.t.interval(0.95, len(gap) - 1, gap.mean(), stats.sem(gap))
+        row = rf"^\| `{re.escape(recipe)}` .* \| (\S+) \[(\S+), (\S+)\] \| 32 \|$"
+        ((mean, least, most),) = re.findall(row, _scaling_block(), re.MULTILINE)
+        assert mean == f"{gap.mean():+.4f}"
+        assert float(least) == pytest.approx(low, abs=0.004)  # the page's limits allow for the choice of a rate too
+        assert float(most) == pytest.approx(high, abs=0.004)
+        if float(least) > 0:
+            dearer.add(recipe)
+        else:
+            shown.append(float(most))
+    assert dearer == {"e5m7", "e4m7-loss-2p8"}
+    assert f"and beyond {max(shown):+.4f} none can be" in page()
+    told = readme("And with a scale?")
+    assert (
+        f"none of {failed.loc['e3m7@tensor', 'count']} runs fails, against all {failed.loc['e3m7', 'sum']} without"
+        in told
+    )
+    with_scales = list(re.findall(r"^\| `e3m7@\S+` .* \[\S+, (\S+)\] \| 32 \|$", _scaling_block(), re.MULTILINE))
+    assert len(with_scales) == 3
+    assert f"no more than {max(map(float, with_scales)):+.3f}" in told
+
+
+def _scaling_block() -> str:
+    return page().split("### Study `scaling`")[1].split("\n## ")[0]
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,26 @@ def _exponent(evidence: Evidence) -> Iterator[str]:
         yield f"Failed, of all rates together: {'; '.join(told)}."
 
 
+def _scaling(evidence: Evidence) -> Iterator[str]:
+    """Counts; at each recipe's own best rate, which losses are told from the baseline's, and what others may cost at most."""
+    yield from _exponent(evidence)
+    table = evidence.verdicts[0]
+    penalties = {
+        recipe: number(verdict_row(table, recipe), "loss_penalty")
+        for recipe in evidence.parts[0].recipes
+        if recipe != evidence.baseline
+    }
+    known = {recipe: found for recipe, found in penalties.items() if math.isfinite(found.value)}
+    dearer = {recipe: found for recipe, found in known.items() if found.low > 0}
+    told = [f"`{recipe}` {ranged(found, '+.4f')}" for recipe, found in dearer.items()]
+    rest = [found.high for recipe, found in known.items() if recipe not in dearer]
+    if told:
+        yield f"In loss, each at its own best rate, more than `{evidence.baseline}`: {', '.join(told)}."
+    if rest:
+        others = "of the others that train " if told else ""
+        yield f"No loss {others}is shown to be higher, and beyond {max(rest):+.4f} none can be (95 % limits)."
+
+
 def _failed_by_part(evidence: Evidence) -> Iterator[str]:
     """Recipes of which any run failed, and at the end those of which none did."""
     for recipe in dict.fromkeys(recipe for part in evidence.parts for recipe in part.recipes):
@@ -221,7 +241,7 @@ def _sizes(evidence: Evidence) -> Iterator[str]:
 Says = Callable[[Evidence], Iterator[str]]
 SHORT: Mapping[str, Says] = {
     "seeds": _seeds, "mantissa": _mantissa, "conditions": _conditions, "exponent": _exponent, "rounding": _rounding,
-    "size": _size,
+    "scaling": _scaling, "size": _size,
 }  # fmt: skip
 CAME: Mapping[str, Says] = {
     "size": _sizes, "conditions": lambda evidence: iter(_most_costly(evidence)), "exponent": _failed_by_part,
