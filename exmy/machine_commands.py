@@ -1,4 +1,4 @@
-"""Commands about this machine: `exmy doctor` and `exmy completion`. Heavy imports wait inside, as in `cli`."""
+"""Commands about this machine: `exmy doctor`, `exmy bench` and `exmy completion`. Heavy imports wait inside, as in `cli`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,49 @@ def _sign_of_life() -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
 
+PARTS = ("elements", "blocks", "sharpness", "packs")  # as in `exmy.bench`, which takes seconds to import
+
+
+@click.command()
+@click.argument("parts", nargs=-1, metavar="[PART]...", type=click.Choice(PARTS))
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--rounds", metavar="N", type=click.IntRange(min=6), default=20, show_default=True,
+    help="Rounds, in each of which all that is compared is timed once.",
+)  # fmt: skip
+@click.option(
+    "--json", "json_file", metavar="FILE.json", type=FileToWrite(), help="All of it, with versions and device."
+)
+def bench(parts: tuple[str, ...], device: str, rounds: int, json_file: Path | None) -> None:
+    """How fast is this machine at what exmy does? With what other libraries take for the same work.
+
+    \b
+    elements   numbers rounded to a format and back, beside torch's own casts, ml_dtypes and a copy
+    blocks     the same with scales (MX, NVFP4), beside a copy
+    sharpness  exact logit sharpness, beside the numerical search by L-BFGS-B
+    packs      steps of training many small GPTs at once, beside one after another
+
+    All of them, or the PARTs named; a few minutes on two cores. Medians with 95 % intervals, of rounds in turns. Leave the
+    machine to it: what else runs is in the numbers. Exit status 1: a peer gives other values than exmy.
+
+    \b
+    Example: exmy bench
+    Example: exmy bench elements blocks --device cuda --json bench.json
+    """  # noqa: D301
+    from exmy.bench_table import as_json, bench_table, measure
+    from exmy.console import output
+    from exmy.outputs import write_text
+    from train.study import StudyError
+
+    try:
+        rows = measure(parts, device, rounds)
+        output().print(bench_table(rows, device, rounds))
+        write_text(json_file, lambda: as_json(rows, device, rounds))
+    except StudyError as error:
+        raise Refused(str(error)) from None
+    sys.exit(1 if any(row.wrong for row in rows) else 0)
+
+
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
@@ -82,4 +125,4 @@ def completion(shell: str) -> None:
     click.echo(found(main, {}, "exmy", "_EXMY_COMPLETE").source())
 
 
-COMMANDS = (doctor, completion)
+COMMANDS = (doctor, bench, completion)

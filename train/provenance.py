@@ -19,16 +19,20 @@ PACKAGES = ("exmy", "torch", "numpy", "xarray", "tokenizers")
 
 def provenance(study: Study, device: torch.device) -> dict[str, Any]:
     """Attributes for a pack: all strings and numbers, as netCDF wants them."""
-    versions = {f"version_{name}": _version(name) for name in PACKAGES}
+    where = machine(device)
+    created = where.pop("created")
+    return {**where, "study": study.name, "study_hash": study.hash, "created": created}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Versions, device, commit and time of what is no study's."""
     return {
-        **versions,
+        **{f"version_{name}": _version(name) for name in PACKAGES},
         "version_python": platform.python_version(),
         "device": device_name(device),
         "cpu_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda or "none",
         "git_commit": _git_commit(),
-        "study": study.name,
-        "study_hash": study.hash,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
