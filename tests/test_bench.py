@@ -116,16 +116,21 @@ def test_a_peer_with_other_values_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
     asked = invoke("elements", "--device", "cpu", "--rounds", "6")
     assert asked.exit_code == 1
     assert asked.output.count("torch's casts: gives other values, not timed") == 3
-    monkeypatch.setattr(module, "lbfgsb_logit_sharpness", _twice_as_much)
-    (row,) = bench(["sharpness"], "cpu", 6)
-    assert (row.wrong, row.times) == (("ten iterations of SciPy's L-BFGS-B",), {})
+    for share in (2.0, 0.25):  # more than there is; so little that it hardly searched
+        monkeypatch.setattr(module, "lbfgsb_logit_sharpness", _finds(share))
+        (row,) = bench(["sharpness"], "cpu", 6)
+        assert (row.wrong, row.times) == (("ten iterations of SciPy's L-BFGS-B",), {})
 
 
-def _twice_as_much(logits: torch.Tensor, targets: torch.Tensor) -> Any:
+def _finds(share: float) -> Any:
+    """A search that finds this share of the exact sharpness."""
     from landscape import Bracket, logit_sharpness
 
-    most = 2 * logit_sharpness(logits, targets).double()
-    return Bracket(most, None, most > 0, most)
+    def search(logits: torch.Tensor, targets: torch.Tensor) -> Bracket:
+        found = share * logit_sharpness(logits, targets).double()
+        return Bracket(found, None, found > 0, found)
+
+    return search
 
 
 def test_a_pack_is_held_against_as_many_steps_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
