@@ -76,6 +76,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
                 if names:
                     yield f"{row.recipe}{where}, {len(names)} of {len(row.runs)} runs ({', '.join(names)}): {why}."
     yield f"Diverged means {comparison.definition}."
+    if comparison.crossed:
+        yield comparison.crossed
 
 
 def compare_page(

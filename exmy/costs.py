@@ -31,6 +31,7 @@ from exmy.looks import in_order
 from train import StudyError
 from train.paired import CONFIDENCE as CONFIDENCE
 from train.paired import LEAST_PAIRS, Difference, holm, paired
+from train.seed_cube import crossed_words
 
 Key = tuple[Hashable, ...]
 
@@ -83,7 +84,10 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every recipe of a study against one of them; definition: of a diverged run; finished, missing: runs; attrs: the study's."""
+    """Every recipe of a study against one of them; definition: of a diverged run; finished, missing: runs; attrs: the study's.
+
+    crossed: what is to be said where pairs of seeds share one, so that intervals are too short; "" elsewhere.
+    """
 
     name: str
     baseline: str
@@ -92,6 +96,7 @@ class Comparison:
     missing: int
     rows: tuple[Row, ...]
     attrs: Mapping[str, Any]
+    crossed: str = ""
 
     @property
     def comparisons(self) -> int:
@@ -131,6 +136,7 @@ def compare(tree: xr.DataTree, baseline: str | None = None) -> Comparison:
     return Comparison(
         name, baseline, f"{word}: {summary[word].attrs['source']}", finished, int(tree.attrs["runs_planned"]) - finished,
         tuple(_adjusted(rows)), {str(key): value for key, value in tree.attrs.items()},
+        crossed_words(summary),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from train.cells import Cell, by_cell
 from train.equivalence import seeds_for_equivalence
 from train.planned_looks import comparisons
 from train.sample_size import least_telling, seeds_needed
+from train.seed_cube import crossed
 
 ALPHA, POWER = 0.05, 0.8
 SHARE = 0.1  # that of the standing example: one run in ten fails
@@ -21,7 +22,7 @@ MARGIN = 0.1
 
 
 def seeds_line(study: Study) -> str:
-    """One line; what its looks may come to in all, where the study adds seeds by a plan."""
+    """One line, and one more where seeds are crossed; of all looks together, where the study adds seeds by a plan."""
     cells = by_cell(study.runs())
     counts: dict[tuple[Cell, float], set[tuple[int, int]]] = {}
     for cell, runs in cells.items():
@@ -30,6 +31,8 @@ def seeds_line(study: Study) -> str:
     plan = study.strategy
     looks = plan.looks if plan.kind == "seeds" else 1
     seeds = looks * min(map(len, counts.values()))
+    shared = crossed(pair for pairs in counts.values() for pair in pairs)
+    more = f"\n{shared}" if shared else ""
     compared: list[Any] = [
         cell for cell in cells if cell.recipe != study.reference and Cell(study.reference, cell.where) in cells
     ]
@@ -37,7 +40,7 @@ def seeds_line(study: Study) -> str:
         compared = list(comparisons(study))
     here = f"seeds: {'at most ' if looks > 1 else ''}{seeds} a recipe and learning rate"
     if not compared:
-        return f"{here}; no recipe is held against the baseline {study.reference}"
+        return f"{here}; no recipe is held against the baseline {study.reference}{more}"
     level = plan.alpha if plan.kind == "seeds" else ALPHA
     alpha = level / len(compared)
     told = least_telling(seeds, alpha, POWER)
@@ -51,4 +54,5 @@ def seeds_line(study: Study) -> str:
     return (
         f"{here}, which in {many} with {study.reference} {tell} ({100 * POWER:.0f} % power, {100 * level:g} % in all); "
         f"{100 * SHARE:.0f} % from 0 % needs {apart}, as stable within {100 * MARGIN:.0f} % at least {alike}"
+        f"{more}"
     )

@@ -21,7 +21,7 @@ from exmy.console import output
 from exmy.groups import groups
 from exmy.outputs import write_text
 from train import StudyError, open_study
-from train.seed_cube import seed_grid, study_runs
+from train.seed_cube import crossed_words, seed_grid, study_runs
 from train.verdicts import HOLDS, VARIABLES, VerdictSettings, verdict
 
 ABSENT = "-"  # a coordinate that a study has no axis for
@@ -51,7 +51,9 @@ def run_verdict(
             console.print(Text(f"{label}:"))
         console.print(Text(sentence(of)), soft_wrap=True)
         console.print(verdict_table(of))
-    console.print(Text(f"Diverged means {definition}."), soft_wrap=True)
+    shared = crossed_words(runs)
+    for line in (f"Diverged means {definition}.", *([shared] if shared else [])):
+        console.print(Text(line), soft_wrap=True)
     write_text(json_file, lambda: as_json(found, definition))
     return all(str(of["state"].values[0]) in HOLDS for _, of in found)
 

@@ -6,7 +6,7 @@ is over seeds, and what is resampled is seeds. Where the weights' and the batche
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,25 @@ def seed_labels(runs: xr.Dataset) -> list[object]:
             return [f"{i}/{d}" for i, d in zip(weights, batches, strict=True)]
         return list(weights)
     return list(runs["seed"].values.tolist()) if "seed" in runs.coords else [0] * runs.sizes["run"]
+
+
+def crossed_words(runs: xr.Dataset) -> str:
+    """What is to be said of runs whose pairs of seeds share one of the two, so are not independent; "" where none does."""
+    if not {"init_seed", "data_seed"} <= set(runs.coords):
+        return ""
+    return crossed(zip(runs["init_seed"].values.tolist(), runs["data_seed"].values.tolist(), strict=True))
+
+
+def crossed(seeds: Iterable[tuple[int, int]]) -> str:
+    """The same of (init_seed, data_seed), a run each. One seed of weights for all, or of batches, crosses nothing."""
+    pairs = set(seeds)
+    weights, batches = ({pair[i] for pair in pairs} for i in (0, 1))
+    if min(len(weights), len(batches)) < 2 or len(weights) == len(batches) == len(pairs):
+        return ""
+    return (
+        f"Seeds are crossed: {len(pairs)} pairs of {len(weights)} init_seed and {len(batches)} data_seed share weights or "
+        "batches, and count as independent, so that intervals are too short: vary one of the two, or both together by seed."
+    )
 
 
 def seed_grid(runs: xr.Dataset) -> xr.Dataset:

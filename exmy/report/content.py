@@ -21,8 +21,8 @@ from exmy.report.series import Room, curves, layers, signals
 from exmy.report.verdicts import group_verdicts, wilson_limits
 from exmy.verdict import KEPT
 from train import Study, study_runs
+from train.seed_cube import crossed_words, seed_labels
 from train.seed_cube import in_order as seeds_in_order
-from train.seed_cube import seed_labels
 
 POOLED = ("recipe", "seed")  # facets that part no groups
 ALWAYS = ("dataset", "model")  # facets that are there though a study has one value of them
@@ -169,6 +169,7 @@ def _group(runs: xr.Dataset, history: xr.Dataset, group: Group, baseline: str) -
         "label": group.label,
         "where": dict(group.where),
         "runs": np.flatnonzero(group.runs).tolist(),
+        "crossed": crossed_words(own),
         "entropy": entropy,
         "bits": bits_of_a_nat(own),
         "reference": best,
