@@ -20,7 +20,7 @@ import pytest
 import xarray as xr
 
 from exmy.report import render
-from tests.report_page import STUDY, full_tree, with_coordinates
+from tests.report_page import STUDY, full_tree, loudest, with_coordinates
 from tests.test_figure import make_tree
 from tests.test_report import SCENES, hostile_tree
 from train import open_study, stability_table
@@ -206,6 +206,13 @@ def test_runs_of_a_digest_that_have_no_signals_are_not_taken_for_lost(visit: Any
     drawn = "[...document.querySelector('figure[data-name=curves] .plot').data]"
     lines = page.evaluate(f"{drawn}.filter(t => t.yaxis === 'y4' && t.line?.dash).map(t => t.y)")
     assert [set(line) for line in lines] == [{1}] * 4
+
+
+def test_a_digest_that_kept_the_loudest_of_all_layers_says_so_where_layers_would_be(visit: Any) -> None:
+    page = visit(render([(STUDY, loudest(full_tree()))]), "#layers")
+    settled(page)
+    assert "this digest has kept the loudest of all layers alone" in page.inner_text("#layers")
+    assert "signals are the loudest of blocks, tensors and roles" in page.inner_text("header")
 
 
 def test_layers_are_drawn_within_the_steps_that_were_trained(visit: Any, full: Path) -> None:

@@ -13,7 +13,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from exmy.report.paper import COLUMN, paper_figures
-from tests.report_page import STUDY, full_tree, with_coordinates
+from tests.report_page import STUDY, full_tree, loudest, with_coordinates
 from tests.test_figure import make_tree, marks, texts
 from tests.test_report import SCENES, invoke
 
@@ -108,6 +108,15 @@ def test_many_recipes_leave_the_figures_their_room(figures: list[Figure], tmp_pa
         for axes in figure.axes:
             assert axes.get_window_extent().height > 0.8 * figure.dpi
             assert legend.y1 <= axes.get_window_extent().y0
+
+
+def test_of_the_loudest_layers_alone_there_is_no_figure_of_layers(tmp_path: Path) -> None:
+    names = [
+        {path.stem for path in draw(tree, tmp_path / at, "svg")}
+        for at, tree in (("a", full_tree()), ("b", loudest(full_tree())))
+    ]
+    assert names[0] - names[1] == {"quantization-error"}
+    assert names[1] < names[0]
 
 
 def test_each_group_has_its_own_files(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def study_content(study: Study, tree: xr.DataTree | None, room: Room) -> dict[st
         "curves": curves(history, runs, room.curves),
         "signals": signals(tree, room.signals),
         "layers": layers(tree, room.layers),
+        "without_layers": (
+            "Of signals this digest has kept the loudest of all layers alone: the study itself has them by layer."
+            if "signals" in tree.children and "tensor" not in tree["signals"].dims
+            else "This study recorded no signals of its layers: set [signals] every in the study file."
+        ),
         "recipes": {name: diagram(recipe) for name, recipe in recipes.items()},
         "formats": {f.name: grid(f) for recipe in recipes.values() for f in formats_of(recipe)},
     }

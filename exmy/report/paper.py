@@ -83,9 +83,9 @@ def _figures(study: Study, tree: xr.DataTree) -> Iterator[tuple[str, Figure]]:
         yield f"curves{end}", _curves(runs, of, sharpness, looks, baseline)
         if leads := _leads(content["signals"], tree, group.runs):
             yield f"lead-times{end}", _lead_times(leads, looks)
-        if "signals" in tree.children and "quantization_error" in tree["signals"]:
+        if content["layers"] is not None:  # else nothing was recorded, or of all layers the loudest alone
             signals = tree["signals"].to_dataset().isel(run=group.runs)
-            if np.isfinite(signals["quantization_error"].values).any():
+            if "quantization_error" in signals and np.isfinite(signals["quantization_error"].values).any():
                 yield f"quantization-error{end}", _quantization(signals, runs, looks, baseline)
     if content["formats"]:
         yield "grids", _grids(list(content["formats"].values()))

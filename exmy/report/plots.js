@@ -178,7 +178,7 @@ const tensorsOf = (panel, found) => panel.study.layers.tensors.map((_, l) => l).
 
 const layers = {
   title: "Layers", tall: () => 300,
-  absent: panel => panel.study.layers ? "" : "This study recorded no signals of its layers: set [signals] every in the study file.",
+  absent: panel => panel.study.layers ? "" : panel.study.without_layers,
   plot(panel, width) {
     const {steps} = panel.study.layers, columnEdges = edges(steps, panel.study.curves.span);
     const found = recipesOf(panel).map(recipe => ({recipe, ...layerMeans(panel, recipe)})).filter(of => of.means.some(line => line.some(Number.isFinite)));

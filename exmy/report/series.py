@@ -96,7 +96,9 @@ def _signal(name: str, of: xr.DataArray, onset: xr.DataArray, last: xr.DataArray
 
 
 def layers(tree: xr.DataTree, room: int) -> dict[str, Any] | None:
-    """What rounding did to each layer's operands over time: shares and errors, [unit, step, tensor, role]; None if not recorded.
+    """What rounding did to each layer's operands over time: shares and errors, [unit, step, tensor, role].
+
+    None if it was not recorded, and of a digest that has kept of all layers only the loudest.
 
     A unit is a run, or, where those are too many, the runs of a recipe and learning rate in a group, of which the mean is held;
     steps are bucketed, by their largest value.
@@ -104,7 +106,8 @@ def layers(tree: xr.DataTree, room: int) -> dict[str, Any] | None:
     if "signals" not in tree.children:
         return None
     signals = tree["signals"].to_dataset()
-    names = [name for name in BY_LAYER if name in signals and np.isfinite(signals[name].values).any()]
+    apart = [name for name in BY_LAYER if name in signals and {"tensor", "role"} <= set(signals[name].dims)]
+    names = [name for name in apart if np.isfinite(signals[name].values).any()]
     if not names:
         return None
     shape = signals[names[0]].transpose("run", "signal_step", "tensor", "role").shape
