@@ -208,4 +208,6 @@ def _plan_table(packs: Sequence[PlannedPack], estimates: Sequence[Estimate]) -> 
 
 
 def _size(number: int) -> str:
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+    if number >= 2**30:
+        return f"{number / 2**30:.1f} GiB"
+    return f"{max(1, round(number / 2**20))} MiB"  # what is next to nothing is no more than that

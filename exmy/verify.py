@@ -321,7 +321,8 @@ def view(found: list[Report]) -> Group:
     """A row a report: the verdict, what it was judged by, what the implementation does; then each broken law."""
     first = found[0]
     alike = len({(r.implementation, r.level) for r in found}) == 1
-    title = f"{first.implementation} {first.version}, level {first.level}: {first.proves}" if alike else None
+    name = f"{first.implementation} {first.version}".strip()
+    title = f"{name}, level {first.level}: {first.proves}" if alike else None
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     headings = ["format", "input", "verdict", "inputs", "judged by", "conventions", "laws broken"]
     for heading in headings if alike else ["implementation", *headings]:

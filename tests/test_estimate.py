@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from exmy.cli import main
+from exmy.sweep import _size
 from tests.small import make_program
 from train import plan as planning
 from train.estimate import Estimate, Rates, estimate, measured_rates, step_seconds, total
@@ -100,6 +101,10 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         "are free",
     ):
         assert words in result.output
+
+
+def test_sizes_are_told_in_words_and_none_is_zero() -> None:
+    assert [_size(number) for number in (3, 2**20 * 7 // 2, 5 * 2**29)] == ["1 MiB", "4 MiB", "2.5 GiB"]
 
 
 def test_of_torchruns_processes_one_shows_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

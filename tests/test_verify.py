@@ -69,6 +69,7 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "own_kernels.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     done = invoke("own_kernels:to_fp8", "--format", "e4m3fn", "--level", "quick")
+    assert "own_kernels:to_fp8, level quick: " in done.output
     assert done.exit_code == 0, done.output
     wrong = invoke("own_kernels:leaves_the_grid", "--format", "e4m3fn")
     assert wrong.exit_code == 1
