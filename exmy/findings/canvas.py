@@ -156,7 +156,9 @@ def rate_axis(axes: Axes, rates: Sequence[float], *, vertical: bool = False, nam
 
 
 def plain_numbers(axis: Axis, least: float = 0.0) -> None:
-    """Numbers on a logarithmic axis as they are, 0.01 and not a power; none but 0 nearer to 0 than least, where they would meet."""
+    """Numbers on a logarithmic axis as they are, 0.01 and not a power; none but 0 nearer to 0 than least, where they "
+    "would meet.
+    """
     axis.set_major_formatter(
         FuncFormatter(lambda value, _: "" if 0 < abs(value) < least else f"{value:g}".replace("-", "−"))
     )

@@ -99,7 +99,8 @@ def failures_table(evidence: Evidence) -> Iterator[str]:
                 rows.append(line([departures(part, evidence.parts), f"`{recipe}`", *shown]))
     if rows:
         yield (
-            "Runs that diverged by the study's definition, at all its rates, of recipes half of whose runs do at some rate; settings "
+            "Runs that diverged by the study's definition, at all its rates, of recipes half of whose runs do at some "
+            "rate; settings "
             "in which none does are left out:"
         )
         yield ""
@@ -117,5 +118,6 @@ def past_its_best(evidence: Evidence, rates: Sequence[float], margin: float) -> 
             if rate in means and means[rate] > min(means.values()) + margin:
                 best = min(means, key=lambda one: means[one])
                 yield (
-                    f"{departures(part, evidence.parts)}, {rate_words(rate)} ({means[rate] - means[best]:+.3f} above {rate_words(best)})"
+                    f"{departures(part, evidence.parts)}, {rate_words(rate)} ({means[rate] - means[best]:+.3f} above "
+                    f"{rate_words(best)})"
                 )

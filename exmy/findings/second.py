@@ -78,7 +78,8 @@ class SecondHalf(Findings):
         yield (
             "FP8 as people use it, remedies, texts, schedules, optimisers and what warns. Its "
             f"{len(self.claims.claims)} claims, in "
-            f"`studies/claims-second.toml`, have an alpha of their own, {100 * self.claims.alpha:g} %, by Holm for them alone, so that "
+            f"`studies/claims-second.toml`, have an alpha of their own, {100 * self.claims.alpha:g} %, by Holm for "
+            "them alone, so that "
             "of both files together the chance of any wrong verdict is as large as both alphas."
         )
         yield ""
@@ -125,7 +126,8 @@ class SecondHalf(Findings):
         words = super()._surprises()
         if unclear:
             words += (
-                f" Of {len(unclear)} claims the file expects that they won't be supported; it tells neither what we thought false from what "
+                f" Of {len(unclear)} claims the file expects that they won't be supported; it tells neither what we "
+                "thought false from what "
                 "we could not foresee, nor not shown from refuted."
             )
         if refuted:
@@ -145,7 +147,8 @@ class SecondHalf(Findings):
         odd = ", and whose interval has no zero in it" if there and not here else odd
         odd = ", and which is of the other sign" if here and there and (of.effect > 0) != (other.mean > 0) else odd
         return (
-            f"{words} That is the training loss; in validation loss the same is {told(other)} (95 %, Student's), by which no rule "
+            f"{words} That is the training loss; in validation loss the same is {told(other)} (95 %, Student's), by "
+            "which no rule "
             f"decides{odd if of.claim.expect != 'alike' else ''}."
         )
 

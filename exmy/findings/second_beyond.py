@@ -17,6 +17,7 @@ from exmy.findings.beyond import LEVEL
 from exmy.findings.contrast import (
     TRAINING,
     VALIDATION,
+    Losses,
     by_seed,
     failed,
     failures_table,
@@ -55,7 +56,8 @@ def of_fp8(evidence: Evidence, rates: Rates) -> Iterator[str]:
                 alike.append(f"`{recipe}` at {rate_words(rate)} ({len(training)} of {len(training)} pairs)")
     if apart:
         yield (
-            "- With the LM head in the recipe's formats less with it in BF16, the same recipe and seeds, so that no baseline has a "
+            "- With the LM head in the recipe's formats less with it in BF16, the same recipe and seeds, so that no "
+            "baseline has a "
             f"part in it: {'; '.join(apart)}."
         )
     if alike:
@@ -75,7 +77,8 @@ def _past_best(evidence: Evidence, rates: Rates) -> Iterator[str]:
     found = list(past_its_best(evidence, rates, CHOSEN_BADLY))
     if found:
         yield (
-            f"- The baseline itself ends more than {CHOSEN_BADLY:g} nats/token above its own best rate at: {'; '.join(found)}. What "
+            f"- The baseline itself ends more than {CHOSEN_BADLY:g} nats/token above its own best rate at: "
+            f"{'; '.join(found)}. What "
             "a format costs there is not what it costs where anybody would train."
         )
 
@@ -96,24 +99,40 @@ def of_hardware(evidence: Evidence, rates: Rates) -> Iterator[str]:
         yield "Whether the simulation foretells a single run, and not only the mean: final training losses, seed by seed."
         yield ""
         yield from headed(
-            ("simulated", "setting", "pairs with the same bits", "correlation over seeds", "SD of the difference, nats/token")
+            (
+                "simulated",
+                "setting",
+                "pairs with the same bits",
+                "correlation over seeds",
+                "SD of the difference, nats/token",
+            )
         )
         yield from rows
 
 
-def hardware_pairs(evidence: Evidence, rates: Rates) -> Iterator[tuple[Part, float, str, dict[int, float], dict[int, float]]]:
-    """Each simulation's training losses and the hardware's, of shared seeds."""
+class Paired(NamedTuple):
+    """Training losses of a simulation and of the hardware's products, of the seeds that both have."""
+
+    part: Part
+    rate: float
+    recipe: str
+    ours: Losses
+    theirs: Losses
+
+
+def hardware_pairs(evidence: Evidence, rates: Rates) -> Iterator[Paired]:
+    """Each simulation at each rate, where there are more than two pairs."""
     base = evidence.baseline
     for part, rate in itertools.product(evidence.parts, rates):
-        theirs = by_seed(part, base, rate)
+        whole = by_seed(part, base, rate)
         for recipe in part.recipes:
-            ours = by_seed(part, recipe, rate)
-            shared = ours.keys() & theirs.keys()
+            own = by_seed(part, recipe, rate)
+            shared = sorted(own.keys() & whole.keys())
             if recipe != base and len(shared) > 2:
-                yield part, rate, recipe, *({s: of[s] for s in sorted(shared)} for of in (ours, theirs))
+                yield Paired(part, rate, recipe, {s: own[s] for s in shared}, {s: whole[s] for s in shared})
 
 
-def correlation(ours: Mapping[int, float], theirs: Mapping[int, float]) -> float:
+def correlation(ours: Losses, theirs: Losses) -> float:
     """Pearson's, over shared seeds."""
     return float(np.corrcoef(list(ours.values()), [theirs[seed] for seed in ours])[0, 1])
 
@@ -209,7 +228,8 @@ def of_layers(evidence: Evidence, rates: Rates) -> Iterator[str]:
                 more = mean_of(less(both, first))
                 yield (
                     f"- The last block kept as well as the first: `{of}-ends-kept` ends {told(more)} nats/token from "
-                    f"`{of}-first-kept`" + (", so that of the two ends it is the first that helps." if more.high > 0 else ".")
+                    f"`{of}-first-kept`"
+                    + (", so that of the two ends it is the first that helps." if more.high > 0 else ".")
                 )
     yield ""
     yield from failures_table(evidence)
@@ -228,7 +248,8 @@ def of_data(evidence: Evidence, rates: Rates) -> Iterator[str]:
     if len(rooms) > 1:
         yield (
             "- A run that collapses to its text's unigram entropy loses in training so many nats/token against the baseline: "
-            f"{', '.join(rooms)}. So training losses on unlike texts are not on one scale, and a claim's difference of differences "
+            f"{', '.join(rooms)}. So training losses on unlike texts are not on one scale, and a claim's difference of "
+            "differences "
             "is held to that limit; corrupted documents are among those for training alone, and validation losses, on the same "
             "clean text whatever was done to the others, can be compared."
         )
@@ -245,7 +266,9 @@ def _moved(evidence: Evidence) -> Iterator[str]:
         for rate in part.rates:
             if part is usual_part or recipe not in part.recipes or rate not in usual_part.rates:
                 continue
-            ours, theirs = (of.grid["diverged"].sel(recipe=recipe, learning_rate=rate, drop=True) for of in (part, usual_part))
+            ours, theirs = (
+                of.grid["diverged"].sel(recipe=recipe, learning_rate=rate, drop=True) for of in (part, usual_part)
+            )
             if failed(part, recipe, rate)[1] and failed(usual_part, recipe, rate)[1]:
                 rows.append((mcnemar(pairs_of(ours, theirs)), part, recipe, rate))
     level = LEVEL / max(len(rows), 1)  # Bonferroni's, over all settings, recipes and rates
@@ -253,7 +276,9 @@ def _moved(evidence: Evidence) -> Iterator[str]:
     for p, part, recipe, rate in rows:
         (k, n), (j, m) = failed(part, recipe, rate), failed(usual_part, recipe, rate)
         if p <= level:
-            apart.append((k / n > j / m, f"{departures(part, parts)}, `{recipe}` at {rate_words(rate)} {k}/{n} against {j}/{m}"))
+            apart.append(
+                (k / n > j / m, f"{departures(part, parts)}, `{recipe}` at {rate_words(rate)} {k}/{n} against {j}/{m}")
+            )
     for more, words in ((True, "More"), (False, "Fewer")):
         those = [of for up, of in apart if up == more]
         if those:
@@ -273,11 +298,17 @@ def of_schedules(evidence: Evidence, rates: Rates) -> Iterator[str]:
         ends = []
         for part in (small, large):
             epochs = float(part.runs["epochs"].values.mean()) if "epochs" in part.runs else math.nan
-            each = [f"{np.mean(list(base.values())):.2f} at {rate_words(rate)}" for rate in rates if (base := by_seed(part, evidence.baseline, rate))]
+            each = [
+                f"{np.mean(list(base.values())):.2f} at {rate_words(rate)}"
+                for rate in rates
+                if (base := by_seed(part, evidence.baseline, rate))
+            ]
             ends.append(f"{epochs:.2f} epochs, `{evidence.baseline}` ends at {' and '.join(each)}")
         yield (
-            f"- {large.where['sequences']} sequences for as many steps are {int(large.where['sequences']) / int(small.where['sequences']):g} times "
-            f"the tokens: {ends[1]}; with {small.where['sequences']}, {ends[0]}. Whether it is the batch, the tokens or the lower loss "
+            f"- {large.where['sequences']} sequences for as many steps are "
+            f"{int(large.where['sequences']) / int(small.where['sequences']):g} times "
+            f"the tokens: {ends[1]}; with {small.where['sequences']}, {ends[0]}. Whether it is the batch, the tokens "
+            "or the lower loss "
             "that makes bits dearer, these runs can't tell."
         )
 
@@ -302,12 +333,15 @@ def of_optimizer(evidence: Evidence, rates: Rates) -> Iterator[str]:
             if recipe == evidence.baseline:
                 continue
             costs = [
-                mean_of(less(by_seed(part, recipe, rate, VALIDATION), by_seed(part, evidence.baseline, rate, VALIDATION)))
+                mean_of(
+                    less(by_seed(part, recipe, rate, VALIDATION), by_seed(part, evidence.baseline, rate, VALIDATION))
+                )
                 for part in (usual_part, other)
             ]
             if all(math.isfinite(of.low) for of in costs):
                 yield (
-                    f"- `{recipe}` costs {told(costs[1])} in validation loss with {other.where['optimizer']} at {rate_words(rate)}, "
+                    f"- `{recipe}` costs {told(costs[1])} in validation loss with {other.where['optimizer']} at "
+                    f"{rate_words(rate)}, "
                     f"{told(costs[0])} with {usual_part.where['optimizer']}."
                 )
 

@@ -14,7 +14,11 @@ from exmy.findings.rows import in_lines
 from exmy.findings.studies import Evidence
 from exmy.findings.tables import condition_rows, rate_words
 
-LINE, BROKEN, AROUND = 0.2, 0.25, 0.9  # inches: of a row, of one with a name in two lines, and of an axis with its words
+LINE, BROKEN, AROUND = (
+    0.2,
+    0.25,
+    0.9,
+)  # inches: of a row, of one with a name in two lines, and of an axis with its words
 FEW_TICKS = 5
 FAR = 8.0  # times the middle interval's reach, beyond which a row runs to the edge
 LONGEST = 34  # characters of a row's words
@@ -82,7 +86,12 @@ def costs(evidence: Evidence, rows: Sequence[tuple[str, Row]]) -> Figure:
                 )  # fmt: skip
         else:
             panel.annotate(
-                "no pair with finite losses", (0.98, y), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=6.5
+                "no pair with finite losses",
+                (0.98, y),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="center",
+                fontsize=6.5,
             )
         panel.annotate(
             f"{len(row.diverged)}/{len(row.runs)}", (1.0, y), xycoords=("axes fraction", "data"), xytext=(5, 0),

@@ -12,7 +12,8 @@ from exmy.findings.contrast import by_seed, failed, failing, less, mean_of, told
 from exmy.findings.second_beyond import KEPT, SPLIT, correlation, hardware_pairs, saved
 from exmy.findings.studies import Available, Evidence, departures
 from exmy.findings.tables import condition_rows, rate_words
-from exmy.findings.warnings_part import CHOSEN, FALSE_ALARMS, Ranked, most_in_time
+from exmy.findings.warnings_part import CHOSEN, Ranked, most_in_time
+from train.alarm_ranking import FALSE_ALARMS
 
 Rates = Sequence[float]
 
@@ -38,7 +39,11 @@ def came(studies: Available, study: str, rates: Mapping[str, Rates]) -> str:
 
 def _costs(evidence: Evidence, rates: Rates) -> Iterator[str]:
     """Which validation losses are told from the baseline's, and how far the others may be from it."""
-    rows = [(words, row) for words, row, _ in condition_rows(evidence) if any(math.isclose(row.learning_rate, rate) for rate in rates)]
+    rows = [
+        (words, row)
+        for words, row, _ in condition_rows(evidence)
+        if any(math.isclose(row.learning_rate, rate) for rate in rates)
+    ]
     apart = [(words, row) for words, row in rows if row.validation.difference.p_holm <= LEVEL]
     rest = [row.validation.difference for _, row in rows if row.validation.difference.p_holm > LEVEL]
     for higher, way in ((True, "higher"), (False, "lower")):
@@ -59,7 +64,8 @@ def _hardware(evidence: Evidence, rates: Rates) -> Iterator[str]:
     for part, rate, recipe, ours, theirs in hardware_pairs(evidence, rates):
         (k, n), (j, m) = (failed(part, name, rate) for name in (recipe, evidence.baseline))
         yield (
-            f"`{recipe}`, {departures(part, evidence.parts)}, at {rate_words(rate)}: {told(mean_of(less(ours, theirs)))} nats/token from "
+            f"`{recipe}`, {departures(part, evidence.parts)}, at {rate_words(rate)}: "
+            f"{told(mean_of(less(ours, theirs)))} nats/token from "
             f"the hardware's products, {k}/{n} runs failed against {j}/{m}, losses correlated over seeds by "
             f"{correlation(ours, theirs):.2f}."
         )
@@ -114,12 +120,18 @@ def _boundaries(evidence: Evidence, _: Rates) -> Iterator[str]:
                 none.append(words)
         shared = max((rates for _, rates in alike), key=len, default=())
         said = [
-            (f"{' / '.join(words)} " if len(parts) > 1 else "") + cells + (f" (at {_listed(rates)})" if rates != shared else "")
+            (f"{' / '.join(words)} " if len(parts) > 1 else "")
+            + cells
+            + (f" (at {_listed(rates)})" if rates != shared else "")
             for (cells, rates), words in alike.items()
         ]
         yield (
             f"Of `{recipe}` failed, at {_listed(shared)}, {'; '.join(said)}"
-            + (f"; none: {' / '.join(none) if len(none) < len(said) + 2 else 'in all other settings'}." if none else ".")
+            + (
+                f"; none: {' / '.join(none) if len(none) < len(said) + 2 else 'in all other settings'}."
+                if none
+                else "."
+            )
         )
 
 
@@ -137,12 +149,15 @@ def _bits_by_setting(evidence: Evidence, rates: Rates) -> Iterator[str]:
             (of.mean, departures(part, evidence.parts), of)
             for part in evidence.parts
             if recipe not in (evidence.baseline, *lost)
-            and math.isfinite((of := mean_of(less(by_seed(part, recipe, rate), by_seed(part, evidence.baseline, rate)))).low)
+            and math.isfinite(
+                (of := mean_of(less(by_seed(part, recipe, rate), by_seed(part, evidence.baseline, rate)))).low
+            )
         ]
         if len(costs) > 1:
             least, most = min(costs, key=lambda one: one[0]), max(costs, key=lambda one: one[0])
             yield (
-                f"What `{recipe}` costs in training loss at {rate_words(rate)} goes from {told(least[2])} ({least[1]}) to {told(most[2])} "
+                f"What `{recipe}` costs in training loss at {rate_words(rate)} goes from {told(least[2])} ({least[1]}) "
+                f"to {told(most[2])} "
                 f"({most[1]})."
             )
 
@@ -162,7 +177,8 @@ def _optimizer(evidence: Evidence, rates: Rates) -> Iterator[str]:
     if kept:
         yield (
             f"What else is kept in fewer bits, {', '.join(f'`{name}`' for name, _ in kept)}, ends within "
-            f"[{signed(min(of.low for _, of in kept))}, {signed(max(of.high for _, of in kept))}] of `{evidence.baseline}`'s validation "
+            f"[{signed(min(of.low for _, of in kept))}, {signed(max(of.high for _, of in kept))}] of "
+            f"`{evidence.baseline}`'s validation "
             "loss (95 % limits)."
         )
 
@@ -174,7 +190,11 @@ def _alarms(of: Ranked) -> Iterator[str]:
         name, k, n = found
         yield (
             f"At {100 * FALSE_ALARMS:g} % false alarms a run "
-            + (f"no alarm rang in time before any of {n} runs that diverged" if not k else f"the most that one rang in time is {k}/{n} (`{name}`)")
+            + (
+                f"no alarm rang in time before any of {n} runs that diverged"
+                if not k
+                else f"the most that one rang in time is {k}/{n} (`{name}`)"
+            )
             + "."
         )
     if of.best is not None:

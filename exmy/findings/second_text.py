@@ -97,7 +97,8 @@ SECOND = (
             Cause("Steps", "what is lost of a weight at each step adds up over more steps than are trained here"),
             Cause(
                 "Rate",
-                "0.004 is more than BF16's spacing at a weight of 0.05, which is 0.00024; where rates are a tenth of that, more of each "
+                "0.004 is more than BF16's spacing at a weight of 0.05, which is 0.00024; where rates are a tenth of "
+                "that, more of each "
                 "step is rounded away",
             ),
             SCALE,

@@ -25,15 +25,6 @@ LAGS = (200, 150, 100, 50, 20, 0)  # steps before the onset
 MOST = 9  # signals, of the top of the ranking
 
 
-def first_the_loudest(whole: Judged, alarm: Alarm) -> tuple[int, int]:
-    """Of runs that did not diverge, how many have their loudest value at the first step, and how many there are."""
-    signal = alarm.louder(whole.signals[alarm.name])
-    values = signal.transpose("run", steps_of(signal)).values.astype(np.float64)
-    own = values[~np.isfinite(whole.onset.values)]
-    own = np.where(np.isnan(own), -np.inf, own)
-    return int((own[:, 0] >= own.max(axis=1)).sum()), own.shape[0]
-
-
 def first_values(whole: Judged, alarm: Alarm) -> tuple[float, float]:
     """The least and the largest value of all runs at the first step."""
     signal = whole.signals[alarm.name]
@@ -42,7 +33,7 @@ def first_values(whole: Judged, alarm: Alarm) -> tuple[float, float]:
 
 
 def before_the_onset(whole: Judged, name: str) -> list[tuple[int, float, int]]:
-    """(steps before the onset, median of a run's value by the median of runs of its kind that did not diverge, at that step; runs).
+    """(steps before the onset, median over runs of a value by that of its kind's runs that did not diverge, at the step; runs).
 
     A run's value is that of the last step measured by then; runs of kinds with fewer than `FEWEST` such others are left out.
     """
@@ -94,10 +85,9 @@ def moving(chosen: Judged, scored: Judged, alarm: Alarm) -> Moving:
     judged = int(rings["diverged_judged"])
     known = {name: of for name, of in scored.known.items() if name != alarm.name}
     adds = incremental(other, known, scored.onset, HORIZON, scored.last, centred=True)
-    return Moving(
-        *(round(rings[name] * judged) if judged else 0 for name in ("detected", "early")), judged, rings["false_alarm_rate"],
-        Number(*(float(adds[f"gain{end}"]) for end in ("", "_low", "_high"))),
-    )  # fmt: skip
+    in_time, early = (round(rings[name] * judged) if judged else 0 for name in ("detected", "early"))
+    gain = Number(*(float(adds[f"gain{end}"]) for end in ("", "_low", "_high")))
+    return Moving(in_time, early, judged, float(rings["false_alarm_rate"]), gain)
 
 
 def beyond(tree: xr.DataTree, table: xr.Dataset, papers: Alarm) -> Iterator[str]:
@@ -106,28 +96,34 @@ def beyond(tree: xr.DataTree, table: xr.Dataset, papers: Alarm) -> Iterator[str]
     whole, chosen, scored = Judged(tree), Judged(tree, even), Judged(tree, ~even)
     each = [
         Alarm(str(name), bool(below))
-        for name, below, auroc in zip(*(table[of].values.tolist() for of in ("signal", "below", "chosen_auroc")), strict=True)
+        for name, below, auroc in zip(
+            *(table[of].values.tolist() for of in ("signal", "below", "chosen_auroc")), strict=True
+        )
         if math.isfinite(auroc)
     ][:MOST]
-    flat = [(alarm, first_the_loudest(whole, alarm)) for alarm in each]
+    flat = [(alarm, whole.first_the_loudest(alarm)) for alarm in each]
     stuck = [f"`{alarm.name}`" for alarm, (k, n) in flat if n and k == n]
     if stuck:
         yield (
-            f"- Of {', '.join(stuck)}, falling as they warn, every one of the {flat[0][1][1]} runs that did not diverge has its loudest "
+            f"- Of {', '.join(stuck)}, falling as they warn, every one of the {flat[0][1][1]} runs that did not "
+            "diverge has its loudest "
             "value at the first step, before anything is learnt. A constant threshold is that of the first step, then, and no "
             "later value ever passes it: the AUROC within a step does not see that, who listens to a sweep does."
         )
     if papers.name in whole.signals:
         lags = before_the_onset(whole, papers.name)
         if any(n for *_, n in lags):
-            words = ", ".join(f"{lag} steps before {ratio:.2f}" if lag else f"at it {ratio:.2f}" for lag, ratio, _ in lags)
+            words = ", ".join(
+                f"{lag} steps before {ratio:.2f}" if lag else f"at it {ratio:.2f}" for lag, ratio, _ in lags
+            )
             yield (
-                f"- The paper's metric, `{papers.name}`, by that of the runs of the same recipe and rate that did not diverge, at the "
+                f"- The paper's metric, `{papers.name}`, by that of the runs of the same recipe and rate that did not "
+                "diverge, at the "
                 f"same step, median of {max(n for *_, n in lags)} runs: {words} times. "
                 + (
-                    "So before these failures it falls behind, and does not rise."
+                    "So before these failures it falls behind theirs, and does not rise above them."
                     if lags[-1][1] < 1
-                    else "So before these failures it rises."
+                    else "So before these failures it rises above them."
                 )
             )
     rows = [(alarm, moving(chosen, scored, alarm)) for alarm in each]
@@ -136,7 +132,8 @@ def beyond(tree: xr.DataTree, table: xr.Dataset, papers: Alarm) -> Iterator[str]
     yield ""
     yield (
         "Thresholds that move: each signal less the mean, by the standard deviation, of the runs of its recipe and rate that did "
-        f"not diverge, at the same step, of the seeds that it was ranked on; then one threshold for {100 * FALSE_ALARMS:g} % of false "
+        "not diverge, at the same step, of the seeds that it was ranked on; then one threshold for "
+        f"{100 * FALSE_ALARMS:g} % of false "
         "alarms. And what a signal adds where all is taken less its mean over the runs of the same recipe, rate and step: the "
         "ranking's *adds* is of one plane over all recipes and rates, which turns a signal round that is higher in recipes that "
         "fail and lower in the runs that do."

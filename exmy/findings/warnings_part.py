@@ -99,7 +99,7 @@ def part(of: Ranked, studies: Available) -> Iterator[str]:
         return
     yield f"**The best: `{of.best.name}`{', falling' if of.best.below else ''}.** {_worth(of)}"
     yield ""
-    yield from _usable(of.table)
+    yield from usable(of.table)
     absent = [f"`{other}` ({studies[other]})" for other in UNSEEN if not isinstance(studies.get(other), Evidence)]
     if of.again:
         yield from again_table(of)
@@ -111,9 +111,21 @@ def part(of: Ranked, studies: Available) -> Iterator[str]:
         )
         yield ""
         for other, signals in at_the_first_step(of, studies).items():
+            where = UNSEEN[other][0].upper() + UNSEEN[other][1:]
             yield (
-                f"{UNSEEN[other].capitalize()} (`{other}`), at the threshold brought along, {', '.join(signals)}: that is a signal of "
-                "untrained weights on another text or of another size, and warns of nothing."
+                f"{where} (`{other}`), at the threshold brought along, {'; '.join(signals)}. That says of untrained "
+                "weights that the "
+                "text or the size is another, and warns of nothing."
+            )
+            yield ""
+        all_lost = dict.fromkeys(
+            other for (other, _), row in of.again.items() if math.isnan(row["threshold_false_alarms"])
+        )
+        if all_lost:
+            yield (
+                f"Every run of {', '.join(f'`{other}`' for other in all_lost)} diverged: there are no false alarms to "
+                "be counted, and no "
+                "thresholds of its own."
             )
             yield ""
     if absent:
@@ -136,7 +148,8 @@ def _worth(of: Ranked) -> str:
         return "It warns on seeds that it was not chosen on, and is itself among what all others are held against."
     if not gain > 0:
         return (
-            "It tells runs apart on seeds that it was not chosen on; added to loss and gradient norm in one plane over all recipes "
+            "It tells runs apart on seeds that it was not chosen on; added to loss and gradient norm in one plane over "
+            "all recipes "
             "and rates it is not shown to add to what they say."
         )
     return "It warns on seeds that it was not chosen on, and adds to what loss and gradient norm say."
@@ -151,16 +164,22 @@ def most_in_time(table: xr.Dataset) -> tuple[str, int, int] | None:
     return str(table["signal"].values[place]), round(float(shares[place] * judged[place])), int(judged[place])
 
 
-def _usable(table: xr.Dataset) -> Iterator[str]:
+def usable(table: xr.Dataset) -> Iterator[str]:
     """Whether anybody could act on an alarm of the table."""
     found = most_in_time(table)
     if found is None or found[1] >= USABLE * found[2]:
         return
     name, k, n = found
-    rang = f"none rang in time before any of the {n} runs" if not k else f"the most that one rang in time is {k} of {n} (`{name}`)"
+    rang = (
+        f"none rang in time before any of the {n} runs"
+        if not k
+        else f"the most that one rang in time is {k} of {n} (`{name}`)"
+    )
     yield (
-        f"**No alarm is usable here at {100 * FALSE_ALARMS:g} % of false alarms a run:** of {table.sizes['signal']}, {rang} that diverged "
-        "and could be judged. An AUROC within a step, of runs that are compared at that step, promises no alarm that rings once and "
+        f"**No alarm is usable here at {100 * FALSE_ALARMS:g} % of false alarms a run:** of {table.sizes['signal']}, "
+        f"{rang} that diverged "
+        "and could be judged. An AUROC within a step, of runs that are compared at that step, promises no alarm that "
+        "rings once and "
         "at the right time."
     )
     yield ""
