@@ -105,6 +105,16 @@ def test_a_digest_is_whole_and_its_studys(name: str) -> None:
     assert attrs["git_commit"] == "5c87679e2bffb5e5ecbc86e2a7db171f658af56f+changed"
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_minutes_are_the_digests_and_said_to_be_of_shared_cards(name: str) -> None:
+    attrs = opened(name).attrs
+    whole, first = (f"{attrs[key] / 60:.1f}" for key in ("seconds", "seconds_first_step"))
+    table = (ROOT / "studies" / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| {name} \| [^|]*\| [^|]*\| {whole} \| {first} \|$", table, re.MULTILINE)
+    block = page().split(f"### Study `{name}`")[1].split("\n![")[0] if name != "warning-english" else ""
+    assert not block or "minutes as they went, and not what the study takes alone" in block
+
+
 def test_no_rule_and_no_expectation_was_touched_since_the_runs() -> None:
     """The claims as they were at the commit that ran, but for comments."""
     assert len(CLAIMS["claims"]) == 26

@@ -239,19 +239,24 @@ def of_data(evidence: Evidence, rates: Rates) -> Iterator[str]:
     """Where the boundary lies on each text; how much of a training loss could be lost at all."""
     yield from failures_table(evidence)
     yield from _moved(evidence)
-    rooms = [
-        f"{departures(part, evidence.parts)} {float(part.runs['unigram_entropy'].values[0]) - np.mean(list(base.values())):.2f}"
+    rooms = {
+        departures(part, evidence.parts): float(part.runs["unigram_entropy"].values[0])
+        - float(np.mean(list(base.values())))
         for part in evidence.parts
-        for rate in rates
+        for rate in rates[-1:]
         if (base := by_seed(part, evidence.baseline, rate))
-    ]
-    if len(rooms) > 1:
+    }
+    if "as usual" in rooms and len(rooms) > 1:
+        usual_room = rooms.pop("as usual")
+        each = ", ".join(f"{words} {room - usual_room:+.2f}" for words, room in rooms.items())
         yield (
-            "- A run that collapses to its text's unigram entropy loses in training so many nats/token against the baseline: "
-            f"{', '.join(rooms)}. So training losses on unlike texts are not on one scale, and a claim's difference of "
-            "differences "
-            "is held to that limit; corrupted documents are among those for training alone, and validation losses, on the same "
-            "clean text whatever was done to the others, can be compared."
+            f"- A run that collapses to its text's unigram entropy ends as usual {usual_room:.2f} nats/token above the "
+            "baseline, in "
+            f"training; and otherwise so many more or fewer: {each}. By as much the difference of two such costs is of "
+            "the texts, and "
+            "not of the format; what it has beyond that is of runs that collapse under the one and not under the "
+            "other. Documents are "
+            "corrupted for training alone: validation losses are on the same clean text, and can be compared."
         )
 
 
