@@ -156,8 +156,7 @@ def rate_axis(axes: Axes, rates: Sequence[float], *, vertical: bool = False, nam
 
 
 def plain_numbers(axis: Axis, least: float = 0.0) -> None:
-    """Numbers on a logarithmic axis as they are, 0.01 and not a power; but for 0 none nearer to it than least, where "
-    "they meet."""
+    """Numbers on a logarithmic axis as they are, 0.01 and not a power; nearer to 0 than least, where they meet, 0 alone."""
     axis.set_major_formatter(
         FuncFormatter(lambda value, _: "" if 0 < abs(value) < least else f"{value:g}".replace("-", "−"))
     )
