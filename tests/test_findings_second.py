@@ -19,6 +19,7 @@ from exmy.findings.make import make
 from exmy.findings.rows import in_lines
 from exmy.findings.second import STUDIES
 from exmy.findings.second_beyond import BEYOND
+from exmy.findings.second_figures import costs, rows_at
 from exmy.findings.second_text import SECOND
 from exmy.findings.sharpness_part import sharpness_by_bits
 from exmy.findings.studies import Evidence, load
@@ -252,23 +253,37 @@ def test_the_heads_own_share_has_no_baseline_in_it_and_a_baseline_past_its_best_
     assert "2^-8 (" not in text.split("ends more than")[1].replace("above 2^-8", "")
 
 
-def test_a_text_under_which_other_runs_fail_is_told_by_mcnemar_over_all(tmp_path: Path) -> None:
-    """Of 12 seeds all fail where none does as usual: 2 / 2^12, by one comparison of each recipe with failures or without."""
+@pytest.mark.parametrize(("seeds", "told"), [(12, True), (6, False)])
+def test_a_text_under_which_other_runs_fail_is_told_by_mcnemar_over_all(tmp_path: Path, seeds: int, told: bool) -> None:
+    """All seeds fail where none does as usual: p is 2 / 2^12, or 2 / 2^6, which is below 5 % and not below half of that."""
 
     def loss(run: Run) -> float:
         bad = run.recipe.name == "masked-e5m7" and dict(run.extra_axes).get("noise", 0.0) > 0
         return ENTROPY + 1 if bad else of_seed(run)
 
-    axes = grid("masked-e8m7 masked-e5m7", 12, [RATE]) + "noise = [0.0]\n"
+    axes = grid("masked-e8m7 masked-e5m7", seeds, [RATE]) + "noise = [0.0]\n"
     make_study(tmp_path, "data", axes, loss, more="[[more]]\nnoise = [0.5]", baseline="masked-e8m7")
     evidence = load(tmp_path, "data")
     assert isinstance(evidence, Evidence)
-    text = "\n".join(BEYOND["data"](evidence, [RATE]))
-    assert "| noise 0.5 | `masked-e5m7` | 12/12 |" in text
-    more = next(line for line in text.splitlines() if line.startswith("- More runs diverge"))
-    assert "over all 2 comparisons" in more
-    assert more.endswith("noise 0.5, `masked-e5m7` at 2^-8 12/12 against 0/12.")
-    assert "- Fewer" not in text
+    lines = list(BEYOND["data"](evidence, [RATE]))
+    assert f"| noise 0.5 | `masked-e5m7` | {seeds}/{seeds} |" in lines
+    more = [line for line in lines if line.startswith("- More runs diverge")]
+    assert len(more) == told
+    for line in more:
+        assert "over all 2 comparisons" in line
+        assert line.endswith("noise 0.5, `masked-e5m7` at 2^-8 12/12 against 0/12.")
+    assert not any(line.startswith("- Fewer") for line in lines)
+
+
+def test_a_row_without_a_pair_and_one_beyond_the_axis_say_so_in_the_figure(tmp_path: Path) -> None:
+    ends = {"native-bf16": 0.0, "e8m7": 0.01, "e8m3": 0.02, "e8m1": 5.0, "e5m7": float("nan")}
+    make_study(tmp_path, "fp8", grid(" ".join(ends), 4, [RATE]), lambda run: of_seed(run) + ends[run.recipe.name])
+    evidence = load(tmp_path, "fp8")
+    assert isinstance(evidence, Evidence)
+    figure = costs(evidence, rows_at(evidence, RATE))
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert {"diverged", "no pair with finite losses", "+5.00"} <= set(said)
+    assert [text for text in said if "/" in text] == ["0/4", "0/4", "4/4", "4/4"]
 
 
 @pytest.mark.parametrize(
