@@ -97,7 +97,7 @@ def part(of: Ranked, studies: Available) -> Iterator[str]:
     if of.best is None:
         yield "Nothing can be told of any alarm: no two runs of a recipe and rate differ in what became of them."
         return
-    yield f"**The best: `{of.best.name}`{', falling' if of.best.below else ''}.** {_worth(of)}"
+    yield f"**The best: `{of.best.name}`{', falling' if of.best.below else ''}.** {_worth(of)}{_alike(of.table)}"
     yield ""
     yield from usable(of.table)
     absent = [f"`{other}` ({studies[other]})" for other in UNSEEN if not isinstance(studies.get(other), Evidence)]
@@ -153,6 +153,17 @@ def _worth(of: Ranked) -> str:
             "and rates it is not shown to add to what they say."
         )
     return "It warns on seeds that it was not chosen on, and adds to what loss and gradient norm say."
+
+
+def _alike(table: xr.Dataset) -> str:
+    """How many alarms can't be told from the best: whose interval holds its score."""
+    top = float(table["auroc"][0])
+    others = int(((table["auroc_low"] <= top) & (top <= table["auroc_high"])).values[1:].sum())
+    return (
+        f" {others} more have its AUROC in their interval: which of them stands first is little but chance."
+        if others
+        else ""
+    )
 
 
 def most_in_time(table: xr.Dataset) -> tuple[str, int, int] | None:
