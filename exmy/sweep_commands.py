@@ -79,7 +79,7 @@ _wide = click.option(
 @click.option(
     "--alarm", "alarms", metavar="NAME[=VALUE]", multiple=True,
     help="Report a run whose signal is above VALUE; NAME<VALUE: below. Without VALUE, or with best as NAME, as healthy runs of "
-    "the study warning have it.",
+    "the study warning have it; how seldom it rang in time there is said.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
 @_hooked

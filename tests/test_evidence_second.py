@@ -340,6 +340,39 @@ def test_an_alarms_score_and_its_rings_are_those_of_the_raw_histories(
     assert int(early.split("/")[0]) == pytest.approx(too_soon, abs=2)
 
 
+def test_a_threshold_that_moves_with_the_step_rings_in_time_before_as_many() -> None:
+    table, onset = runs("warning"), onsets("warning")
+    values, steps = signal("warning", "logsumexp_max")
+    even = table["seed"].isin(np.sort(table["seed"].unique())[::2]).to_numpy()
+    healthy, kind = ~np.isfinite(onset), table.groupby(["recipe", "learning_rate"]).ngroup().to_numpy()
+    moved = np.full(values.shape, np.nan)
+    for one in np.unique(kind):
+        own = values[even & healthy & (kind == one)]
+        if len(own) >= 5:
+            moved[kind == one] = (own.mean(axis=0) - values[kind == one]) / np.where(
+                own.std(axis=0) > 0, own.std(axis=0), np.inf
+            )
+    counts = (steps < onset[:, None]) & (steps <= 999) & ~np.isnan(moved)
+    loudest = np.where(counts, moved, -np.inf).max(axis=1)
+    in_time = 0
+    for run in np.flatnonzero(~even & ~healthy):
+        others = (
+            ~even
+            & healthy
+            & (kind == kind[run])
+            & np.isfinite(loudest)
+            & (table["seed"] != table["seed"][run]).to_numpy()
+        )
+        place = math.ceil(round((1 - FALSE_ALARMS) * (others.sum() + 1), 9))
+        if place <= others.sum():
+            heard = counts[run] & (moved[run] > np.sort(loudest[others])[place - 1])
+            in_time += heard.any() and onset[run] - steps[heard.argmax()] <= HORIZON
+    beyond = page().split("### Study `warning`")[1].split("Beyond the claims")[1]
+    (told,) = re.findall(r"^\| `logsumexp_max`, falling \| (\d+)/41 \|", beyond, re.MULTILINE)
+    assert int(told) == pytest.approx(in_time, abs=2)  # thresholds of folds there, of all other seeds here
+    assert f"`logsumexp_max`, rings in time before {told} of 41" in beyond
+
+
 def test_no_alarm_is_usable_and_readme_and_page_say_so() -> None:
     of = page().split("### Study `warning`")[1].split("### Study")[0]
     rows = re.findall(r"^\| `[^|]*\| \d\.\d+ \| [^|]* \| [^|]* \| (\d+)/(\d+) \|", of, re.MULTILINE)
