@@ -79,7 +79,7 @@ _wide = click.option(
 @click.option(
     "--alarm", "alarms", metavar="NAME[=VALUE]", multiple=True,
     help="Report a run whose signal is above VALUE; NAME<VALUE: below. Without VALUE, or with best as NAME, as healthy runs of "
-    "the study warning have it.",
+    "the study warning have it; how seldom it rang in time there is said.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the plan, the memory and the time that it needs; train nothing.")
 @_hooked
@@ -101,19 +101,16 @@ def sweep(
     Example: torchrun --nproc-per-node 2 -m exmy sweep mine.toml --wide ddp
     """  # noqa: D301
     from exmy.sweep import default_study, dry_run_view, run_sweep, shared_way
-    from train import StudyError, read_study
+    from train import read_study
     from train.ranks import leads
 
     with _sweeping(alike=True):
-        changes = [*overrides, *([f'strategy.kind="{strategy}"'] if strategy else [])]
+        options = {"--strategy": f'strategy.kind="{strategy}"'} if strategy else {}
         if alarms:
             from exmy.alarm_options import thresholds
 
-            changes.append(f"alarms.thresholds={json.dumps(thresholds(alarms))}")
-        try:
-            study = read_study(study_file or default_study(device), changes)
-        except StudyError as error:
-            raise StudyError(str(error).replace("--set: alarms.thresholds: ", "--alarm: ")) from None
+            options["--alarm"] = f"alarms.thresholds={json.dumps(thresholds(alarms))}"
+        study = read_study(study_file or default_study(device), overrides, options)
         place = out or Path("runs") / study.name
         if dry_run:
             if leads():  # what every rank would say is said once

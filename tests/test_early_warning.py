@@ -315,6 +315,22 @@ def test_a_signal_adds_what_is_not_known_without_it() -> None:
     assert nothing.attrs["known"] == "learning_rate, step, loss"
 
 
+def test_what_is_higher_in_recipes_that_fail_and_lower_in_runs_that_do_adds_only_where_each_is_centred() -> None:
+    """Half of the runs are of another recipe, which hardly fails and has a signal 5 lower; of either, runs that fail "
+    "have it 1 lower."""
+    values, onset, last = signals(seeds=48)
+    other = (values["noise"]["seed"].values % 2).astype(bool)
+    onset = onset.where(~other | (values["noise"]["seed"].values % 8 == 1))
+    near = (values["noise"]["step"] >= onset - HORIZON) & (values["noise"]["step"] < onset)
+    signal = -near.transpose("run", "step").astype(float) - 5.0 * other[:, None] + 0.1 * values["noise"]
+    signal = signal.transpose("run", "step").assign_coords(recipe=("run", np.where(other, "b", "a")))
+    plain, centred = (incremental(signal, {}, onset, HORIZON, last, centred=of) for of in (False, True))
+    assert float(plain["gain"]) < 0
+    assert float(centred["gain_low"]) > 0.4
+    assert float(centred["with_signal_auroc"]) > 0.98
+    assert float(centred["baseline_auroc"]) == 0.5
+
+
 def test_learning_rate_and_step_alone_say_nothing_within_a_stratum() -> None:
     values, onset, last = signals()
     found = incremental(values["rate"], {}, onset, HORIZON, last)

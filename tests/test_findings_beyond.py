@@ -201,7 +201,9 @@ def test_the_undecided_says_what_it_leaves_open() -> None:
 def test_surprises_stand_below_the_claims(results: Path, tmp_path: Path) -> None:
     """Of the claims' file of the other tests: one supported, one refuted though expected, one of too few seeds."""
     page = make(results, claims_file(tmp_path), tmp_path / "findings.md")
-    assert re.search(r"Otherwise than we expected came `F1-lower`(, `\S+`)*\.", page)
+    assert re.search(
+        r"\d of the \d that are judged came as we expected; otherwise came .*`F1-lower`[^;]* \(refuted\)", page
+    )
     found = {row[1].split("`")[1]: row[-1] for row in rows(page, "[") if row[1].startswith("`")}
     assert (found["F1-loss"], found["F1-lower"]) == ("yes", "**no**, refuted")
 

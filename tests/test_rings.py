@@ -13,12 +13,12 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner
 
-from exmy.alarm_options import thresholds
+from exmy.alarm_options import thresholds, worth
 from exmy.cli import main
 from tests.test_execute import Recorder, Stopper, tiny
 from tests.test_study_files import STUDIES
 from train import StudyError, open_study, read_study, run_study, study_status
-from train.alarm_ranking import rank_alarms
+from train.alarm_ranking import Alarm, Judged, rank_alarms
 from train.alarm_rules import Rule, check_alarm, rule_of
 from train.digest import write_digest
 from train.interruption import Interrupted
@@ -269,6 +269,32 @@ def test_a_default_is_passed_by_one_of_twenty_runs_that_lived(tmp_path: Path, mo
     assert thresholds(["best"], tmp_path) == thresholds([str(ranked["signal"].values[0])], tmp_path)
     with pytest.raises(StudyError, match="attention_logit is no signal of warning"):
         thresholds(["attention_logit"], tmp_path)
+
+
+def test_with_its_default_an_alarm_says_what_became_of_it_there() -> None:
+    from tests.test_alarm_ranking import known_study
+
+    # Kurtosis rises 40 steps before the onset of all 40 runs that diverge; with a threshold above all it has nothing to say.
+    of = Judged(known_study())
+    kurtosis = Alarm("kurtosis")
+    told = worth(of, kurtosis, of.threshold(kurtosis, 0.05))
+    assert (
+        "as 3 of 80 do; within 100 steps before they diverged it rang for 40 of 40 runs, and sooner for 0. Of another"
+        in told
+    )
+    silent = worth(of, kurtosis, 100.0)
+    assert "as 0 of 80 do" in silent
+    assert "it rang for 0 of 40 runs, and sooner for 0. So it is no alarm to rely on, even there" in silent
+    tree = known_study()
+    tree["signals"].to_dataset()["kurtosis"].values[:, 0] = 50.0
+    assert Judged(tree).first_the_loudest(kurtosis) == (80, 80)
+    assert of.first_the_loudest(Alarm("clipped")) == (0, 80)
+    early = worth(Judged(tree), kurtosis, 10.0)  # 200 steps before, which is beyond the horizon of 100
+    assert (
+        "as 80 of 80 do; within 100 steps before they diverged it rang for 0 of 40 runs, and sooner for 40; its"
+        in early
+    )
+    assert "it rings there or never" in early
 
 
 def test_nan_never_rings_and_infinity_always() -> None:

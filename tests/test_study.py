@@ -319,6 +319,24 @@ def test_a_bad_override_is_refused(tmp_path: Path, override: str, message: str) 
         read_study(write(tmp_path, SMALL), [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "options", "message"),
+    [
+        ([], {"--alarm": 'alarms.thresholds=["gradnorm=3"]'}, r"^--alarm: the study records no signal 'gradnorm'"),
+        ([], {"--alarm": 'alarms.thresholds=["grad_norm"]'}, r"^--alarm: 'grad_norm' is no alarm"),
+        ([], {"--strategy": 'strategy.kind="guess"'}, r"^--strategy: "),
+        (["seed=-1"], {"--strategy": 'strategy.kind="seeds"'}, r"^--set: axes: seed counts seeds"),
+        (["alarms.thresholds=['gradnorm=3']"], {}, r"^--set: alarms.thresholds: the study records no signal"),
+    ],
+)
+def test_what_an_option_sets_is_refused_by_the_options_name(
+    tmp_path: Path, overrides: list[str], options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(StudyError, match=message) as refusal:
+        read_study(write(tmp_path, SMALL), overrides, options)
+    assert options == {} or overrides or "alarms.thresholds" not in str(refusal.value)
+
+
 def test_a_file_that_is_wrong_already_is_blamed_before_the_override(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"study.toml:10: model: width must be a multiple"):
         read_study(write(tmp_path, SMALL.replace("width = 16", "width = 15")), ["seed=2"])

@@ -93,6 +93,15 @@ class Judged:
         healthy = ~np.isfinite(self.onset.values) & (loudest > -np.inf)
         return conformal_threshold(loudest[healthy], false_alarms)
 
+    def first_the_loudest(self, alarm: Alarm) -> tuple[int, int]:
+        """Of runs that did not diverge, how many have their loudest value at the first step, and how many there are."""
+        signal = alarm.louder(self.signals[alarm.name])
+        values = signal.transpose("run", steps_of(signal)).values.astype(np.float64)[~np.isfinite(self.onset.values)]
+        heard = np.where(np.isnan(values), -np.inf, values)
+        first = heard[:, 0] if heard.shape[1] else np.zeros(0)
+        alone = (first[:, None] > heard[:, 1:]).all(axis=1)  # of a signal that never moves nothing is said
+        return int(alone.sum()), heard.shape[0]
+
 
 def seeds_of_choice(tree: xr.DataTree) -> Bools:
     """Whether each run's seed is one on which the alarm is chosen, [runs]: those of even places in their order."""

@@ -146,6 +146,7 @@ def incremental(
     folds: int = 2,
     draws: int = DRAWS,
     key: int = 0,
+    centred: bool = False,
 ) -> xr.Dataset:
     """What a signal adds: baseline_auroc, with_signal_auroc, gain with its limits; no dimensions.
 
@@ -153,6 +154,9 @@ def incremental(
     known. Rows are those at which signal and all that is known are measured. Scores of a fold's seeds are by a model of the
     other folds'; where those have one kind of rows alone there is no model, and the fold's rows are not judged, which leaves NaN
     where no fold's are. Limits: bootstrap over seeds, models as they are.
+
+    centred: everything is taken less its mean over the rows of the stratum. One plane over all recipes and rates turns a signal
+    round that rises from rate to rate and falls within each; this one asks of other runs beside it, at the same step.
     """
     axis = steps_of(signal)
     signal = signal.transpose("run", axis)
@@ -171,11 +175,14 @@ def incremental(
         else 0.0 * rows.step
     )
     base = np.stack([rate, rows.step, *(of.signal for of in each[1:])], axis=1) if rows.step.size else np.zeros((0, 2))
+    own = rows.signal
+    if centred and rows.step.size:
+        base, own = _less_mean(base, rows.stratum), _less_mean(own[:, None], rows.stratum)[:, 0]
     fold = _folds(list(map(str, range(rows.seeds))), folds, key)[rows.seed] if rows.seeds else np.zeros(0, np.int64)
     # Scores of two models are not held against each other: the one not fitted to a failing run expects fewer of them, and of
     # scores that say nothing the failing runs' would be the lower.
     apart = replace(rows, stratum=rows.stratum * folds + fold)
-    scores = [cross_fitted(of, rows.positive, fold) for of in (base, np.column_stack([base, rows.signal]))]
+    scores = [cross_fitted(of, rows.positive, fold) for of in (base, np.column_stack([base, own]))]
     judged = np.isfinite(scores[0])
     pairs = [concordance(apart.with_signal(of).where(judged)) for of in scores]
     weights = seed_draws(rows.seeds, draws)
@@ -219,6 +226,14 @@ def _tame(features: Floats) -> Floats:
     """sign(x) ln(1 + |x|): norms and losses of failing runs are orders of magnitude apart."""
     large = np.clip(features, -np.finfo(np.float64).max, np.finfo(np.float64).max)
     return np.asarray(np.sign(large) * np.log1p(np.abs(large)), np.float64)
+
+
+def _less_mean(features: Floats, stratum: npt.NDArray[np.int64]) -> Floats:
+    """Each feature, tamed, less its mean over the stratum's rows; [rows, features]."""
+    tame = _tame(features)
+    count = np.bincount(stratum)
+    means = [np.bincount(stratum, column) / np.maximum(count, 1) for column in tame.T]
+    return tame - np.stack(means, axis=1)[stratum]
 
 
 def _scale(features: Floats) -> tuple[Floats, Floats]:

@@ -1,6 +1,6 @@
 """A study file: TOML, with overrides, read into a `Study` or refused in one line.
 
-The line says where the mistake stands (file:line, or --set), the key, the value, the limit and the mend.
+The line says where the mistake stands (file:line, --set or another option), the key, the value, the limit and the mend.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -30,6 +31,7 @@ from train.settings import (
 from train.strategy_table import StrategyTable
 from train.study import Study, StudyError
 
+SET = "--set"  # the option of overrides
 FILE_LIMIT = 2**20  # bytes
 MESSAGE_LIMIT = 1000  # characters
 RECIPE_DEPTH = 3  # recipes.NAME.word; a product's table is one deeper
@@ -37,18 +39,23 @@ SNAPSHOTS = "probe.snapshots: "  # a line of `Study`'s own that begins with the 
 ALARMS = "alarms.thresholds: "
 
 
-def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
+def read_study(
+    path: Path | str, overrides: Sequence[str] | None = None, options: Mapping[str, str] | None = None
+) -> Study:
     """The study in a TOML file, with `key=value` overrides; StudyError with one line where it can't be run.
 
     An override's key is a path ("training.steps") or a field's own name where only one table has it ("steps", "seed").
+    options: overrides that options of their own stand for, such as {"--strategy": 'strategy.kind="bisect"'}, made after the
+    others; what is wrong with one is said of that option.
     """
+    changes = [(SET, text) for text in overrides or ()] + list((options or {}).items())
     try:
-        return _read(Path(path), overrides or [])
+        return _read(Path(path), changes)
     except StudyError as error:
         raise StudyError(_in_a_line(str(error))) from None
 
 
-def _read(path: Path, overrides: list[str]) -> Study:
+def _read(path: Path, changes: Sequence[tuple[str, str]]) -> Study:
     try:
         with path.open("rb") as file:
             head = file.read(FILE_LIMIT + 1)
@@ -65,14 +72,15 @@ def _read(path: Path, overrides: list[str]) -> Study:
         raise StudyError(f"{path}: nested deeper than any study: a table stands in a table, and no further") from None
     except ValueError as error:  # of TOML, of UTF-8, of numbers too long to be read
         raise StudyError(f"{path}: not a TOML file: {error}") from None
-    overridden = [_override(content, text) for text in overrides]
+    overridden = {_override(content, text): option for option, text in changes}
     try:
         return Study.model_validate(content)
     except RecursionError:
         raise StudyError(f"{path}: recipes that rest on each other, hundreds deep: name them flat") from None
     except ValidationError as error:
-        blamed = overridden and _is_study(tomllib.loads(source))
-        raise StudyError(_first_error(error, "--set" if blamed else path, source, overridden)) from None
+        named = list(overridden.values())
+        blamed = (SET if SET in named else named[0]) if named and _is_study(tomllib.loads(source)) else path
+        raise StudyError(_first_error(error, blamed, source, overridden)) from None
 
 
 def _in_a_line(message: str) -> str:
@@ -135,9 +143,13 @@ def _locate(content: dict[str, Any], key: str) -> tuple[str, ...]:
 
 
 def _first_error(
-    error: ValidationError, blamed: Path | Literal["--set"], source: str, overridden: list[tuple[str, ...]]
+    error: ValidationError, blamed: Path | str, source: str, overridden: Mapping[tuple[str, ...], str]
 ) -> str:
-    """The first thing wrong, in one line: file:line or --set, key, what is wrong, and the nearest key that exists."""
+    """The first thing wrong, in one line: file:line, or --set and its like, key, what is wrong, and the nearest key that exists.
+
+    blamed: the file, or an option without which it would be in order. overridden: the options that set keys; one of its own, but
+    --set, needs no key named beside it.
+    """
     first = error.errors()[0]
     location = tuple(str(part) for part in first["loc"] if part not in ("function-after", "literal", "int"))
     message = first["msg"].removeprefix("Value error, ")
@@ -162,8 +174,10 @@ def _first_error(
         if not keys and message.startswith(prefix):
             keys, message = place, message.removeprefix(prefix)
     block = int(location[1]) if location[0:1] == ("more",) and location[1:2] and location[1].isdigit() else 0
-    where = "--set" if keys in overridden or blamed == "--set" else f"{blamed}:{_line_of(source, keys, block)}"
-    return f"{where}: {'.'.join(keys)}: {message}{more}" if keys else f"{where}: {message}{more}"
+    option = overridden.get(keys) or (blamed if isinstance(blamed, str) else "")
+    where = option or f"{blamed}:{_line_of(source, keys, block)}"
+    told = keys and (option in ("", SET) or keys not in overridden)
+    return f"{where}: {'.'.join(keys)}: {message}{more}" if told else f"{where}: {message}{more}"
 
 
 def _nearest_key(location: tuple[str, ...]) -> str:

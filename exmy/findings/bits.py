@@ -165,7 +165,7 @@ def penalties(evidence: Evidence, which: str, by: str) -> Figure:
     for part, series, panel in zip(evidence.parts, each, axes[:, 0], strict=True):
         if threshold:
             panel.set_yscale("symlog", linthresh=threshold, linscale=1.2)
-            plain_numbers(panel.yaxis)
+            plain_numbers(panel.yaxis, threshold)
         panel.set_ylim(ends)
         panel.axhline(0.0, color="#000000", lw=0.8, zorder=1)
         _series(panel, series, ends, looks)

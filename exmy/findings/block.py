@@ -12,6 +12,7 @@ from exmy.findings.tables import line, rate_words
 from train.plan import shape_of
 
 COMMIT_NOTE = "git_commit_note.txt"  # beside a digest, whose checksum is of what was measured
+MINUTES_NOTE = "minutes_note.txt"  # the same of how long it took
 
 
 def _version(word: str, version: str) -> str:
@@ -54,6 +55,8 @@ def block(evidence: Evidence) -> Iterator[str]:
     note = evidence.directory / COMMIT_NOTE
     if str(attrs["git_commit"]).endswith("+changed") and note.is_file():
         rows["note on the commit"] = " ".join(note.read_text(encoding="utf-8").split())
+    if (note := evidence.directory / MINUTES_NOTE).is_file():
+        rows["note on the minutes"] = " ".join(note.read_text(encoding="utf-8").split())
     if "digest_every" in attrs:
         signals = (
             f"signals of {attrs['digest_signal_seeds']} seeds"

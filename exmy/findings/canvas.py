@@ -155,9 +155,11 @@ def rate_axis(axes: Axes, rates: Sequence[float], *, vertical: bool = False, nam
         (axes.set_ylabel if vertical else axes.set_xlabel)("peak learning rate")
 
 
-def plain_numbers(axis: Axis) -> None:
-    """Numbers on a logarithmic axis as they are, 0.01 and not a power."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+def plain_numbers(axis: Axis, least: float = 0.0) -> None:
+    """Numbers on a logarithmic axis as they are, 0.01 and not a power; nearer to 0 than least, where they meet, 0 alone."""
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: "" if 0 < abs(value) < least else f"{value:g}".replace("-", "−"))
+    )
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -45,6 +45,7 @@ VERDICTS = {
     "undecided": "undecided",
     "not tested": "not yet run",
 }
+HEADINGS = ("finding", "claim", "study", "effect [interval over all looks]", "seeds", "verdict", "as we expected")
 SECTIONS = {  # what a section shows, and of which study
     "seeds": "seeds", "mantissa": "mantissa", "conditions": "conditions", "exponent": "exponent", "endings": "exponent",
     "signals": "exponent", "rounding": "rounding", "scaling": "scaling", "size": "size",
@@ -98,22 +99,7 @@ class Findings:
         short = [self._short(name, words) for name, words in in_short(self.studies)]
         if short:
             yield from ("## In short", "", *short, "", "## The claims", "")
-        headings = (
-            "finding",
-            "claim",
-            "study",
-            "effect [interval over all looks]",
-            "seeds",
-            "verdict",
-            "as we expected",
-        )
-        yield from (line(headings), line(["---"] * len(headings)))
-        for finding in FINDINGS:
-            own = self._of(finding)
-            for of in own:
-                yield self._row(f"[{finding.key}](#{anchor(heading(finding))})", of)
-            if not own:
-                yield line([f"[{finding.key}](#{anchor(heading(finding))})", "no claim", *["–"] * 5])
+        yield from self._table(FINDINGS)
         yield from (self._row("–", of) for of in self.judged if finding_of(of.claim) is None)
         yield ""
         yield self._surprises()
@@ -142,6 +128,20 @@ class Findings:
         keys = ", ".join(key[0].upper() + key[1:] for key in about)
         return f"- **{keys}**, study [`{name}`](#study-{name}), in which runs fail by `{by}`. {words}"
 
+    def _table(self, findings: Sequence[Finding]) -> Iterator[str]:
+        """What came of every claim, finding by finding; a finding without one has a row of its own."""
+        yield from (line(HEADINGS), line(["---"] * len(HEADINGS)))
+        for finding in findings:
+            first = f"[{finding.key}](#{anchor(heading(finding))})"
+            own = self._of(finding)
+            yield from (self._row(first, of) for of in own)
+            if not own:
+                yield line([first, *self._unclaimed(finding)])
+
+    def _unclaimed(self, finding: Finding) -> list[str]:  # noqa: ARG002
+        """The row of a finding that no claim is about, but for its first cell."""
+        return ["no claim", *["–"] * (len(HEADINGS) - 2)]
+
     def _row(self, first: str, of: Judged) -> str:
         words = VERDICTS[of.state] if of.claim.name not in self.reasons else f"not yet: {self.reasons[of.claim.name]}"
         words += f", {of.more} more seeds until its next look" if of.state == "undecided" and of.more else ""
@@ -154,9 +154,10 @@ class Findings:
     def _surprises(self) -> str:
         """What came otherwise than was written down before."""
         told = [of for of in self.judged if of.state != "not tested" and of.claim.name not in self.reasons]
-        other = [f"`{of.claim.name}`" for of in told if as_expected(of) != "yes"]
+        other = [of for of in told if as_expected(of) != "yes"]
         words = (
-            f"Otherwise than we expected came {', '.join(other)}."
+            f"{len(told) - len(other)} of the {len(told)} that are judged came as we expected; otherwise came "
+            f"{'; '.join(_by_state(other))}."
             if other
             else f"All {len(told)} that are judged came as we expected."
             if told
@@ -265,6 +266,14 @@ class Findings:
         more = list(BEYOND[section](found)) if section in BEYOND else []
         if any(more):
             yield from (beyond.TITLE, "", *more, "")
+
+
+def _by_state(of: Iterable[Judged]) -> Iterator[str]:
+    """Claims by what came of them, such as "`F6-first`, `F6-head` (supported)"."""
+    names: dict[str, list[str]] = {}
+    for one in of:
+        names.setdefault("not shown" if one.state == "undecided" else one.state, []).append(f"`{one.claim.name}`")
+    return (f"{', '.join(each)} ({state})" for state, each in names.items())
 
 
 def shown(pictures: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -8,13 +8,17 @@ from pathlib import Path
 
 from exmy.busy import busy
 from exmy.findings import sharpness_part
+from exmy.findings.beyond import TITLE
 from exmy.findings.block import block, command
 from exmy.findings.canvas import Drawing
-from exmy.findings.page import Findings, Pictures, anchor, heading, shown
+from exmy.findings.contrast import told, validation_of
+from exmy.findings.page import Findings, Pictures, shown
+from exmy.findings.second_beyond import BEYOND
 from exmy.findings.second_figures import cost_drawings
+from exmy.findings.second_short import came, in_short
 from exmy.findings.second_text import SECOND
 from exmy.findings.studies import Available, Evidence, load
-from exmy.findings.tables import condition_table, line, rate_words
+from exmy.findings.tables import condition_table, rate_words
 from exmy.findings.text import Finding
 from exmy.findings.warnings_part import CHOSEN, UNSEEN, WHOLE, Ranked, alarm_drawing, part, ranked
 from train.claims import Claims, Judged
@@ -64,6 +68,8 @@ class SecondHalf(Findings):
     ) -> None:  # fmt: skip
         super().__init__(studies, claims, judged, reasons, pictures)
         self.alarms = alarms
+        there = {name: of for name in STUDIES if isinstance(of := studies[name], Evidence)}
+        self.rates = {name: rates_of(name, claims, of) for name, of in there.items()}
 
     def part(self) -> Iterator[str]:
         """All of it, in Markdown."""
@@ -72,7 +78,9 @@ class SecondHalf(Findings):
         yield (
             "FP8 as people use it, remedies, texts, schedules, optimisers and what warns. Its "
             f"{len(self.claims.claims)} claims, in "
-            f"`studies/claims-second.toml`, have an alpha of their own, {100 * self.claims.alpha:g} %, by Holm for them alone."
+            f"`studies/claims-second.toml`, have an alpha of their own, {100 * self.claims.alpha:g} %, by Holm for "
+            "them alone, so that "
+            "of both files together the chance of any wrong verdict is as large as both alphas."
         )
         yield ""
         there = [name for name in STUDIES if isinstance(self.studies[name], Evidence)]
@@ -80,14 +88,13 @@ class SecondHalf(Findings):
         missing = [f"`{name}` ({self.studies[name]})" for name in STUDIES if name not in there]
         yield f"Not here: {', '.join(missing)}." if missing else "None of them is missing."
         yield ""
-        headings = ("finding", "claim", "study", "effect [interval over all looks]", "seeds", "verdict")
-        yield from (line(headings), line(["---"] * len(headings)))
-        for finding in SECOND:
-            first = f"[{finding.key}](#{anchor(heading(finding))})"
-            own = self._of(finding)
-            yield from (self._row(first, of) for of in own)
-            if not own:
-                yield line([first, *self._unclaimed(finding)])
+        short = [self._short(name, words) for name, words in in_short(self.studies, self.rates, self.alarms)]
+        if short:
+            yield from ("### The second half in short", "", *short, "")
+        yield from ("### The second half's claims", "")
+        yield from self._table(SECOND)
+        yield ""
+        yield self._surprises()
         yield ""
         for finding in SECOND:
             yield from self._finding(finding)
@@ -99,12 +106,55 @@ class SecondHalf(Findings):
         of = self.alarms.get(study)
         if of is None or of.best is None:
             found = self.studies[study]
-            return ["no claim", f"`{study}`", "–", "–", "described" if isinstance(found, Evidence) else str(found)]
+            return ["no claim", f"`{study}`", "–", "–", "described" if isinstance(found, Evidence) else str(found), "–"]
         row = of.table.isel(signal=0)
         words = "no claim, a ranking: the best is " + f"`{of.best.name}`" + (", falling" if of.best.below else "")
         value, low, high = (float(row[f"auroc{end}"]) for end in ("", "_low", "_high"))
         measured = f"AUROC {value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else "")
-        return [words, f"`{study}`", measured, str(of.table.attrs["seeds_scored_on"]), "described"]
+        return [words, f"`{study}`", measured, str(of.table.attrs["seeds_scored_on"]), "described", "–"]
+
+    def _short(self, name: str, words: str) -> str:
+        about = ", ".join(finding.key[0].upper() + finding.key[1:] for finding in SECOND if name in finding.sections)
+        found = self.studies[name]
+        by = str(found.summary["diverged"].attrs["definition"]) if isinstance(found, Evidence) else ""
+        return f"- **{about}**, study [`{name}`](#study-{name}), in which runs fail by `{by}`. {words}"
+
+    def _surprises(self) -> str:
+        """The same as of the first half; and which claims were refuted, which the file does not tell from not shown."""
+        refuted = [f"`{of.claim.name}`" for of in self.judged if of.state == "refuted"]
+        unclear = [of for of in self.judged if not of.claim.expected]
+        words = super()._surprises()
+        if unclear:
+            words += (
+                f" Of {len(unclear)} claims the file expects that they won't be supported; it tells neither what we "
+                "thought false from what "
+                "we could not foresee, nor not shown from refuted."
+            )
+        if refuted:
+            words += f" Refuted, so that the contrary is shown, are {', '.join(refuted)}."
+        return words
+
+    def _result(self, of: Judged) -> str:
+        """With what the validation loss says of the same contrast: rules are of the training loss, tables and figures of that."""
+        words, evidence = super()._result(of), self.studies[of.claim.study]
+        if of.claim.name in self.reasons or not isinstance(evidence, Evidence):
+            return words
+        other = validation_of(of, evidence)
+        if other is None or not math.isfinite(other.mean):
+            return words
+        here, there = (x.low > 0 or x.high < 0 for x in (of, other))
+        odd = ", and whose interval has zero in it" if here and not there else ""
+        odd = ", and whose interval has no zero in it" if there and not here else odd
+        odd = ", and which is of the other sign" if here and there and (of.effect > 0) != (other.mean > 0) else odd
+        return (
+            f"{words} That is the training loss; in validation loss the same is {told(other)} (95 %, Student's), by "
+            "which no rule "
+            f"decides{odd if of.claim.expect != 'alike' else ''}."
+        )
+
+    def _tried(self, study: str) -> str:
+        words = came(self.studies, study, self.rates)
+        return f" (tried in [`{study}`](#study-{study}): {words})" if words else super()._tried(study)
 
     def _of(self, finding: Finding) -> list[Judged]:
         return [of for of in self.judged if of.claim.name.partition("-")[0] == finding.key]
@@ -153,3 +203,7 @@ class SecondHalf(Findings):
                 else "."
             )
         )
+        yield ""
+        more = list(BEYOND[name](evidence, rates)) if name in BEYOND else []
+        if any(more):
+            yield from (TITLE, "", *more)

@@ -14,7 +14,11 @@ from exmy.findings.rows import in_lines
 from exmy.findings.studies import Evidence
 from exmy.findings.tables import condition_rows, rate_words
 
-LINE, AROUND = 0.2, 0.75  # inches: of a row, and of an axis with its words
+LINE, BROKEN, AROUND = (
+    0.2,
+    0.25,
+    0.9,
+)  # inches: of a row, of one with a name in two lines, and of an axis with its words
 FEW_TICKS = 5
 FAR = 8.0  # times the middle interval's reach, beyond which a row runs to the edge
 LONGEST = 34  # characters of a row's words
@@ -36,7 +40,7 @@ def _drawing(evidence: Evidence, rate: float, rows: Sequence[tuple[str, Row]]) -
         evidence.name, name,
         f"Final validation loss above that of {evidence.baseline} at {rate_words(rate)}, mean of pairs of seeds "
         "with Student's 95 % "
-        "interval, and behind it how many runs diverged; an arrow: beyond the axis",
+        "interval, and behind it how many runs diverged by the study's definition; an arrow: beyond the axis, with the mean",
         lambda: costs(evidence, rows),
     )  # fmt: skip
 
@@ -54,9 +58,13 @@ def rows_at(evidence: Evidence, rate: float) -> list[tuple[str, Row]]:
 
 def costs(evidence: Evidence, rows: Sequence[tuple[str, Row]]) -> Figure:
     """The rows of one rate, a colour a recipe."""
-    figure, axes = sheet((AROUND + LINE * len(rows),))
+    names = [plain(in_lines(words, LONGEST)) for words, _ in rows]
+    figure, axes = sheet((AROUND + (BROKEN if any("\n" in name for name in names) else LINE) * len(rows),))
     panel = axes[0, 0]
-    looks = styles(list(dict.fromkeys(row.recipe for _, row in rows)), evidence.baseline)
+    recipes = list(dict.fromkeys(row.recipe for _, row in rows))
+    # A colour says which rows are of one recipe: where each has one row alone it would say nothing.
+    one = styles([recipes[0]])[recipes[0]]
+    looks = styles(recipes, evidence.baseline) if len(recipes) < len(rows) else dict.fromkeys(recipes, one)
     ends = _ends([row for _, row in rows])
     panel.set_xlim(*ends)
     panel.xaxis.set_major_locator(MaxNLocator(FEW_TICKS))
@@ -70,12 +78,30 @@ def costs(evidence: Evidence, rows: Sequence[tuple[str, Row]]) -> Figure:
                 panel.plot([max(low, ends[0]), min(high, ends[1])], [y, y], color=style.colour, lw=1.3, zorder=2)
                 panel.plot([of.mean], [y], zorder=3, **style.point)
             else:
-                mark(panel, inside, y, style, ">" if of.mean > 0 else "<")
+                right = of.mean > 0
+                mark(panel, inside, y, style, ">" if right else "<")
+                panel.annotate(
+                    f"{of.mean:+.2f}".replace("-", "−"), (inside, y), xytext=(-6 if right else 6, 0), textcoords="offset points",
+                    ha="right" if right else "left", va="center", fontsize=6.5,
+                )  # fmt: skip
+        else:
+            panel.annotate(
+                "no pair with finite losses",
+                (0.98, y),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="center",
+                fontsize=6.5,
+            )
         panel.annotate(
             f"{len(row.diverged)}/{len(row.runs)}", (1.0, y), xycoords=("axes fraction", "data"), xytext=(5, 0),
             textcoords="offset points", va="center", fontsize=6.5, annotation_clip=False,
         )  # fmt: skip
-    panel.set_yticks(range(len(rows)), [plain(in_lines(words, LONGEST)) for words, _ in rows], fontsize=6.5)
+    panel.annotate(
+        "diverged", (1.0, 1.0), xycoords="axes fraction", xytext=(5, 3), textcoords="offset points", va="bottom", fontsize=6.5,
+        annotation_clip=False,
+    )  # fmt: skip
+    panel.set_yticks(range(len(rows)), names, fontsize=6.5)
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.tick_params(axis="y", length=0)
     panel.grid(visible=False, axis="y")

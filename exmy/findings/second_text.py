@@ -93,7 +93,16 @@ SECOND = (
         "What the optimiser has to do with it",
         "No claim of the paper's, which trains with AdamW in FP32. What is kept between steps is a format too.",
         "Moments or weights kept in fewer bits that fail after more steps, as what rounding loses adds up.",
-        (Cause("Steps", "what is lost of a weight at each step adds up over more steps than are trained here"), SCALE),
+        (
+            Cause("Steps", "what is lost of a weight at each step adds up over more steps than are trained here"),
+            Cause(
+                "Rate",
+                "0.004 is more than BF16's spacing at a weight of 0.05, which is 0.00024; where rates are a tenth of "
+                "that, more of each "
+                "step is rounded away",
+            ),
+            SCALE,
+        ),
         ("optimizer",),
     ),
     Finding(

@@ -4,6 +4,7 @@ in how many pairs of seeds a recipe ends sharper than the baseline.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,13 +37,31 @@ def sharpness_by_bits(evidence: Evidence) -> Iterator[str]:
         yield ""
         steps = [f"{step:,}" for step in own["probe_step"].values.tolist()]
         yield from headed(("recipe", *steps, f"sharper than `{evidence.baseline}` at the end [95 %]"))
+        ends: list[tuple[str, float]] = []
         for recipe in by_bits(evidence, part):
             of = own.isel(run=own["recipe"].values.astype(str) == recipe)
             if of.sizes["run"]:
                 medians = np.median(np.where(np.isfinite(of.values), of.values, np.inf), axis=0).tolist()
+                ends.append((recipe, medians[-1]))
                 sharper = NONE if recipe == evidence.baseline else share(*pairs_sharper(own, recipe, evidence.baseline))
                 yield line([named(evidence, recipe), *(shown(value, ".4f") for value in medians), sharper])
         yield ""
+        yield _in_order([one for one in ends if one[0] != evidence.baseline])
+        yield ""
+
+
+def _in_order(ends: list[tuple[str, float]]) -> str:
+    """Whether the last medians rise as bits go; ends: (recipe, median), the most bits first."""
+    below = [
+        f"`{recipe}` ({value:.4f}) below `{more}` ({before:.4f})"
+        for (more, before), (recipe, value) in itertools.pairwise(ends)
+        if value < before
+    ]
+    return (
+        f"At the end it is not in the order of the bits: {', '.join(below)}."
+        if below
+        else "At the end it is in the order of the bits."
+    )
 
 
 def at_rate(sharpness: xr.DataArray, part: Part, rate: float) -> xr.DataArray:

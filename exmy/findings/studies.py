@@ -40,6 +40,9 @@ SWITCHES = {
     ("warmup", "0"): "no warm-up",
     ("products", "all"): "attention's products too",
     ("products", "linears"): "linear layers alone",
+    ("lm_head", "body"): "LM head in the recipe's formats",
+    ("mlp", "gelu"): "GELU",
+    ("mlp", "swiglu"): "SwiGLU",
 }
 
 
@@ -229,7 +232,9 @@ def axis_words(axis: str, value: str) -> str:
         return SWITCHES[axis, value]
     if axis == "loss_scale":
         return f"loss scale {power(float(value))}" if _number(value) else f"{value} loss scale"
-    if axis in ("layers", "steps"):
+    if axis == "lm_head":
+        return f"LM head in {value}"
+    if axis in ("layers", "steps", "sequences"):
         return f"{int(value):,} {axis}" if value.isdigit() else f"{axis} {value}"
     return f"{ {'warmup': 'warm-up', 'model': '', 'dataset': ''}.get(axis, axis.replace('_', ' ')) } {value}".strip()
 

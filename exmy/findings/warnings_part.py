@@ -11,18 +11,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from exmy.alarm_options import HORIZON, STUDY
+from exmy.findings import warnings_beyond
+from exmy.findings.beyond import TITLE
 from exmy.findings.canvas import Drawing, plain, sheet
 from exmy.findings.studies import Available, Evidence
 from exmy.findings.tables import NONE, headed, line, shown
-from train.alarm_ranking import FALSE_ALARMS, Alarm, best, rank_alarms, scored_again
+from train.alarm_ranking import FALSE_ALARMS, Alarm, Judged, best, rank_alarms, scored_again
 
 CHOSEN, WHOLE = STUDY, "curvature"  # by which an alarm is chosen; and which has every measure
 UNSEEN = {"warning-english": "on English", "warning-6x256": "at 6 × 256"}
+USABLE = 0.5  # of the runs that diverged, before which an alarm that is of use rings in time
 PAPERS = Alarm("logit_sharpness at epsilon 0.0005")
 LINE, AROUND = 0.19, 0.6
 
@@ -93,8 +97,9 @@ def part(of: Ranked, studies: Available) -> Iterator[str]:
     if of.best is None:
         yield "Nothing can be told of any alarm: no two runs of a recipe and rate differ in what became of them."
         return
-    yield f"**The best: `{of.best.name}`{', falling' if of.best.below else ''}.** {_worth(of)}"
+    yield f"**The best: `{of.best.name}`{', falling' if of.best.below else ''}.** {_worth(of)}{_alike(of.table)}"
     yield ""
+    yield from usable(of.table)
     absent = [f"`{other}` ({studies[other]})" for other in UNSEEN if not isinstance(studies.get(other), Evidence)]
     if of.again:
         yield from again_table(of)
@@ -105,8 +110,32 @@ def part(of: Ranked, studies: Available) -> Iterator[str]:
             f"the one threshold that such runs of `{CHOSEN}` set, which is what a sweep without runs of its own has."
         )
         yield ""
+        for other, signals in at_the_first_step(of, studies).items():
+            where = UNSEEN[other][0].upper() + UNSEEN[other][1:]
+            yield (
+                f"{where} (`{other}`), at the threshold brought along, {'; '.join(signals)}. That says of untrained "
+                "weights that the "
+                "text or the size is another, and warns of nothing."
+            )
+            yield ""
+        all_lost = dict.fromkeys(
+            other for (other, _), row in of.again.items() if math.isnan(row["threshold_false_alarms"])
+        )
+        if all_lost:
+            yield (
+                f"Every run of {', '.join(f'`{other}`' for other in all_lost)} diverged: there are no false alarms to "
+                "be counted, and no "
+                "thresholds of its own."
+            )
+            yield ""
     if absent:
         yield f"Not yet scored on {', '.join(absent)}."
+        yield ""
+    tree = studies[of.name]
+    if isinstance(tree, Evidence):
+        more = list(warnings_beyond.beyond(tree.tree, of.table, _papers(of.table)))
+        if more:
+            yield from (TITLE, "", *more)
 
 
 def _worth(of: Ranked) -> str:
@@ -119,9 +148,71 @@ def _worth(of: Ranked) -> str:
         return "It warns on seeds that it was not chosen on, and is itself among what all others are held against."
     if not gain > 0:
         return (
-            "It warns on seeds that it was not chosen on, but is not shown to add to what loss and gradient norm say."
+            "It tells runs apart on seeds that it was not chosen on; added to loss and gradient norm in one plane over "
+            "all recipes "
+            "and rates it is not shown to add to what they say."
         )
     return "It warns on seeds that it was not chosen on, and adds to what loss and gradient norm say."
+
+
+def _alike(table: xr.Dataset) -> str:
+    """How many alarms can't be told from the best: whose interval holds its score."""
+    top = float(table["auroc"][0])
+    others = int(((table["auroc_low"] <= top) & (top <= table["auroc_high"])).values[1:].sum())
+    return (
+        f" {others} more have its AUROC in their interval: which of them stands first is little but chance."
+        if others
+        else ""
+    )
+
+
+def most_in_time(table: xr.Dataset) -> tuple[str, int, int] | None:
+    """(signal, runs, of how many) of the alarm that rang in time before most of the runs that diverged; None of none judged."""
+    shares, judged = table["detected"].values, table["diverged_judged"].values
+    if not judged.any():
+        return None
+    place = int(np.argmax(np.where(judged > 0, shares, -1.0)))
+    return str(table["signal"].values[place]), round(float(shares[place] * judged[place])), int(judged[place])
+
+
+def usable(table: xr.Dataset) -> Iterator[str]:
+    """Whether anybody could act on an alarm of the table."""
+    found = most_in_time(table)
+    if found is None or found[1] >= USABLE * found[2]:
+        return
+    name, k, n = found
+    rang = (
+        f"none rang in time before any of the {n} runs"
+        if not k
+        else f"the most that one rang in time is {k} of {n} (`{name}`)"
+    )
+    yield (
+        f"**No alarm is usable here at {100 * FALSE_ALARMS:g} % of false alarms a run:** of {table.sizes['signal']}, "
+        f"{rang} that diverged "
+        "and could be judged. An AUROC within a step, of runs that are compared at that step, promises no alarm that "
+        "rings once and "
+        "at the right time."
+    )
+    yield ""
+
+
+def at_the_first_step(of: Ranked, studies: Available) -> dict[str, list[str]]:
+    """Of studies not seen before, the alarms that ring in all runs at the first step, with the values there and where chosen."""
+    here, found = studies.get(of.name), dict[str, list[str]]()
+    for (other, alarm), row in of.again.items():
+        there = studies[other]
+        if not isinstance(here, Evidence) or not isinstance(there, Evidence):
+            continue
+        ends = warnings_beyond.first_values(Judged(there.tree), alarm)
+        threshold = row["threshold"]
+        if max(ends) < threshold if alarm.below else min(ends) > threshold:
+            own = warnings_beyond.first_values(Judged(here.tree), alarm)
+            low, high = (f"{end:.4f}" for end in ends)
+            found.setdefault(other, []).append(
+                f"`{alarm.name}` rings in every run at the first step, before training: its values there are {low} to {high}, "
+                f"on the other side of the threshold {threshold:.4f}, and {own[0]:.4f} to {own[1]:.4f} where it was set"
+            )
+    return found
 
 
 def alarm_table(table: xr.Dataset) -> Iterator[str]:
@@ -167,12 +258,13 @@ def again_table(of: Ranked) -> Iterator[str]:
 
 def alarm_drawing(of: Ranked) -> Drawing:
     """AUROC and what each adds, a row a signal, the best at the top."""
+    where = list(dict.fromkeys(UNSEEN[other] for other, _ in of.again))
     return Drawing(
         of.name, f"{of.name}-alarms",
         "AUROC of every alarm within recipe, learning rate and step, and what it adds to learning rate, step, "
         "loss and gradient norm, "
-        "with 95 % intervals over seeds that it was not ranked on; the best at the top, crosses: on a text and "
-        "a size it never saw",
+        "with 95 % intervals over seeds that it was not ranked on; the best at the top"
+        + (f"; crosses: {' and '.join(where)}, which it never saw" if where else ""),
         lambda: alarms(of),
     )  # fmt: skip
 
@@ -205,7 +297,7 @@ def alarms(of: Ranked) -> Figure:
                     zorder=4,
                 )
         panel.set_xlabel(label)
-        panel.xaxis.set_major_locator(MaxNLocator(3))
+        panel.xaxis.set_major_locator(MultipleLocator(0.1) if name == "auroc" else MaxNLocator(3))
         panel.grid(visible=False, axis="y")
         panel.tick_params(axis="y", length=0)
     words = [plain(_short(name)) + (", falling" if turned else "") for name, turned in zip(names, below, strict=True)]
