@@ -153,7 +153,7 @@ def _scaling(evidence: Evidence) -> Iterator[str]:
     rest = [found.high for recipe, found in known.items() if recipe not in dearer]
     if told:
         yield f"In loss, each at its own best rate, more than `{evidence.baseline}`: {', '.join(told)}."
-    if rest:
+    if rest and all(map(math.isfinite, rest)):
         others = "of the others that train " if told else ""
         yield f"No loss {others}is shown to be higher, and beyond {max(rest):+.4f} none can be (95 % limits)."
 
