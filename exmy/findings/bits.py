@@ -188,7 +188,7 @@ def penalty_axis(of: Sequence[Number]) -> tuple[tuple[float, float], float]:
     values = sorted(abs(each.value) for each in of if math.isfinite(each.value))
     middle = values[len(values) // 2] if values else 0.0
     if middle and largest > LINEAR_UP_TO * middle:
-        return (least - 0.05 * max(abs(least), middle), 1.6 * largest), max(2 * middle, 5e-3)
+        return (least - 0.5 * max(abs(least), middle), 1.6 * largest), max(2 * middle, 5e-3)
     return (least - 0.06 * span, largest + 0.1 * span), 0.0
 
 
