@@ -105,7 +105,7 @@ def _bracket(
     for _ in range(max_forward):
         step = torch.where(high.isinf(), (2 * low).clamp_min(0), (low + high) / 2)
         step = torch.where((low == 0) & high.isinf(), learning_rate, step)
-        there = problem.value(problem.point - (step[:, None] * d).to(problem.point))
+        there = _losses_along(problem, d, step, (~done).nonzero().flatten().tolist())
         raised = ~(there <= here)
         counts += (~done).long()
         low = torch.where(~done & ~raised, step, low)
@@ -114,3 +114,11 @@ def _bracket(
         if done.all():
             break
     return low, high, counts, done
+
+
+def _losses_along(problem: Problem, d: Tensor, step: Tensor, runs: list[int]) -> Tensor:
+    """The losses [R] of these runs a step [R] further down; 0 of those that are done."""
+    moved = problem.point[runs] - (step[runs, None] * d[runs]).to(problem.point)
+    losses = torch.zeros(problem.R, dtype=problem.dtype, device=d.device)
+    losses[runs] = problem.value(moved, runs)
+    return losses
