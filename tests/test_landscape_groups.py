@@ -31,7 +31,7 @@ from train.at_point import AtPoint
 from train.measured_together import Together, is_of_whole_tensors, together
 from train.model import ModelShape
 from train.pack import Pack, train_pack
-from train.probing import take
+from train.taking import take
 from train.text import Text
 
 F64 = torch.float64
@@ -113,7 +113,9 @@ def test_a_run_has_the_same_bits_beside_any_others_and_in_any_slot() -> None:
         counted = Counted(MIXED[order].float(), 2, point[order].float(), torch.float32)
         pairs = hessian_eigenvalues(counted.problem, basis=6, tolerance=1e-4)
         slot = order.index(1)
-        found.append([pairs.dataset[name].values[slot].tolist() for name in ("hessian_eigenvalue", "residual", "n_hvp")])
+        found.append(
+            [pairs.dataset[name].values[slot].tolist() for name in ("hessian_eigenvalue", "residual", "n_hvp")]
+        )
         found[-1].append(pairs.vectors[slot].tolist())
     assert found[0] == found[1] == found[2]
     assert found[0][2] > 12
@@ -173,7 +175,8 @@ def test_critical_sharpness_leaves_out_who_is_done() -> None:
 
 def test_a_group_needs_what_it_is_made_of() -> None:
     def loss(p: Any, batch: Tensor) -> Tensor:
-        return (p["x"] * batch).sum(1)
+        product: Tensor = (p["x"] * batch).sum(1)
+        return product
 
     def of_runs(runs: Sequence[int]) -> tuple[Any, Tensor]:
         return loss, batch[list(runs)]
@@ -184,7 +187,7 @@ def test_a_group_needs_what_it_is_made_of() -> None:
         Problem(loss, **where, group=2)
     with pytest.raises(LandscapeError, match="group must be at least 1, got 0"):
         Problem(loss, **where, of_runs=of_runs, group=0)
-    with pytest.raises(LandscapeError, match='program="eager", got run_axis=True and program=\'recorded\''):
+    with pytest.raises(LandscapeError, match="program=\"eager\", got run_axis=True and program='recorded'"):
         Problem(loss, **where, of_runs=of_runs, program="recorded")
     with pytest.raises(LandscapeError, match=r"of_runs must part the batch .* \[0.5, 0.5\], got \[1.0\]"):
         Problem(loss, **where | {"batch": Batches([batch, batch], [1.0, 1.0])}, of_runs=of_runs, group=2)
@@ -281,7 +284,8 @@ STUDY = ModelShape(layers=4, heads=4, width=128, context=256, vocabulary=256)
 def test_as_many_runs_together_as_keep_a_gpu_busy_in_no_more_memory(
     recipe: str, runs: int, changes: dict[str, Any], want: Together
 ) -> None:
-    probe = dataclasses.replace(ALL, **{"at_once": 1, "quantisers": "on"} | changes)
+    asked: dict[str, Any] = {"at_once": 1, "quantisers": "on"} | changes
+    probe = dataclasses.replace(ALL, **asked)
     program, _ = setting(recipe, shape=STUDY, sequences=8)
     assert together(program, probe, runs, "cuda") == want
     assert want.runs * want.sequences <= runs * probe.at_once
