@@ -68,9 +68,17 @@ class Basis:
 
     def extend(self, apply: Operator) -> None:
         """Multiply the newest vector, and make the next of what is left; where nothing is, the space is invariant."""
+        self.multiply(apply)
+        self.take_out()
+
+    def multiply(self, apply: Operator) -> None:
+        """The first half of `extend`, in which the host waits for nothing."""
+        self.V[self.length + 1, :, : self.P] = apply(self.V[self.length, :, : self.P].to(self.works_on))
+
+    def take_out(self) -> None:
+        """The second half."""
         j = self.length
         w = self.V[j + 1]
-        w[:, : self.P] = apply(self.V[j, :, : self.P].to(self.works_on))
         size = w.norm(dim=1)
         taken = self.orthogonalise(w, j + 1, max(0, j - 1))
         rest = w.norm(dim=1)
@@ -166,8 +174,9 @@ def largest(
     for n in range(1, products + 1):
         for of in groups:
             rows = None if of.rows == list(range(R)) else of.rows
-            of.space.extend(functools.partial(apply, runs=rows))
-        for of in groups:
+            of.space.multiply(functools.partial(apply, runs=rows))
+        for of in groups:  # only now, since a GPU's host waits there for what it was given
+            of.space.take_out()
             of.judge(n, tolerance, of_operator=of_operator, last=n == products)
         groups = _closed_up(groups)
         if not groups:

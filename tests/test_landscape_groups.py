@@ -26,9 +26,9 @@ from landscape import (
 from tests.test_landscape_hessian import numbers, random, with_spectrum
 from tests.test_probes import ALL, SMALL, setting
 from tests.test_surface import RECIPES, of
-from train import measured_together
+from train import at_point, measured_together
 from train.at_point import AtPoint
-from train.measured_together import Together, is_of_whole_tensors, together
+from train.measured_together import Together, in_groups, is_of_whole_tensors, together
 from train.model import ModelShape
 from train.pack import Pack, train_pack
 from train.taking import take
@@ -228,7 +228,9 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pack_in_groups_has_the_values_of_a_pack_as_a_whole(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     """In FP64, where another order of sums is 1e-9 at most; also of what is done and of how many products that took."""
     probe = dataclasses.replace(
-        ALL, measures=("hessian_eigenvalue", "critical_sharpness", "gradient_curvature"), eigenvalues=1
+        ALL,
+        measures=("hessian_eigenvalue", "critical_sharpness", "gradient_curvature", "asam_sharpness", "box_sharpness"),
+        eigenvalues=1,
     )
     program, slots = setting("native-fp64", (3e-3, 2e-3, 4e-3, 1e-3), probe=probe)
     pack = Pack(program, slots, text, torch.device("cpu"))
@@ -240,6 +242,7 @@ def test_a_pack_in_groups_has_the_values_of_a_pack_as_a_whole(text: Text, monkey
         found, _ = take(measure, AtPoint(pack, few))
         with monkeypatch.context() as patch:
             patch.setattr(AtPoint, "problem", property(whole))
+            patch.setattr(at_point, "in_groups", lambda surface, _: surface.loss)
             want, _ = take(measure, AtPoint(pack, few))
         for name, values in found.items():
             np.testing.assert_allclose(values, want[name], rtol=1e-8, err_msg=name)
@@ -252,7 +255,13 @@ def whole(at: AtPoint) -> Problem:
 
 @pytest.mark.usefixtures("small_groups")
 def test_a_neighbour_changes_nothing_in_groups_either(text: Text) -> None:
-    measures = ("hessian_eigenvalue", "preconditioned_eigenvalue", "critical_sharpness", "gradient_curvature")
+    measures = (
+        "hessian_eigenvalue",
+        "preconditioned_eigenvalue",
+        "critical_sharpness",
+        "gradient_curvature",
+        "sam_sharpness",
+    )
     probe = dataclasses.replace(ALL, measures=measures, eigenvalues=1, at_once=1, quantisers="on")
     program, slots = setting("e4m3", (3e-3, 1e-2, 1e6, 2e-3), probe=probe)
     assert together(program, probe, 4, "cpu").runs == 1
@@ -295,3 +304,20 @@ def test_as_many_runs_together_as_keep_a_gpu_busy_in_no_more_memory(
 def test_sequences_are_put_together_only_where_each_number_is_rounded_by_itself(name: str) -> None:
     program, _ = setting(name, shape=SMALL)
     assert is_of_whole_tensors(program)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_first_derivatives_in_groups_are_those_of_all_runs_at_once(group: int) -> None:
+    """Of all parameters, and of some; of five runs, which no group divides; each time of the loss times something a run."""
+    made, params, batch = of("masked-e5m7", runs=5)
+    for names in (list(params), ["wte"]):
+        found = []
+        for loss in (made.loss, in_groups(made, group)):
+            leaves = {name: params[name].clone().requires_grad_() for name in names}
+            losses = loss(params | leaves, batch)
+            slopes = torch.autograd.grad((losses * torch.arange(1.0, 6.0, dtype=F64)).sum(), list(leaves.values()))
+            found.append([losses.detach(), *slopes])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(in_groups(made, group)(params, batch), made.loss(params, batch), rtol=1e-12, atol=0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from landscape import Batches, Problem, adam_preconditioner
 from train.determinism import deterministic
-from train.measured_together import together
+from train.measured_together import in_groups, together
 from train.model import hidden
 from train.program import Probe
 from train.seen import Layers
@@ -38,6 +38,7 @@ class AtPoint:
         self.pack, self.probe = pack, probe
         self.runs, self.shape = len(pack.slots), pack.program.shape
         self.surface = surface_of(pack, probe.quantisers)
+        self.together = together(pack.program, probe, self.runs, pack.device.type)
         tokens, targets = pack.held_out[0]
         parts, sizes = pieces(tokens, targets, self.shape.context, probe.at_once)
         self.batches = Batches(parts, sizes)
@@ -62,14 +63,18 @@ class AtPoint:
     @functools.cached_property
     def problem(self) -> Problem:
         """For what takes a `Problem`; LandscapeError where the loss is not deterministic."""
-        how = together(self.pack.program, self.probe, self.runs, self.pack.device.type)
+        how = self.together
         return self.surface.problem(self.params, *self.pack.held_out[0], sequences=how.sequences, group=how.runs)
 
     def around(self, measure: Callable[..., Any], *arguments: Any, whole: bool = False, **how: Any) -> Any:
         """A measure that takes loss, parameters and batch; whole: the batch in one part, for what parts it by itself."""
-        parts = self.batches.parts
-        batch = tuple(torch.cat(of, 1) for of in zip(*parts, strict=True)) if whole else self.batches
-        return measure(self.surface.loss, self.params, batch, *arguments, run_axis=True, **how)
+        if whole:
+            batch = tuple(torch.cat(of, 1) for of in zip(*self.batches.parts, strict=True))
+            return measure(self.surface.loss, self.params, batch, *arguments, run_axis=True, **how)
+        tokens, targets = self.pack.held_out[0]
+        parts, sizes = pieces(tokens, targets, self.shape.context, self.together.sequences)
+        loss = in_groups(self.surface, self.together.runs)
+        return measure(loss, self.params, Batches(parts, sizes), *arguments, run_axis=True, **how)
 
     def last_states(self) -> tuple[Tensor, Tensor, Tensor]:
         """At the last token of each sequence, the hidden states that meet the LM head [R, N, D], its matrix [R, V, D] with what

@@ -11,10 +11,15 @@ rounded together, and `at_once` says how many.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from train.program import Probe, Program
 from train.recipe import Structure
+from train.surface import Surface
 
 # Elements of the residual stream from which on operations take longer than their launch: on a GPU, on a CPU.
 BUSY = {"cuda": 2**22, "cpu": 2**16}
@@ -46,3 +51,60 @@ def is_of_whole_tensors(program: Program) -> bool:
 
 def _is_of_whole_tensors(place: Structure) -> bool:
     return place.rules is not None or place.accumulate is not None or place.rounding.is_stochastic
+
+
+def in_groups(surface: Surface, group: int) -> Callable[[Mapping[str, Tensor], tuple[Tensor, Tensor]], Tensor]:
+    """The surface's loss, with its first derivatives, so many runs at a time: only these have a graph in memory."""
+    runs = len(surface.slots)
+    if group >= runs:
+        return surface.loss
+    # All as large: where R is no multiple, the last one has some of those before it once more.
+    starts = [min(first, runs - group) for first in range(0, runs, group)]
+    parts = [(slice(start, start + group), surface.of_runs(range(start, start + group))) for start in starts]
+
+    def loss(params: Mapping[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        losses: Tensor = _InGroups.apply(parts, batch, list(params), *params.values())
+        return losses
+
+    return loss
+
+
+class _InGroups(torch.autograd.Function):
+    """Gradients are made with the losses, group by group, and wait for what the losses are multiplied by."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        parts: list[tuple[slice, Surface]],
+        batch: tuple[Tensor, Tensor],
+        names: list[str],
+        *values: Tensor,
+    ) -> Tensor:
+        needed = [i for i, needs in enumerate(ctx.needs_input_grad[3:]) if needs]
+        gradients = {i: torch.empty_like(values[i]) for i in needed}
+        losses: list[Tensor] = []
+        done = 0
+        for r, surface in parts:
+            own = [value[r].detach() for value in values]
+            tokens, targets = batch[0][r], batch[1][r]
+            with torch.set_grad_enabled(bool(needed)):
+                for i in needed:
+                    own[i].requires_grad_()
+                of = surface.loss(dict(zip(names, own, strict=True)), (tokens, targets))
+                total = of.sum()
+            losses.append(of.detach()[done - r.start :])
+            done = r.stop
+            if needed:
+                found = torch.autograd.grad(total, [own[i] for i in needed], allow_unused=True, materialize_grads=True)
+                for i, gradient in zip(needed, found, strict=True):
+                    gradients[i][r] = gradient
+        ctx.gradients = gradients
+        return torch.cat(losses)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, times: Tensor) -> Any:
+        found = [None] * (len(ctx.needs_input_grad) - 3)
+        for i, gradient in ctx.gradients.items():
+            found[i] = gradient * times.reshape(-1, *(1,) * (gradient.ndim - 1))
+        return None, None, None, *found
