@@ -115,6 +115,7 @@ def test_splits_and_what_was_out_of_memory_stand_in_one_file(tmp_path: Path) -> 
     write_splits(tmp_path, "here", {(key, 128): Split(32, 128)})
     assert read_lowered(tmp_path) == {}
     write_lowered(tmp_path, "here", other, Lowered(4, 8))
+    assert read_splits(tmp_path) == {"here": {(key, 128): Split(32, 128)}}
     write_splits(tmp_path, "there", {(key, 128): Split(64, 128)})
     write_splits(tmp_path, "here", {(key, 64): Split(16, 64), (key, 128): Split(8, 128)})
     assert read_splits(tmp_path) == {
@@ -171,6 +172,17 @@ def test_a_pack_that_has_a_checkpoint_is_not_split(tmp_path: Path, monkeypatch: 
     assert name == device_name(CPU)
     (tmp_path / CHECKPOINTS / whole.hash).rmdir()
     assert len(Here(tmp_path, CPU, 2).plan(eight(), {})[0]) == 2
+
+
+def test_a_split_is_found_again_by_all_runs_of_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(planning.LEAST, "cpu", 1)
+    study = tiny(execution={"pack_size": "auto"})
+    packs = plan(study, CPU, workers=4)
+    assert {run.recipe.name for run in study.runs()} == {"e8m7", "e4m3"}
+    assert [pack.size for pack in packs] == [2] * 4
+    splits = splits_of(study, packs)
+    assert splits == {(program_key(packs[0].program), 8): Split(2, 8)}
+    assert plan(study, CPU, splits=splits) == packs
 
 
 def test_a_dry_run_shows_what_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
