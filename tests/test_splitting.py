@@ -204,3 +204,18 @@ def test_a_dry_run_shows_what_is_split(tmp_path: Path, monkeypatch: pytest.Monke
     assert "2 runs in 2 packs of 1, R = 2 split so that no worker is idle" in " ".join(result.output.split())
     result = CliRunner().invoke(main, [*arguments, "1", *small])
     assert "split" not in result.output
+
+
+def test_a_cluster_plans_for_all_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from train import on_ray
+
+    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"GPU": 6.0, "CPU": 64.0})
+    assert on_ray._workers("cuda") == 6
+    monkeypatch.setitem(planning.LEAST, "cpu", 1)
+    there = on_ray.plan_there(eight(), "cpu", set(), {}, 2, {}, set())
+    [whole] = plan(eight(), CPU)
+    assert [pack.size for pack in there[0]] == [4, 4]
+    assert on_ray.plan_there(eight(), "cpu", set(), {}, 2, {}, {whole.hash})[0] == [whole]
+    splits = {device_name(CPU): splits_of(eight(), there[0])}
+    assert on_ray.plan_there(eight(), "cpu", set(), {}, 1, splits, set()) == there
