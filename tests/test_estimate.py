@@ -91,6 +91,17 @@ def test_a_probe_on_a_gpu_takes_nine_steps_a_gradient(device: str, steps: float)
     assert found[1] - found[0] == pytest.approx(steps * 3 * 4 * step_seconds(plain, 4, device, rates))
 
 
+def test_a_device_waits_for_its_host() -> None:
+    """L-BFGS-B at the last token of each of 4 sequences, for 2 epsilons, after 0, 10 and 20 steps of each of 4 runs."""
+    rates, plain = Rates(1e15, 1e9), make_program(probe=Probe())
+    probe = Probe(every=10, measures=("logit_sharpness_lbfgsb",))
+    assert len(probe.epsilons) == 2
+    probed = dataclasses.replace(plain, probe=probe)
+    found = [estimate(PlannedPack(p, (), 4), "cpu", rates).seconds for p in (plain, probed)]
+    forward = 3 / 3 * step_seconds(plain, 4, "cpu", rates)
+    assert found[1] - found[0] - forward == pytest.approx(4 * 3 * 4 * 2 * 1.7e-3)
+
+
 def test_rates_are_measured() -> None:
     rates = measured_rates(torch.device("cpu"))
     assert 1e8 < rates.products < 1e14

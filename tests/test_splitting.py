@@ -210,7 +210,7 @@ def test_a_cluster_plans_for_all_of_its_gpus(monkeypatch: pytest.MonkeyPatch) ->
     pytest.importorskip("ray")
     from train import on_ray
 
-    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"GPU": 6.0, "CPU": 64.0})
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 6.0, "CPU": 64.0})
     assert on_ray._workers("cuda") == 6
     monkeypatch.setitem(planning.LEAST, "cpu", 1)
     there = on_ray.plan_there(eight(), "cpu", set(), {}, 2, {}, set())

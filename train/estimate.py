@@ -22,7 +22,7 @@ import torch
 from train.compiling import compiles_steps
 from train.operands import Rules
 from train.plan import PlannedPack
-from train.probe_costs import STEPS_A_GRADIENT, gradients
+from train.probe_costs import STEPS_A_GRADIENT, gradients, host_seconds
 from train.program import Program
 from train.scaled_layers import ROTATION
 
@@ -84,7 +84,7 @@ def estimate(pack: PlannedPack, device_type: str, rates: Rates) -> Estimate:
     kind = "rules" if _has_rules(program) else "plain"
     return Estimate(
         memory=program.bytes_per_run(compiled) * pack.size,
-        seconds=step * _steps_worth(program, device_type),
+        seconds=step * _steps_worth(program, device_type) + pack.size * host_seconds(program),
         compiling=COMPILING[kind] if compiled else 0.0,
         disk=program.history_bytes * len(pack.runs),
     )
