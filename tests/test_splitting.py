@@ -98,6 +98,8 @@ def test_what_was_planned_before_stays_whatever_the_workers(monkeypatch: pytest.
         done = {run.identity for run in four[1].runs}
         left = planned(monkeypatch, done, workers=workers, splits=splits)
         assert left == [four[0], four[2], four[3]], "a finished one is no reason to share the others out anew"
+    said = read_study(CURVATURE, ["execution.pack_size=64"])
+    assert [pack.size for pack in plan(said, CUDA, splits=splits)] == [64, 64]
     assert planned(monkeypatch, workers=4, under_way={alone.hash}) == [alone]
     assert planned(monkeypatch, workers=4, under_way={"another"}) == four
     lowered = {program_key(alone.program): Lowered(16, 32)}

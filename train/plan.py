@@ -143,12 +143,13 @@ def plan(
         low = (lowered or {}).get(program_key(program))
         missing = [run for run in runs if run.identity not in finished] if finished else runs
         size, planned = (low.size, low.planned) if low and low.size < size else (size, None)
-        kept = (splits or {}).get((program_key(program), len(runs))) if splits else None
+        said = study.execution.pack_size != "auto"
+        kept = splits.get((program_key(program), len(runs))) if splits and not said else None
         if kept and kept.size < size:
             portions.append(Portion(program, missing, kept.size, planned, size, is_fixed=True))
             continue
         begun = bool(under_way) and any(pack.hash in under_way for pack in chunked(program, missing, size))
-        portions.append(Portion(program, missing, size, planned, is_fixed=begun or study.execution.pack_size != "auto"))
+        portions.append(Portion(program, missing, size, planned, is_fixed=begun or said))
     if workers > 1 and device.type in LEAST:
         portions = split(portions, workers, OVERHEAD[device.type], LEAST[device.type])
     return [pack for p in portions for pack in chunked(p.program, p.runs, p.size, p.restarted_from, p.split_from)]
