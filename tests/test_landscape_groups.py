@@ -325,3 +325,21 @@ def test_first_derivatives_in_groups_are_those_of_all_runs_at_once(group: int) -
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     with torch.no_grad():
         torch.testing.assert_close(in_groups(made, group)(params, batch), made.loss(params, batch), rtol=1e-12, atol=0)
+
+
+def test_adams_preconditioner_is_by_each_runs_own_updates(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that have skipped steps, as under a dynamic loss scale, have made fewer."""
+    program, slots = setting("native-fp64", (3e-3, 2e-3, 1e-3))
+    pack = Pack(program, slots, text, torch.device("cpu"))
+    for _ in range(3):
+        pack.step()
+    made = torch.tensor([3, 1, 3])
+    monkeypatch.setattr(AtPoint, "updates", property(lambda _: made))
+    found, adam = AtPoint(pack, ALL).preconditioner, program.optimizer
+    for name, p in found.items():
+        second = pack.kept[name].second
+        assert second is not None
+        for run, t in enumerate(made.tolist()):
+            v = second[run].numpy()
+            want = (1 - adam.beta1**t) * (np.sqrt(v / (1 - adam.beta2**t)) + adam.eps) / pack.rules[name].factor
+            np.testing.assert_allclose(p[run], np.where(v == 0, np.inf, want), rtol=1e-12)
