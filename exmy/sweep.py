@@ -21,11 +21,12 @@ from exmy.seeds import seeds_line
 from exmy.strategies import findings, findings_view
 from train import Study, StudyError, open_study, run_strategy, run_study
 from train.adaptive import round_under_way
+from train.checkpoint import packs_under_way
 from train.estimate import Estimate, estimate, measured_rates, total
 from train.hooks import Hook
 from train.local import count_workers
 from train.own_text import is_path
-from train.pack_sizes import read_lowered
+from train.pack_sizes import read_lowered, read_splits
 from train.plan import PlannedPack, counted, describe, pick_device, plan
 from train.progress import duration
 from train.provenance import device_name
@@ -131,7 +132,9 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
     refuse_digest(directory)
     finished = finished_runs(directory, mend=False) if directory.is_dir() else {}
     study = round_under_way(study, directory, where)
-    packs = plan(study, where, finished, read_lowered(directory).get(device_name(where)))
+    name, under_way = device_name(where), packs_under_way(directory)
+    lowered, splits = read_lowered(directory).get(name), read_splits(directory).get(name)
+    packs = plan(study, where, finished, lowered, None, at_once, splits, under_way)
     at_once = min(at_once, len(packs))
     console = output()
     found = sum(identity in finished for identity in study.identities())

@@ -20,7 +20,7 @@ the gradient does not show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map
 
 from landscape.curvature import labelled
 from landscape.errors import LandscapeError
-from landscape.lanczos import Operator, largest
+from landscape.lanczos import OfRuns, largest
 from landscape.products import Problem
 
 
@@ -53,6 +53,7 @@ def hessian_eigenvalues(
     tolerance: float = 1e-3,
     seed: int = 0,
     basis_on: torch.device | str | None = None,
+    asked: Sequence[int] | None = None,
 ) -> Eigenpairs:
     """The k algebraically largest eigenvalues of H: `hessian_eigenvalue (run, rank)`, `residual`, `converged (run)`, `n_hvp`.
 
@@ -65,16 +66,17 @@ def hessian_eigenvalues(
     A run is done when its residuals are within tolerance times the eigenvalue;
     the eigenvalue itself is then off by about the residual's square over the gap to the next. After max_hvp products `converged`
     is False and the value a lower bound of lambda_max but for rounding. A run whose loss is NaN gives NaN. An eigenvalue that
-    repeats exactly is found once. Raises LandscapeError for a k that does not fit.
+    repeats exactly is found once. asked: of which runs, all if left out; others give NaN. Where the problem knows the loss of
+    some runs alone (`of_runs`), those that are done cost no products. Raises LandscapeError for a k that does not fit.
     """
     if which not in ("largest", "smallest"):
         raise LandscapeError(f'which must be "largest" or "smallest", got {which!r}')
     name, sign = ("hessian_eigenvalue", 1) if which == "largest" else ("smallest_eigenvalue", -1)
 
-    def apply(v: Tensor) -> Tensor:
-        return sign * problem.hvp(v)
+    def apply(v: Tensor, runs: Sequence[int] | None) -> Tensor:
+        return sign * problem.hvp(v, runs)
 
-    return _eigenvalues(problem, apply, name, k, start, basis, max_hvp, tolerance, seed, {}, basis_on, sign)
+    return _eigenvalues(problem, apply, name, k, start, basis, max_hvp, tolerance, seed, {}, basis_on, asked, sign)
 
 
 def preconditioned_eigenvalues(
@@ -89,6 +91,7 @@ def preconditioned_eigenvalues(
     tolerance: float = 1e-3,
     seed: int = 0,
     basis_on: torch.device | str | None = None,
+    asked: Sequence[int] | None = None,
 ) -> Eigenpairs:
     """The k largest eigenvalues of P^-1 H, P > 0 diagonal and shaped as the parameters: `preconditioned_eigenvalue (run, rank)`.
 
@@ -103,12 +106,13 @@ def preconditioned_eigenvalues(
     scale = root.rsqrt()
     edge = (2 + 2 * beta1) / (1 - beta1)
 
-    def apply(v: Tensor) -> Tensor:
-        return scale * problem.hvp(scale * v)
+    def apply(v: Tensor, runs: Sequence[int] | None) -> Tensor:
+        own = scale if runs is None else scale[list(runs)]
+        return own * problem.hvp(own * v, runs)
 
     attrs = {"edge_of_stability": edge, "beta1": beta1}
     return _eigenvalues(
-        problem, apply, "preconditioned_eigenvalue", k, start, basis, max_hvp, tolerance, seed, attrs, basis_on
+        problem, apply, "preconditioned_eigenvalue", k, start, basis, max_hvp, tolerance, seed, attrs, basis_on, asked
     )
 
 
@@ -126,8 +130,8 @@ def adam_preconditioner(
 
 
 def _eigenvalues(
-    problem: Problem, apply: Operator, name: str, k: int, start: Tensor | None, basis: int, max_hvp: int,
-    tolerance: float, seed: int, attrs: dict[str, float], basis_on: torch.device | str | None, sign: int = 1,
+    problem: Problem, apply: OfRuns, name: str, k: int, start: Tensor | None, basis: int, max_hvp: int, tolerance: float,
+    seed: int, attrs: dict[str, float], basis_on: torch.device | str | None, asked: Sequence[int] | None, sign: int = 1,
 ) -> Eigenpairs:  # fmt: skip
     """The largest eigenvalues of an operator, times a sign."""
     if not 1 <= k <= problem.P:
@@ -137,7 +141,20 @@ def _eigenvalues(
             f"k = {k} needs a basis of at least {k + 2} and max_hvp of at least {k}, got {basis} and {max_hvp}"
         )
     on = None if basis_on is None else torch.device(basis_on)
-    found = largest(apply, _start(problem, start, seed), k, basis, max_hvp, tolerance, on, of_operator=sign < 0)
+    if asked is not None and (len(set(asked)) < len(asked) or not set(asked) <= set(range(problem.R))):
+        raise LandscapeError(f"asked must be different runs of 0..{problem.R - 1}, got {list(asked)}")
+    found = largest(
+        apply,
+        _start(problem, start, seed),
+        k,
+        basis,
+        max_hvp,
+        tolerance,
+        on,
+        of_operator=sign < 0,
+        group=problem.group,
+        asked=asked,
+    )
     values, residuals = _rayleigh(apply, found.vectors)
     # Measured, so that what the recurrence lost in FP32 shows; twice, as it may lie anywhere about a bound that was just met.
     converged = found.converged & (residuals <= 2 * tolerance * found.sizes).all(1)
@@ -168,11 +185,11 @@ def _start(problem: Problem, start: Tensor | None, seed: int) -> Tensor:
     return mixed
 
 
-def _rayleigh(apply: Callable[[Tensor], Tensor], vectors: Tensor) -> tuple[Tensor, Tensor]:
+def _rayleigh(apply: OfRuns, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """v^T A v and ||A v - (v^T A v) v||, [R, k], by one product for each rank; NaN where the vectors are."""
     values, residuals = [], []
     for v in vectors.unbind(1):
-        product = apply(v)
+        product = apply(v, None)
         value = (v * product).sum(1) / v.square().sum(1)
         values.append(value)
         residuals.append((product - value[:, None] * v).norm(dim=1))

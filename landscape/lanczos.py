@@ -8,17 +8,31 @@ as an eigenvalue converges, and finds it again and again.
 A basis that is full is restarted thick (Wu & Simon 2000): the best Ritz vectors are kept, with the next vector of the recurrence,
 so memory does not grow with the number of steps: `basis` + 1 vectors of R P numbers. They may lie elsewhere than the operator
 works, in a host's memory beside a GPU: each product then takes a vector each way, and the host makes it orthogonal.
+
+Some runs take several times the steps of others. So runs stand in groups, each with a basis of its own, and as soon as those that
+are not done fit into fewer groups, those of one group move into places of others where a run is done, and the group is gone. All
+groups are as large, and all runs at the same step: a run's bits are those that it has beside any others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]  # [R, P] -> [R, P], symmetric for each run
+
+
+class OfRuns(Protocol):
+    """Operators of some runs, [n, P] -> [n, P] by their numbers, or of all."""
+
+    def __call__(self, v: Tensor, runs: Sequence[int] | None) -> Tensor:
+        """Multiply."""
+
+
 SLAB = 2**26  # elements of a basis that are restarted at a time
 STRETCH = 2**14  # of a vector, that an inner product is the sum of
 
@@ -54,9 +68,17 @@ class Basis:
 
     def extend(self, apply: Operator) -> None:
         """Multiply the newest vector, and make the next of what is left; where nothing is, the space is invariant."""
+        self.multiply(apply)
+        self.take_out()
+
+    def multiply(self, apply: Operator) -> None:
+        """The first half of `extend`, in which the host waits for nothing."""
+        self.V[self.length + 1, :, : self.P] = apply(self.V[self.length, :, : self.P].to(self.works_on))
+
+    def take_out(self) -> None:
+        """The second half."""
         j = self.length
         w = self.V[j + 1]
-        w[:, : self.P] = apply(self.V[j, :, : self.P].to(self.works_on))
         size = w.norm(dim=1)
         taken = self.orthogonalise(w, j + 1, max(0, j - 1))
         rest = w.norm(dim=1)
@@ -120,7 +142,7 @@ class Basis:
 
 
 def largest(
-    apply: Operator,
+    apply: OfRuns,
     start: Tensor,
     k: int,
     basis: int,
@@ -128,54 +150,101 @@ def largest(
     tolerance: float,
     on: torch.device | None = None,
     of_operator: bool = False,
+    group: int | None = None,
+    asked: Sequence[int] | None = None,
 ) -> Largest:
     """The k algebraically largest eigenvalues of each run's operator, from a start [R, P].
 
     basis: vectors held at most, beyond k; products: at most. on: where the basis lies. A run is done when all k residuals are
     within tolerance times the eigenvalue's size, or with `of_operator` the operator's, the largest size of a Ritz value so far:
     an eigenvalue that may be 0 has no size of its own. It keeps what it had then: what other runs still need changes nothing of
-    it. An eigenvalue that repeats is found once, as by any method that starts from a single vector.
+    it, and a run that is done, or whose operator gave NaN, costs nothing as soon as `group` of these are (see this module).
+    asked: of which runs; of the others nothing is known, NaN, after no product. An eigenvalue that repeats is found once, as by
+    any method that starts from a single vector.
     """
     R, P = start.shape
-    space = Basis(start, min(basis, P), fresh=True, on=on)
-    device = space.V.device
+    device = on or start.device
     values = torch.full((R, k), torch.nan, dtype=torch.float64, device=device)
-    bounds, sizes, vectors = values.clone(), values.clone(), space.V.new_full((R, k, P), torch.nan)
-    norm = torch.zeros(R, 1, dtype=torch.float64, device=device)
-    done = torch.zeros(R, dtype=torch.bool, device=device)
-    converged, counts = done.clone(), torch.zeros(R, dtype=torch.int64, device=device)
-    # Of runs that are done, how their vectors combine the basis, which takes a pass over it: once before it changes.
-    awaited = dict[int, Tensor]()
+    counts = torch.zeros(R, dtype=torch.int64, device=device)
+    vectors = start.new_full((R, k, P), torch.nan, device=device)
+    into = Largest(values, vectors, values.clone(), counts.bool(), counts, values.clone())
+    runs = list(range(R) if asked is None else asked)
+    width = min(group or R, R)
+    groups = [_Group(start, runs[i : i + width], width, min(basis, P), on, into) for i in range(0, len(runs), width)]
     for n in range(1, products + 1):
-        space.extend(apply)
-        m = space.length
+        for of in groups:
+            rows = None if of.rows == list(range(R)) else of.rows
+            of.space.multiply(functools.partial(apply, runs=rows))
+        for of in groups:  # only now, since a GPU's host waits there for what it was given
+            of.space.take_out()
+            of.judge(n, tolerance, of_operator=of_operator, last=n == products)
+        groups = _closed_up(groups)
+        if not groups:
+            break
+        for of in groups:
+            m = of.space.length
+            if m == of.space.T.shape[1]:
+                of.space.restart(min(m - 1, k + (m - k) // 2))
+    return Largest(*(found.to(start.device) for found in into))
+
+
+class _Group:
+    """Runs that are multiplied together, in the slots of one basis: whose operator acts in each, and who is not done."""
+
+    def __init__(
+        self, start: Tensor, runs: list[int], width: int, basis: int, on: torch.device | None, into: Largest
+    ) -> None:
+        self.rows = [*runs, *[runs[-1]] * (width - len(runs))]
+        self.runs: dict[int, int] = dict(enumerate(runs))
+        self.space = Basis(
+            start if self.rows == list(range(len(start))) else start[self.rows], basis, fresh=True, on=on
+        )
+        self.norm = torch.zeros(width, 1, dtype=torch.float64, device=self.space.V.device)
+        self.into = into
+
+    def judge(self, n: int, tolerance: float, *, of_operator: bool, last: bool) -> None:
+        """Who is done after n products: what was found goes to where it is asked for, before the basis changes."""
+        space, k, m = self.space, self.into.values.shape[1], self.space.length
         theta, y = space.ritz()
         broken = theta.isnan().any(1)
-        norm = torch.maximum(norm, theta.abs().amax(1, keepdim=True))
-        found = torch.zeros_like(done)
+        self.norm = torch.maximum(self.norm, theta.abs().amax(1, keepdim=True))
+        found = ended = torch.zeros_like(broken)
         if m >= k:
             residuals = space.rest[:, None] * y[:, -1, -k:].abs()
-            size = norm.expand(-1, k) if of_operator else theta[:, -k:].abs()
-            found = (residuals <= tolerance * size).all(1)
-        ended = (space.rest == 0) if m >= k else torch.zeros_like(done)
-        stop = (found | broken | ended | torch.tensor(n == products, device=device)) & ~done
-        counts[~done] = n
-        if stop.any() and m >= k:
-            awaited |= {run: y[run, :, -k:].flip(1) for run in stop.nonzero().flatten().tolist()}
-            values[stop] = theta[stop][:, -k:].flip(1)
-            bounds[stop], converged[stop] = residuals[stop].flip(1), found[stop] & ~broken[stop]
-            sizes[stop] = size[stop].flip(1)
-        done |= stop
-        full = m == space.T.shape[1]
-        if full or done.all():
-            for run, weights in awaited.items():
-                vectors[run] = space.combined(run, weights)
-            awaited.clear()
-        if done.all():
-            break
-        if full:
-            space.restart(min(m - 1, k + (m - k) // 2))
-    return Largest(*(found.to(start.device) for found in (values, vectors, bounds, converged, counts, sizes)))
+            sizes = self.norm.expand(-1, k) if of_operator else theta[:, -k:].abs()
+            found, ended = (residuals <= tolerance * sizes).all(1), space.rest == 0
+        stop = (found | broken | ended).tolist()
+        for slot, run in list(self.runs.items()):
+            if not (stop[slot] or last):
+                continue
+            self.into.products[run] = n
+            del self.runs[slot]
+            if m < k:
+                continue
+            self.into.values[run], self.into.bounds[run] = theta[slot, -k:].flip(0), residuals[slot].flip(0)
+            self.into.sizes[run], self.into.converged[run] = sizes[slot].flip(0), found[slot] & ~broken[slot]
+            self.into.vectors[run] = space.combined(slot, y[slot, :, -k:].flip(1))
+
+    def take_in(self, other: _Group) -> None:
+        """Runs of another group that are not done, as many as there are places of done ones here; all are at the same step."""
+        free = [slot for slot in range(len(self.rows)) if slot not in self.runs]
+        m = self.space.length
+        for to, (slot, run) in zip(free, list(other.runs.items()), strict=False):
+            self.space.V[: m + 1, to] = other.space.V[: m + 1, slot]
+            self.space.T[to], self.space.rest[to] = other.space.T[slot], other.space.rest[slot]
+            self.norm[to], self.rows[to], self.runs[to] = other.norm[slot], run, run
+            del other.runs[slot]
+
+
+def _closed_up(groups: list[_Group]) -> list[_Group]:
+    """The least number of groups of the same width that hold all runs which are not done."""
+    groups = sorted(groups, key=lambda group: -len(group.runs))
+    waiting = sum(len(group.runs) for group in groups)
+    while groups and waiting <= (len(groups) - 1) * len(groups[0].rows):
+        leaving = groups.pop()
+        for group in groups:
+            group.take_in(leaving)
+    return groups
 
 
 def quadrature(apply: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,13 @@ class Programs:
             return self._function(*tensors, piece)
         leaves, spec = tree_flatten(piece)
         at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        key = (spec, *((leaf.shape, leaf.dtype) if i in at else leaf for i, leaf in enumerate(leaves)))
+        key = (
+            spec,
+            *(
+                (leaf.shape, leaf.dtype) if i in at else id(leaf) if callable(leaf) else leaf
+                for i, leaf in enumerate(leaves)
+            ),
+        )
         if key not in self._made:
             count, others = len(tensors), list(leaves)
 

@@ -102,15 +102,27 @@ def _bracket(
     high = torch.full_like(low, torch.inf)
     counts = torch.zeros(problem.R, dtype=torch.int64, device=here.device)
     done = torch.zeros(problem.R, dtype=torch.bool, device=here.device)
+    runs = list(range(problem.R))  # who is evaluated: those that are done, too, until the others fit into fewer groups
     for _ in range(max_forward):
         step = torch.where(high.isinf(), (2 * low).clamp_min(0), (low + high) / 2)
         step = torch.where((low == 0) & high.isinf(), learning_rate, step)
-        there = problem.value(problem.point - (step[:, None] * d).to(problem.point))
+        there = _losses_along(problem, d, step, runs)
         raised = ~(there <= here)
         counts += (~done).long()
         low = torch.where(~done & ~raised, step, low)
         high = torch.where(~done & raised, step, high)
         done = (low > 0) & (high - low <= tolerance * low)
-        if done.all():
+        waiting = (~done).nonzero().flatten().tolist()
+        if not waiting:
             break
+        if -(-len(waiting) // problem.group) < -(-len(runs) // problem.group):
+            runs = waiting
     return low, high, counts, done
+
+
+def _losses_along(problem: Problem, d: Tensor, step: Tensor, runs: list[int]) -> Tensor:
+    """The losses [R] of these runs a step [R] further down; 0 of others."""
+    moved = problem.point[runs] - (step[runs, None] * d[runs]).to(problem.point)
+    losses = torch.zeros(problem.R, dtype=problem.dtype, device=d.device)
+    losses[runs] = problem.value(moved, runs)
+    return losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.small import make_program
 from train import plan as planning
 from train.estimate import Estimate, Rates, estimate, measured_rates, step_seconds, total
 from train.plan import PlannedPack, plan
+from train.program import Probe
 from train.store import read_packs
 from train.study import Study, StudyError
 from train.study_file import read_study
@@ -79,6 +81,26 @@ def test_each_program_is_compiled_once_and_memory_is_not_added_up(monkeypatch: p
     assert programs < len(packs)
     assert whole == Estimate(10 * (len(packs) - 1), float(len(packs)), 7.0 * programs, 3 * len(packs))
     assert total([], []) == Estimate(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("device", "steps"), [("cuda", 9.0), ("cpu", 1.0)])
+def test_a_probe_on_a_gpu_takes_nine_steps_a_gradient(device: str, steps: float) -> None:
+    """A curvature along the gradient: a gradient and a product that is worth three, after 0, 10 and 20 steps."""
+    rates, plain = Rates(1e15, 1e9), make_program(probe=Probe())
+    probed = dataclasses.replace(plain, probe=Probe(every=10, measures=("gradient_curvature",)))
+    found = [estimate(PlannedPack(p, (), 4), device, rates).seconds for p in (plain, probed)]
+    assert found[1] - found[0] == pytest.approx(steps * 3 * 4 * step_seconds(plain, 4, device, rates))
+
+
+def test_a_device_waits_for_its_host() -> None:
+    """L-BFGS-B at the last token of each of 4 sequences, for 2 epsilons, after 0, 10 and 20 steps of each of 4 runs."""
+    rates, plain = Rates(1e15, 1e9), make_program(probe=Probe())
+    probe = Probe(every=10, measures=("logit_sharpness_lbfgsb",))
+    assert len(probe.epsilons) == 2
+    probed = dataclasses.replace(plain, probe=probe)
+    found = [estimate(PlannedPack(p, (), 4), "cpu", rates).seconds for p in (plain, probed)]
+    forward = 3 / 3 * step_seconds(plain, 4, "cpu", rates)
+    assert found[1] - found[0] - forward == pytest.approx(4 * 3 * 4 * 2 * 1.7e-3)
 
 
 def test_rates_are_measured() -> None:

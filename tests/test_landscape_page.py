@@ -29,7 +29,7 @@ def follow(wanted: bool, namespace: dict[str, Any]) -> int:
 
 def test_the_examples_print_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert follow(False, {}) == 7
+    assert follow(False, {}) == 8
     assert {path.name for path in tmp_path.iterdir()} == {"density.png", "eigenvalues.png", "curvature.nc"}
 
 

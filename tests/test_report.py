@@ -267,6 +267,27 @@ def test_a_full_disk_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "study.toml").write_text(STUDY.to_toml())
     write_report(tmp_path, tmp_path / "report")
     before = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    fill_the_disk(monkeypatch)
+    with pytest.raises(StudyError, match="No space left on device"):
+        write_report(tmp_path, tmp_path / "report")
+    assert (tmp_path / "report" / "index.html").read_text(encoding="utf-8") == before
+    assert len(list((tmp_path / "report").iterdir())) == 1
+
+
+def test_a_full_disk_leaves_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor those above it; but what was there before stays, empty or not."""
+    (tmp_path / "study.toml").write_text(STUDY.to_toml())
+    (tmp_path / "mine").mkdir()
+    fill_the_disk(monkeypatch)
+    for out in ("report", "new/one", "mine/report", "mine"):
+        with pytest.raises(StudyError, match="No space left on device"):
+            write_report(tmp_path, tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "study.toml"]
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is written as far as there is room."""
     write: Callable[..., int] = Path.write_text
 
     def full(self: Path, text: str, *args: Any, **kwargs: Any) -> int:
@@ -274,10 +295,6 @@ def test_a_full_disk_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(StudyError, match="No space left on device"):
-        write_report(tmp_path, tmp_path / "report")
-    assert (tmp_path / "report" / "index.html").read_text(encoding="utf-8") == before
-    assert len(list((tmp_path / "report").iterdir())) == 1
 
 
 def test_the_made_up_studies_are_what_they_claim() -> None:

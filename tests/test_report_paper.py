@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,16 @@ def test_the_same_study_gives_the_same_file(tmp_path: Path) -> None:
     tree = with_coordinates(make_tree(recipes=2, rates=2))
     first, second = (draw(tree, tmp_path / name, "pdf") for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_figures_that_can_not_be_written_leave_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space left"):
+        paper_figures(STUDY, full_tree(), tmp_path / "report" / "figures", ["pdf"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_writes_them_beside_the_page(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ class Clock:
         return self.now
 
 
-def packs(models: int = 1, size: int = 4) -> list[PlannedPack]:
+def packs(models: int = 1, size: int = 4, **tables: Any) -> list[PlannedPack]:
     """Two packs of four runs for each model; models differ in their context, and so in their program."""
     study = Study.model_validate(
         {
@@ -44,6 +45,7 @@ def packs(models: int = 1, size: int = 4) -> list[PlannedPack]:
             "model": {"layers": 1, "heads": 2, "width": 16},
             "training": {"steps": STEPS, "sequences": 2, "warmup": WARMUP},
             "execution": {"pack_size": size},
+            **tables,
         }
     )
     return plan(study, pick_device("cpu"))
@@ -120,6 +122,24 @@ def test_a_rate_follows_what_happened_lately(watch: Watch, clock: Clock) -> None
         clock.now += each
         watch.pack_progress(todo[0], report(step))
     assert watch.snapshot().packs[0].steps_per_second == pytest.approx(10)
+
+
+def test_a_rate_is_of_as_many_steps_as_bring_every_measure(watch: Watch, clock: Clock) -> None:
+    """Steps of 10 ms, 10 s for a probe every 30 of them and 90 s more every 60: 110.6 s for 60 steps, wherever one looks."""
+    measures = ["sam_sharpness", "hessian_eigenvalue"]
+    probe = {"every": 30, "measures": measures, "intervals": {"hessian_eigenvalue": 60}}
+    todo = packs(probe=probe)
+    watch.planned(todo, 0, "cpu")
+    watch.pack_started(todo[0])
+    for step in range(10, 310, 10):
+        clock.now += 0.1
+        watch.pack_progress(todo[0], report(step))
+        if step > 70:
+            rate = watch.snapshot().packs[0].steps_per_second
+            assert rate is not None
+            # A report more or less, and the slowest measure at either end of them.
+            assert 60 / 210.7 < rate < 70 / 110.5
+        clock.now += 10.0 * (step % 30 == 0) + 90.0 * (step % 60 == 0)
 
 
 def test_runs_are_counted_by_the_live_definitions(watch: Watch, clock: Clock) -> None:

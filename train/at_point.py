@@ -19,6 +19,7 @@ from torch import Tensor
 
 from landscape import Batches, Problem, adam_preconditioner
 from train.determinism import deterministic
+from train.measured_together import in_groups, together
 from train.model import hidden
 from train.program import Probe
 from train.seen import Layers
@@ -37,6 +38,7 @@ class AtPoint:
         self.pack, self.probe = pack, probe
         self.runs, self.shape = len(pack.slots), pack.program.shape
         self.surface = surface_of(pack, probe.quantisers)
+        self.together = together(pack.program, probe, self.runs, pack.device.type)
         tokens, targets = pack.held_out[0]
         parts, sizes = pieces(tokens, targets, self.shape.context, probe.at_once)
         self.batches = Batches(parts, sizes)
@@ -61,13 +63,18 @@ class AtPoint:
     @functools.cached_property
     def problem(self) -> Problem:
         """For what takes a `Problem`; LandscapeError where the loss is not deterministic."""
-        return self.surface.problem(self.params, *self.pack.held_out[0], sequences=self.probe.at_once)
+        how = self.together
+        return self.surface.problem(self.params, *self.pack.held_out[0], sequences=how.sequences, group=how.runs)
 
     def around(self, measure: Callable[..., Any], *arguments: Any, whole: bool = False, **how: Any) -> Any:
         """A measure that takes loss, parameters and batch; whole: the batch in one part, for what parts it by itself."""
-        parts = self.batches.parts
-        batch = tuple(torch.cat(of, 1) for of in zip(*parts, strict=True)) if whole else self.batches
-        return measure(self.surface.loss, self.params, batch, *arguments, run_axis=True, **how)
+        if whole:
+            batch = tuple(torch.cat(of, 1) for of in zip(*self.batches.parts, strict=True))
+            return measure(self.surface.loss, self.params, batch, *arguments, run_axis=True, **how)
+        tokens, targets = self.pack.held_out[0]
+        parts, sizes = pieces(tokens, targets, self.shape.context, self.together.sequences)
+        loss = in_groups(self.surface, self.together.runs)
+        return measure(loss, self.params, Batches(parts, sizes), *arguments, run_axis=True, **how)
 
     def last_states(self) -> tuple[Tensor, Tensor, Tensor]:
         """At the last token of each sequence, the hidden states that meet the LM head [R, N, D], its matrix [R, V, D] with what
@@ -105,13 +112,15 @@ class AtPoint:
         for a run that is not `stepped`.
         """
         pack, adam = self.pack, self.pack.program.optimizer
-        made: dict[str, list[Tensor]] = {name: [] for name in pack.parameters}
-        for r, t in enumerate(self.updates.tolist()):
-            second = {name: kept.second[r : r + 1] for name, kept in pack.kept.items() if kept.second is not None}
-            p = adam_preconditioner(second, max(t, 1), beta1=adam.beta1, beta2=adam.beta2, epsilon=adam.eps)
-            for name, v in second.items():
-                made[name].append(torch.where(v == 0, torch.inf, p[name] / pack.rules[name].factor))
-        return {name: torch.cat(parts) for name, parts in made.items()}
+        second = {name: kept.second for name, kept in pack.kept.items() if kept.second is not None}
+        made = {name: torch.empty_like(v) for name, v in second.items()}
+        for t in self.updates.unique().tolist():  # mostly one number for all, and launches for each run would take long
+            rows = (self.updates == t).nonzero().flatten().to(pack.device)
+            own = {name: v[rows] for name, v in second.items()}
+            p = adam_preconditioner(own, max(t, 1), beta1=adam.beta1, beta2=adam.beta2, epsilon=adam.eps)
+            for name, v in own.items():
+                made[name][rows] = torch.where(v == 0, torch.inf, p[name] / pack.rules[name].factor)
+        return made
 
     @functools.cached_property
     def stepped(self) -> Tensor:

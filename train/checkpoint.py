@@ -144,6 +144,11 @@ def checkpoints_in(directory: Path) -> Iterator[Checkpoint]:
                 )
 
 
+def packs_under_way(directory: Path) -> set[str]:
+    """The packs, by their hash, that a sweep will go on with."""
+    return {folder.name for folder in (directory / CHECKPOINTS).glob("*")}
+
+
 def remove_finished(directory: Path, finished: Collection[str]) -> None:
     """Remove the checkpoints of a study directory whose runs are all finished: of packs after whose end there was no time to."""
     for folder in (directory / CHECKPOINTS).glob("*"):

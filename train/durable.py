@@ -41,6 +41,20 @@ def atomically(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """A folder, made where it is missing; where what is then done fails, and left nothing there, it is removed as it came."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # one that holds something stays, and so do those above it
+            for one in missing:
+                one.rmdir()
+        raise
+
+
 def remove_parts(folder: Path) -> None:
     """Remove what `atomically` left in a folder when its process was killed; whoever calls has it to itself."""
     for part in folder.glob(f".*{PART}"):

@@ -22,7 +22,7 @@ import torch
 from train.compiling import compiles_steps
 from train.operands import Rules
 from train.plan import PlannedPack
-from train.probe_costs import gradients
+from train.probe_costs import STEPS_A_GRADIENT, gradients, host_seconds
 from train.program import Program
 from train.scaled_layers import ROTATION
 
@@ -84,7 +84,7 @@ def estimate(pack: PlannedPack, device_type: str, rates: Rates) -> Estimate:
     kind = "rules" if _has_rules(program) else "plain"
     return Estimate(
         memory=program.bytes_per_run(compiled) * pack.size,
-        seconds=step * _steps_worth(program),
+        seconds=step * _steps_worth(program, device_type) + pack.size * host_seconds(program),
         compiling=COMPILING[kind] if compiled else 0.0,
         disk=program.history_bytes * len(pack.runs),
     )
@@ -117,13 +117,15 @@ def step_operations(program: Program) -> int:
 
 def pack_operations(pack: PlannedPack) -> float:
     """Of all that a pack trains and measures: what packs are ordered by, on any device."""
-    return pack.size * step_operations(pack.program) * _steps_worth(pack.program)
+    return pack.size * step_operations(pack.program) * _steps_worth(pack.program, "cuda")
 
 
-def _steps_worth(program: Program) -> float:
+def _steps_worth(program: Program, device_type: str) -> float:
     """Steps, evaluations and probes in steps: a third without a backward pass; other measures as `probe_costs` has them."""
     looks = len(program.evaluation_steps) * program.evaluation_sequences / program.sequences
-    return program.steps + (looks + 2 * len(program.probe_steps)) / 3 + gradients(program)
+    return (
+        program.steps + (looks + 2 * len(program.probe_steps)) / 3 + STEPS_A_GRADIENT[device_type] * gradients(program)
+    )
 
 
 def _bytes_an_element(program: Program, device_type: str) -> int:

@@ -20,8 +20,8 @@ from train.durable import atomically, remove_parts
 from train.interruption import Interruption
 from train.observer import Observer, Together
 from train.one_pack import Setting
-from train.pack_sizes import PACK_SIZES_FILE, Lowered, write_lowered
-from train.plan import PlannedPack
+from train.pack_sizes import PACK_SIZES_FILE, Lowered, write_lowered, write_splits
+from train.plan import PlannedPack, splits_of
 from train.program import Program
 from train.progress import RichObserver
 from train.remote import is_url
@@ -104,6 +104,9 @@ def _run(
     report_gone(directory, study, finished)
     _write_study(directory, study)
     site.send(STUDY_FILE)
+    if splits := splits_of(study, packs):
+        write_splits(directory, device, splits)
+        site.send(PACK_SIZES_FILE)
     found = sum(identity in finished for identity in wanted)
     margin = study.divergence.progress_margin
     with contextlib.ExitStack() as stack:

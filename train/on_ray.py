@@ -27,11 +27,12 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from train.board import Board, Line
+from train.checkpoint import packs_under_way
 from train.interruption import Interruption
 from train.local import count_workers
 from train.observer import Observer
 from train.one_pack import FAILURES, Report, Setting, Trainer, one_line
-from train.pack_sizes import Lowered, read_lowered
+from train.pack_sizes import Lowered, Splits, read_lowered, read_splits
 from train.plan import PlannedPack, pick_device, plan
 from train.program import Progress
 from train.provenance import device_name
@@ -97,12 +98,13 @@ class Voice(logging.Handler):
 
 
 def plan_there(
-    study: Study, device: str, finished: set[str], lowered: dict[str, dict[str, Lowered]]
-) -> tuple[list[PlannedPack], str]:
+    study: Study, device: str, finished: set[str], lowered: dict[str, dict[str, Lowered]], workers: int,
+    splits: dict[str, Splits], under_way: set[str],
+) -> tuple[list[PlannedPack], str]:  # fmt: skip
     """A task: the plan, by the memory of the device that it gets, and that device's name."""
     where = pick_device(device)
     name = device_name(where)
-    return plan(study, where, finished, lowered.get(name)), name
+    return plan(study, where, finished, lowered.get(name), None, workers, splits.get(name), under_way), name
 
 
 def train_there(pack: PlannedPack, setting: Setting, text: Text, url: str | None, board: Any) -> Report:
@@ -177,9 +179,11 @@ class OnRay:
     def plan(self, study: Study, finished: Mapping[str, str]) -> tuple[list[PlannedPack], str]:
         """By the memory of one of the cluster's devices; waits for one."""
         ask = _task(plan_there, self.device)
+        lowered, splits = read_lowered(self.directory), read_splits(self.directory)
+        under_way = packs_under_way(self.directory)
         try:
             planned: tuple[list[PlannedPack], str] = ray.get(
-                ask.remote(study, self.device, set(finished), read_lowered(self.directory))
+                ask.remote(study, self.device, set(finished), lowered, _workers(self.device), splits, under_way)
             )
         except ray.exceptions.RayError as error:
             raise StudyError(_said(error)) from None
@@ -265,6 +269,12 @@ def _task(function: Callable[..., Any], device: str) -> Any:
     remote: Any = ray.remote
     needs = {"num_gpus": 1} if device == "cuda" else {"num_cpus": torch.get_num_threads()}
     return remote(**needs, max_retries=RETRIES)(function)
+
+
+def _workers(device: str) -> int:
+    """Packs that the cluster, as it is, trains at once."""
+    there = ray.cluster_resources()
+    return max(1, int(there.get("GPU", 0) if device == "cuda" else there.get("CPU", 0) // torch.get_num_threads()))
 
 
 def _board() -> Any:

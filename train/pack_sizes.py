@@ -1,10 +1,13 @@
-"""When a pack is out of memory, its runs start over in packs of the next smaller R, and that is remembered.
+"""When a pack is out of memory, its runs start over in packs of the next smaller R, and that is remembered; so is the R of packs
+that were split, so that no worker is idle (see `splitting`).
 
-    pack_sizes.json   {"schema": 1, "programs": [{"program": ..., "device": ..., "pack_size": 8, "restarted_from_pack_size": 16}]}
+    pack_sizes.json   {"schema": 1, "programs": [{"program": ..., "device": ..., "pack_size": 8, "restarted_from_pack_size": 16}],
+                       "split": [{"program": ..., "device": ..., "runs": 128, "pack_size": 32, "split_from_pack_size": 128}]}
 
 R is part of a program, so a pack never shrinks under way: all of it is redone. What is written down in the study's directory
-holds for one program on one model of device: a study started again plans the same R at once, and one that goes on elsewhere tries
-the larger R there.
+holds for one program on one model of device: a study started again plans the same R at once, whatever number of workers it has
+then, and one that goes on elsewhere tries the larger R there. A split is that of so many runs of a study: more of them are
+planned anew.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +38,16 @@ class Lowered(NamedTuple):
 
     size: int
     planned: int
+
+
+class Split(NamedTuple):
+    """R of a program whose packs were split for so many workers, and the R that they would have had."""
+
+    size: int
+    planned: int
+
+
+Splits = dict[tuple[str, int], Split]  # by `program_key` and the number of a study's runs that are of it
 
 
 def program_key(program: Program) -> str:
@@ -64,41 +77,73 @@ def read_lowered(directory: Path) -> dict[str, dict[str, Lowered]]:
     A file that is damaged costs a line in the log, and what it said will be found out again.
     """
     lowered: dict[str, dict[str, Lowered]] = {}
-    for row in _rows(directory):
-        lowered.setdefault(row["device"], {})[row["program"]] = Lowered(row["pack_size"], row["planned"])
+    for row in _content(directory)["programs"]:
+        size, planned = row["pack_size"], row["restarted_from_pack_size"]
+        lowered.setdefault(row["device"], {})[row["program"]] = Lowered(size, planned)
     return lowered
+
+
+def read_splits(directory: Path) -> dict[str, Splits]:
+    """What a study's directory says of the programs whose packs were split, by a device's name."""
+    splits: dict[str, Splits] = {}
+    for row in _content(directory)["split"]:
+        key = row["program"], row["runs"]
+        splits.setdefault(row["device"], {})[key] = Split(row["pack_size"], row["split_from_pack_size"])
+    return splits
 
 
 def write_lowered(directory: Path, device: str, program: Program, lowered: Lowered) -> None:
     """Add a program, or replace what was said of it; where that can't be written, a line in the log."""
-    key = program_key(program)
-    rows = [row for row in _rows(directory) if (row["program"], row["device"]) != (key, device)]
-    rows.append({"program": key, "device": device, "pack_size": lowered.size, "planned": lowered.planned})
-    written = [{**row, "restarted_from_pack_size": row.pop("planned")} for row in rows]
+    key, content = program_key(program), _content(directory)
+    rows = [row for row in content["programs"] if (row["program"], row["device"]) != (key, device)]
+    sizes = {"pack_size": lowered.size, "restarted_from_pack_size": lowered.planned}
+    _write(directory, content | {"programs": [*rows, {"program": key, "device": device, **sizes}]})
+
+
+def write_splits(directory: Path, device: str, splits: Splits) -> None:
+    """The same of programs whose packs were split; nothing where none was."""
+    content = _content(directory)
+    said = {(row["program"], row["runs"]): row for row in content["split"] if row["device"] == device}
+    others = [row for row in content["split"] if row["device"] != device]
+    for (key, runs), split in splits.items():
+        sizes = {"pack_size": split.size, "split_from_pack_size": split.planned}
+        said[key, runs] = {"program": key, "device": device, "runs": runs, **sizes}
+    if splits:
+        _write(directory, content | {"split": [*others, *said.values()]})
+
+
+def _write(directory: Path, content: Mapping[str, Any]) -> None:
+    kept = {"schema": SCHEMA} | {name: rows for name, rows in content.items() if rows}
     try:
         with atomically(directory / PACK_SIZES_FILE) as aside:
-            aside.write_text(json.dumps({"schema": SCHEMA, "programs": written}, indent=1), encoding="utf-8")
+            aside.write_text(json.dumps({"programs": []} | kept, indent=1), encoding="utf-8")
     except OSError as error:
         log.warning("%s can't be written (%s)", directory / PACK_SIZES_FILE, error.strerror)
 
 
-def _rows(directory: Path) -> list[dict[str, Any]]:
+def _content(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    """The file's lists of rows."""
     path = directory / PACK_SIZES_FILE
     try:
-        return list(_checked(json.loads(path.read_bytes())))
+        content = json.loads(path.read_bytes())
+        if content["schema"] != SCHEMA:
+            raise ValueError(content["schema"])
+        return {
+            "programs": list(_checked(content["programs"], "restarted_from_pack_size")),
+            "split": list(_checked(content.get("split", []), "split_from_pack_size", "runs")),
+        }
     except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         log.warning("%s: damaged, and left out", path)
-        return []
+    return {"programs": [], "split": []}
 
 
-def _checked(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a file that is as `write_lowered` wrote it; ValueError, KeyError or TypeError otherwise."""
-    if content["schema"] != SCHEMA:
-        raise ValueError(content["schema"])
-    for row in content["programs"]:
-        size, planned = row["pack_size"], row["restarted_from_pack_size"]
+def _checked(rows: Sequence[Mapping[str, Any]], before: str, *counts: str) -> Iterator[dict[str, Any]]:
+    """Rows that are as they were written; ValueError, KeyError or TypeError otherwise."""
+    for row in rows:
+        size, planned = row["pack_size"], row[before]
         if size not in PACK_SIZES or planned not in PACK_SIZES or not size < planned:
             raise ValueError(row)
-        yield {"program": str(row["program"]), "device": str(row["device"]), "pack_size": size, "planned": planned}
+        known = {"program": str(row["program"]), "device": str(row["device"]), "pack_size": size, before: planned}
+        yield known | {name: int(row[name]) for name in counts}

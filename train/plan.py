@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -20,16 +21,19 @@ from train.loss_scale import DynamicLossScale
 from train.measures import MEASURES
 from train.model import ModelShape
 from train.optim import AdamW, Muon
-from train.pack_sizes import Lowered, program_key
+from train.pack_sizes import Lowered, Split, Splits, program_key
 from train.program import Probe, Program, Slot
 from train.recipe import Recipe
 from train.settings import PACK_SIZES, ModelSettings, ProbeSettings, TrainingSettings
+from train.splitting import Portion, split
 from train.study import Run, Study, StudyError
 from train.tokenizer import vocabulary_of
 
 LARGEST = {"cpu": 16, "cuda": 128}
 # What a step costs however small the pack is, in runs' worth: launches on a GPU, the interpreter on a CPU.
 OVERHEAD = {"cpu": 1, "cuda": 8}
+# The least R that packs are split to, so that no worker is idle; on a CPU one pack takes all cores, and none is split.
+LEAST = {"cuda": 8}
 MEMORY_SHARE = 0.8
 
 
@@ -37,13 +41,15 @@ MEMORY_SHARE = 0.8
 class PlannedPack:
     """Runs that train together: `size` is R, with padding where there are fewer runs.
 
-    restarted_from: the R that was planned first, where the program was out of memory at it.
+    restarted_from: the R that was planned first, where the program was out of memory at it. split_from: the R that it would have
+    had, had there been enough packs for all workers.
     """
 
     program: Program
     runs: tuple[Run, ...]
     size: int
     restarted_from: int | None = None
+    split_from: int | None = None
 
     @property
     def slots(self) -> list[Slot]:
@@ -113,10 +119,14 @@ def plan(
     finished: Collection[str] = (),
     lowered: Mapping[str, Lowered] | None = None,
     bytes_of: Callable[[Program], int] | None = None,
+    workers: int = 1,
+    splits: Mapping[tuple[str, int], Split] | None = None,
+    under_way: Collection[str] = (),
 ) -> list[PlannedPack]:
     """The packs that a study still needs, programs in order of first appearance; `finished` are identities of runs to
     leave out, `lowered` the R of programs that were out of memory before (see `pack_sizes`). bytes_of: what a run of a program
-    takes of a device, where that is not the whole run.
+    takes of a device, where that is not the whole run. workers: how many packs are trained at once, of which none should be idle
+    (see `splitting`); splits: what was split before; under_way: packs that have a checkpoint, by their hash.
 
     Raises StudyError where a run can't be trained on this device: a native type that it lacks, or too little memory.
     """
@@ -124,7 +134,7 @@ def plan(
     with no_collection():
         for number, family in study.families_by_round():
             groups.setdefault((number, program_of(family[0])), []).extend(family)
-    packs: list[PlannedPack] = []
+    portions: list[Portion] = []
     _check_measures({program: None for _, program in groups}.keys())
     for (_, program), runs in groups.items():
         _check_device(program, runs[0], device)
@@ -132,17 +142,45 @@ def plan(
         size = _pack_size(study, program, len(runs), device, bytes_of)
         low = (lowered or {}).get(program_key(program))
         missing = [run for run in runs if run.identity not in finished] if finished else runs
-        packs += (
-            chunked(program, missing, low.size, low.planned)
-            if low and low.size < size
-            else chunked(program, missing, size)
-        )
-    return packs
+        size, planned = (low.size, low.planned) if low and low.size < size else (size, None)
+        said = study.execution.pack_size != "auto"
+        kept = splits.get((program_key(program), len(runs))) if splits and not said else None
+        if kept and kept.size < size:
+            portions.append(Portion(program, missing, kept.size, planned, size, is_fixed=True))
+            continue
+        begun = bool(under_way) and any(pack.hash in under_way for pack in chunked(program, missing, size))
+        portions.append(Portion(program, missing, size, planned, is_fixed=begun or said))
+    if workers > 1 and device.type in LEAST:
+        portions = split(portions, workers, OVERHEAD[device.type], LEAST[device.type])
+    return [pack for p in portions for pack in chunked(p.program, p.runs, p.size, p.restarted_from, p.split_from)]
 
 
-def chunked(program: Program, runs: Sequence[Run], size: int, restarted_from: int | None = None) -> list[PlannedPack]:
+def chunked(
+    program: Program,
+    runs: Sequence[Run],
+    size: int,
+    restarted_from: int | None = None,
+    split_from: int | None = None,
+) -> list[PlannedPack]:
     """Runs of one program in packs of R = size, in their order."""
-    return [PlannedPack(program, tuple(runs[i : i + size]), size, restarted_from) for i in range(0, len(runs), size)]
+    starts = range(0, len(runs), size)
+    return [PlannedPack(program, tuple(runs[i : i + size]), size, restarted_from, split_from) for i in starts]
+
+
+def splits_of(study: Study, packs: Sequence[PlannedPack]) -> Splits:
+    """What of a study's plan was split, to be found again when it is started again."""
+    found = {id(pack.program): pack for pack in packs if pack.split_from is not None}
+    if not found:
+        return {}
+    counts = Counter[tuple[int, Program]]()
+    for number, family in study.families_by_round():
+        counts[number, program_of(family[0])] += len(family)
+    of_program = {pack.program: Split(pack.size, pack.split_from or pack.size) for pack in found.values()}
+    return {
+        (program_key(program), count): of_program[program]
+        for (_, program), count in counts.items()
+        if program in of_program
+    }
 
 
 def capacity(study: Study, program: Program, device: torch.device) -> int:
@@ -238,7 +276,9 @@ def describe(packs: Sequence[PlannedPack]) -> str:
     runs, programs = sum(len(p.runs) for p in packs), len({p.program for p in packs})
     steps = sum(len(p.runs) * p.program.steps for p in packs)
     sizes = ", ".join(map(str, sorted({p.size for p in packs})))
-    packed = f"{counted(len(packs), 'pack')} of {sizes} ({counted(programs, 'program')})"
+    before = sorted({p.split_from for p in packs if p.split_from is not None})
+    split_from = f", R = {', '.join(map(str, before))} split so that no worker is idle" if before else ""
+    packed = f"{counted(len(packs), 'pack')} of {sizes}{split_from} ({counted(programs, 'program')})"
     return f"{counted(runs, 'run')} in {packed}, {steps:,} run-steps"
 
 

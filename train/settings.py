@@ -268,7 +268,8 @@ class ProbeSettings(Table):
     radii           of SAM's and m-SAM's ball, and of noise relative to each weight for the average case
     adaptive_radii  of ASAM's ball and the adaptive worst case
     samples         random vectors of a trace, a spectral density and the average case
-    at_once         the probe's sequences that are in memory at a time, with all that second derivatives need
+    at_once         the probe's sequences of every run that are in memory at a time, with all that second derivatives need; or as
+                    many in all of fewer runs
     """
 
     every: Annotated[int, Field(ge=0)] = 50
@@ -361,7 +362,8 @@ class DivergenceTable(Table):
 class ExecutionTable(Table):
     """[execution]: how runs become packs, and how often a pack's state is kept; a run's identity does not depend on it.
 
-    pack_size           runs R that train as one program: 1, 2, 4, ... 128; "auto" for what memory holds and runs fill
+    pack_size           runs R that train as one program: 1, 2, 4, ... 128; "auto" for what memory holds and runs fill, and
+                        less where a GPU would be idle
     checkpoint_seconds  between two checkpoints; 0 for none; "auto" for a minute, or as long as keeps their cost below 2 %
     dead_after          steps of NaN after which a run counts as dead, and a pack of nothing but dead runs ends; 0 for never
     """

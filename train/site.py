@@ -9,11 +9,12 @@ from typing import Literal, Protocol
 
 import torch
 
+from train.checkpoint import packs_under_way
 from train.interruption import Interruption
 from train.local import Worker, count_workers, train_here, train_in_processes
 from train.observer import Observer
 from train.one_pack import Setting, Trainer
-from train.pack_sizes import read_lowered
+from train.pack_sizes import read_lowered, read_splits
 from train.plan import PlannedPack, pick_device, plan
 from train.provenance import device_name
 from train.remote import is_url
@@ -40,7 +41,7 @@ class Site(Protocol):
         """Begin what takes long to start, for so many runs. lock: as `train` takes it."""
 
     def plan(self, study: Study, finished: Mapping[str, str]) -> tuple[list[PlannedPack], str]:
-        """The packs that are missing, and the device model's name."""
+        """The packs that are missing, of which no worker is without one where that can be, and the device model's name."""
 
     def train(
         self, schedule: Schedule, setting: Setting, texts: Mapping[str, Text], lock: int, observer: Observer,
@@ -77,7 +78,11 @@ class Here:
     def plan(self, study: Study, finished: Mapping[str, str]) -> tuple[list[PlannedPack], str]:
         """By the memory that is free here."""
         name = device_name(self._where)
-        return plan(study, self._where, finished, read_lowered(self.directory).get(name)), name
+        lowered, splits = read_lowered(self.directory).get(name), read_splits(self.directory).get(name)
+        packs = plan(
+            study, self._where, finished, lowered, None, self._workers, splits, packs_under_way(self.directory)
+        )
+        return packs, name
 
     def train(
         self, schedule: Schedule, setting: Setting, texts: Mapping[str, Text], lock: int, observer: Observer,

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from formats import Rounding, quantize
 from landscape import Batches, Problem
+from landscape.evaluate import Loss
 from landscape.programs import How
 from train import smooth
 from train.again import again
@@ -131,6 +132,12 @@ class Surface:
             sums[-1].append(sum_of_chunk)
         return torch.cat([torch.stack(of_runs).sum(0) for of_runs in sums]) / S
 
+    def of_runs(self, runs: Sequence[int]) -> Surface:
+        """The loss of some of the runs alone, by their numbers; one may stand several times."""
+        rows = list(runs)
+        scales = None if self.scales is None else {name: scale[rows] for name, scale in self.scales.items()}
+        return dataclasses.replace(self, slots=tuple(self.slots[r] for r in rows), scales=scales, _made={})
+
     def problem(
         self,
         params: Mapping[str, Tensor],
@@ -141,21 +148,29 @@ class Surface:
         dtype: torch.dtype | None = None,
         difference: float | None = None,
         program: How = "eager",
+        group: int | None = None,
     ) -> Problem:
         """The loss at params as `landscape` takes it, on tokens and their targets, integers [R, N, T] or [R, N·T].
 
         sequences: how many of each run at a time, all if left out; only memory depends on it, but for recipes whose scales or
         random bits are of a whole tensor: each piece has its own. dtype: FP32, or FP64, which it is for a program in FP64.
-        difference: the step of finite differences, a share of the parameters' length, where products are made of them.
+        difference: the step of finite differences, a share of the parameters' length, where products are made of them. group: how
+        many runs at a time, which no run's value depends on but for rounding; all if left out.
         """
         batch, sizes = pieces(tokens, targets, self.program.shape.context, sequences)
         dtype = dtype or self.program.dtype
         by_differences = self.quantisers == "finite-difference"
         if difference is None and by_differences and self._rounds(dtype):
             difference = DIFFERENCE
+
+        def of_runs(runs: Sequence[int]) -> tuple[Loss, Batches]:
+            rows = list(runs)
+            return self.of_runs(rows).loss, Batches([(t[rows], of[rows]) for t, of in batch], sizes)
+
         return Problem(
             self.loss, params, Batches(batch, sizes), run_axis=True, dtype=dtype, difference=difference, program=program,
             quantisers=self.quantisers, products="finite-difference" if by_differences else None,
+            of_runs=None if group is None else of_runs, group=group,
         )  # fmt: skip
 
     def _rounds(self, dtype: torch.dtype) -> bool:

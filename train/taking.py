@@ -106,6 +106,8 @@ def ticks(probe: Probe, measure: str, axis: str) -> list[float] | list[int]:
 def _eigenvalues(measure: str, at: AtPoint, start: Tensor | None) -> Eigenpairs:
     k = at.probe.eigenvalues
     how: dict[str, Any] = {"start": start, "basis": max(BASIS, k + 2), "max_hvp": MAX_HVP, "tolerance": TOLERANCE}
+    there = at.stepped if AFTERWARDS[measure].adam else at.finite
+    how["asked"] = there.nonzero().flatten().tolist()
     if measure == "hessian_eigenvalue":
         return hessian_eigenvalues(at.problem, k, **how)
     if measure == "smallest_eigenvalue":

@@ -1,9 +1,11 @@
 """A study under way, in numbers: how fast, how long still, and which runs train; the display and the status file show them.
 
-Rates leave the start of a pack out: its first report holds compiling and the first steps, so a rate looks back from report
-to report, over the last `WINDOW` seconds. What is left is the packs' remaining steps, each at the rate of its own program where
-one has been measured, else at that of another program scaled by R, parameters and tokens, and a first step of its own
-for each program that has not been compiled yet. Where nothing is measured yet there is no estimate rather than a guess.
+Rates leave the start of a pack out: its first report holds compiling and the first steps, so a rate looks back from report to
+report, over the last `WINDOW` seconds, and over as many steps as bring each of the measures once, where these are taken:
+between two of them a pack seems fast, and at one of them to stand still. What is left is the packs' remaining steps, each at
+the rate of its own program where one has been measured, else at that of another program scaled by R, parameters and tokens, and
+a first step of its own for each program that has not been compiled yet. Where nothing is measured yet there is no estimate
+rather than a guess.
 
 Whether a run *diverged* is decided when it has ended (`stability`). While it runs, two counts are cheap and honest:
 `non_finite`, a training loss that is NaN or infinite, and `no_progress`: after warm-up, the mean of the last `REPORTS` reported
@@ -14,6 +16,7 @@ alone ends before its last step, which its rate does not count as made.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
@@ -122,14 +125,22 @@ class _Account:
         (since, first), (now, last) = self.reports[0], self.reports[-1]
         return (last - first) / (now - since) if now > since else None
 
+    @functools.cached_property
+    def span(self) -> int:
+        """Steps from one probe of a measure to its next, of the rarest of them; 0 without any."""
+        program = self.pack.program
+        return max((program.probe.interval(measure) for measure in program.measures), default=0)
+
     def hear(self, progress: Progress, now: float) -> None:
-        """Take a report in, and forget those that are older than the window, the two latest apart."""
+        """Take a report in, and forget those that are older than the window, the two latest apart, and than all measures."""
         self.step, self.unigram_entropy, self.memory = progress.step, progress.unigram_entropy, progress.memory
         self.losses.append(progress.loss[: len(self.pack.runs)])
         self.dead = 0 if progress.dead is None else int(progress.dead[: len(self.pack.runs)].sum())
         self.rang = 0 if progress.rang is None else int(progress.rang.sum())
         self.reports.append((now, progress.step))
         while len(self.reports) > 2 and self.reports[1][0] < now - WINDOW:
+            if progress.step - self.reports[1][1] < self.span:
+                break
             self.reports.popleft()
 
     def counts(self, margin: float) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from exmy.strategies import Findings, findings_of
 from exmy.version import __version__
 from train import Study, StudyError, open_study
 from train.directory import is_digest, pack_names, study_of
-from train.durable import atomically
+from train.durable import atomically, made
 from train.rings import told
 
 PAGE, PICTURE = "index.html", "study.png"
@@ -49,14 +49,14 @@ def write_page(directories: Sequence[Path], shown: Sequence[Shown], out: Path) -
     page = render(shown, [findings_of(directory) for directory in directories])
     written = [out / PAGE]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with atomically(out / PAGE) as aside:
-            aside.write_text(page, encoding="utf-8")
-        for _, tree in shown if len(shown) == 1 else ():
-            if tree is not None:
-                with atomically(out / PICTURE) as aside:
-                    study_figure(tree, aside)
-                written.append(out / PICTURE)
+        with made(out):
+            with atomically(out / PAGE) as aside:
+                aside.write_text(page, encoding="utf-8")
+            for _, tree in shown if len(shown) == 1 else ():
+                if tree is not None:
+                    with atomically(out / PICTURE) as aside:
+                        study_figure(tree, aside)
+                    written.append(out / PICTURE)
     except OSError as error:
         raise cannot_write(out, error) from None
     return written

@@ -34,7 +34,7 @@ from exmy.report.content import study_content
 from exmy.report.packing import unpacked
 from exmy.report.series import Room
 from train import Study, stability_table
-from train.durable import atomically
+from train.durable import atomically, made
 
 SUFFIXES = ("pdf", "png", "svg")
 COLUMN = 3.35  # inches: a column of two, in most venues
@@ -51,9 +51,8 @@ SMALLEST = 3.8  # points, of letters in a cell; where even these don't fit, its 
 
 def paper_figures(study: Study, tree: xr.DataTree, folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Draw what the study has numbers for into `folder`, in each of the formats; the paths written. OSError for a bad place."""
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with matplotlib.rc_context(LETTERS):
+    with made(folder), matplotlib.rc_context(LETTERS):
         for name, figure in _figures(study, tree):
             for suffix in suffixes:
                 path = folder / f"{name}.{suffix}"
