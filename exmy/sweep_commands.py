@@ -100,9 +100,12 @@ def sweep(
     Example: exmy sweep mine.toml --alarm kurtosis=12 --alarm "update_rms<0.2"
     Example: torchrun --nproc-per-node 2 -m exmy sweep mine.toml --wide ddp
     """  # noqa: D301
-    from exmy.sweep import default_study, dry_run_view, run_sweep, shared_way
-    from train import StudyError, read_study
-    from train.ranks import leads
+    from train.collection import no_collection
+
+    with no_collection():  # what is imported stays
+        from exmy.sweep import default_study, dry_run_view, run_sweep, shared_way
+        from train import StudyError, read_study
+        from train.ranks import leads
 
     with _sweeping(alike=True):
         changes = [*overrides, *([f'strategy.kind="{strategy}"'] if strategy else [])]

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 from exmy.cli import main
+from formats.compile_time import assume_constant_result
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -94,6 +96,27 @@ def test_a_name_that_needs_torch_loads_it_when_it_is_asked_for() -> None:
         "formats.quantize; assert 'torch' in sys.modules; import exmy; assert exmy.__version__"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_what_a_sweep_imports_does_not_wait_for_the_compiler() -> None:
+    """Who plans and shows, and who trains eagerly, needs none; importing it is half of the start."""
+    code = (
+        "import sys, exmy.sweep, formats.delayed, formats.scaling, formats.torch_codes; assert 'torch' in sys.modules;"
+        "assert not {'torch._dynamo', 'torch._inductor', 'sympy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_the_compiler_is_told_of_constants_as_torch_would_tell_it() -> None:
+    def ours() -> int:
+        return 1
+
+    def torchs() -> int:
+        return 1
+
+    assert assume_constant_result(ours) is ours
+    torch.compiler.assume_constant_result(torchs)
+    assert vars(ours) == vars(torchs) != {}
 
 
 @pytest.mark.parametrize("package", ["formats", "landscape", "train", "verification", "exmy"])
