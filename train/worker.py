@@ -8,7 +8,6 @@ compiled code is kept by the device's number, and so one worker's serves all.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import queue
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from train.compiling import warm_up
 from train.interruption import Interruption
 from train.one_pack import Report, Setting, Trainer
 from train.plan import PlannedPack, pick_device
@@ -61,12 +61,6 @@ class Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """One line."""
         self._channel.send("log", record.name, record.levelno, record.getMessage())
-
-
-def warm_up(device: str) -> None:
-    """Import what the first pack would wait for. The GPU's memory is left alone: how much is free decides the plan."""
-    if device == "cuda":
-        importlib.import_module("torch._inductor.compile_fx")
 
 
 def serve(channel: Channel) -> None:
