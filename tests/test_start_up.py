@@ -119,6 +119,32 @@ def test_the_compiler_is_told_of_constants_as_torch_would_tell_it() -> None:
     assert vars(ours) == vars(torchs) != {}
 
 
+@pytest.mark.parametrize(("ends", "status"), [("sys.exit(3)", 3), ("sys.exit('no')", 1), ("pass", 0)])
+def test_a_command_ends_without_taking_its_modules_apart_and_loses_nothing(ends: str, status: int) -> None:
+    code = f"""
+import atexit, concurrent.futures, sys, threading, time
+import exmy.cli, exmy.__main__
+class Part:
+    def __del__(self):
+        print("taken apart")
+part, pool = Part(), concurrent.futures.ThreadPoolExecutor(1)
+def main():
+    atexit.register(print, "asked for")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("waited for"))).start()
+    pool.submit(time.sleep, 0.1)
+    print("said", end=" ")
+    {ends}
+exmy.cli.main = main
+exmy.__main__.program()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("said waited for\nasked for\n", status)
+    assert done.stderr == ("no\n" if status == 1 else "")
+
+
 @pytest.mark.parametrize("package", ["formats", "landscape", "train", "verification", "exmy"])
 def test_every_public_name_is_there(package: str) -> None:
     module = __import__(package)
