@@ -22,7 +22,10 @@ def norm_to_mean(norms: NDArray[Any]) -> NDArray[np.float32]:
     whole = np.isfinite(norms).all(axis=tuple(range(1, norms.ndim)))
     ratio = np.full(norms.shape, np.nan, np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
-        for runs, means in ((whole, _sums_of_all), (~whole, _sums_of_finite)):  # the first, nearly all, in a tenth of the time
+        for runs, means in (
+            (whole, _sums_of_all),
+            (~whole, _sums_of_finite),
+        ):  # the first, nearly all, in a tenth of the time
             of = norms[runs].astype(np.float64)
             total, count = means(of[:, :-1])
             ratio[runs, 1:] = of[:, 1:] * count / total

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 from train import early
-from train.compiling import warm_up
 from train.interruption import Interruption
 from train.observer import Observer
 from train.one_pack import Report, Setting, Trainer
@@ -61,7 +60,6 @@ def train_here(schedule: Schedule, trainer: Trainer, observer: Observer, interru
             observer.pack_finished(pack, report.result)
 
     last: Program | None = None
-    warm_up(trainer.device.type)
     try:
         while interruption.number is None:
             pack = schedule.take(last)
