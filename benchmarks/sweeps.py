@@ -157,8 +157,8 @@ def main() -> None:
     parser.add_argument("--models", help="of the study's, those whose checkpoints are timed, with commas between them")
     parser.add_argument(
         "--scaling-steps", type=int,
-        help="of each of the 4 packs that one worker and more train; one H200 makes about 70 a second, so 6,500 take 375 s and a "
-        "command of one worker about 50 s more, and filling the cache a minute before",
+        help="of each of the 4 packs that one worker and more train; one H200 makes about 70 a second, so 7,000 take 400 s, a "
+        "command of one worker about 45 s more, and filling the cache a minute before it (see benchmarks/scaling.py)",
     )  # fmt: skip
     parser.add_argument("--workers", help="how many, as 1,2; if not given, as many as the machine has GPUs for")
     parser.add_argument("--side-by-side", action="store_true", help="these sweeps at once, each on GPUs of its own")
