@@ -1,7 +1,8 @@
 """One start of a process, timed from its very beginning; for `benchmarks.sweeps`, which says on the system's clock when that was.
 
 python -m benchmarks.one_start BEGAN start STUDY.toml DIR           begin the study, or go on with it
-python -m benchmarks.one_start BEGAN compile MODEL RECIPE SIZE      make a pack, and each kind of its passes once
+python -m benchmarks.one_start BEGAN compile MODEL RECIPE SIZE [STEPS RUNS]    make a pack, and each kind of its passes once; told
+                                                                    of how many steps and runs, the pass for wild logits too
 """
 
 from __future__ import annotations
@@ -64,15 +65,17 @@ def start(began: float, study: Path, directory: Path) -> None:
         return
 
 
-def compile_passes(model: str, recipe: str, size: str) -> None:
+def compile_passes(model: str, recipe: str, size: str, steps: str = "1000", runs: str | None = None) -> None:
     """Make a pack; then each kind of pass."""
-    from benchmarks.sweep_sizes import SIZES, one_pack, passes_of, seconds
+    from benchmarks.sweep_sizes import SIZES, one_pack, passes_of, probe_wild, seconds
 
-    _, pack, making = one_pack(SIZES[size], model, recipe, 1000)
+    _, pack, making = one_pack(SIZES[size], model, recipe, int(steps), None if runs is None else int(runs))
 
     def once() -> None:
         for work in passes_of(pack).values():
             work()
+        if runs is not None:
+            probe_wild(pack)
 
     print(json.dumps({"making": making, "passes": seconds(once)}), flush=True)
 
@@ -81,4 +84,4 @@ if __name__ == "__main__":
     if sys.argv[2] == "start":
         start(float(sys.argv[1]), Path(sys.argv[3]), Path(sys.argv[4]))
     else:
-        compile_passes(*sys.argv[3:6])
+        compile_passes(*sys.argv[3:])

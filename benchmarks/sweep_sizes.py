@@ -33,6 +33,7 @@ class Size:
     repeats: int
     programs: tuple[str, ...] = ()
     workers: tuple[int, ...] = ()
+    side_by_side: bool = False
 
 
 BUSY_AXES = {
@@ -141,12 +142,17 @@ def rewind(pack: Pack) -> None:
     pack.signals.state()["counter"].zero_()
 
 
+def probe_wild(pack: Pack) -> None:
+    """The pass that only wild logits need."""
+    with deterministic(pack.tf32):
+        pack._probe_of_any(lambda: pack._measure(boxes_are_small=False))
+
+
 def warm(pack: Pack) -> None:
     """Every kind of pass, as often as it takes to be recorded, and the one that only wild logits need."""
     for _ in range(2):
         for work in passes_of(pack).values():
             work()
-        with deterministic(pack.tf32):
-            pack._probe_of_any(lambda: pack._measure(boxes_are_small=False))
+        probe_wild(pack)
     rewind(pack)
     synchronize()

@@ -13,8 +13,10 @@ resume      from a process' start to its first new step: of a study that begins,
 compile     of each of `--programs`, until each kind of a pack's passes has run once: when its code is in no cache yet, and again
             in a fresh process. The cache is this call's own, and the parts after this one find it filled.
 scaling     `exmy sweep --executor local --workers N` on the same study, for each N that the machine has GPUs for: of the whole
-            command, of its packs alone, from the first one's start to the last one's end, by their files, and a pack's rate after
-            its first step. `--scaling-steps` makes it longer: starting the workers takes the same time however long the study is.
+            command, of its packs alone, from the first one's start to the last one's end, by their files, what comes before and
+            after these, and a pack's rate after its first step. The cache is filled by one pack's first steps before, and how
+            much was compiled anew all the same is told. `--scaling-steps` makes it longer: what does not shrink with more workers
+            takes the same time however long the study is. `--side-by-side`: all at once, each on GPUs of its own.
 
 Each part is written to the file as soon as it is there. `--study small` is for trying it out, on a CPU too, where kernel times
 are null.
@@ -40,14 +42,14 @@ import torch
 
 from benchmarks.gpu_busy import busy
 from benchmarks.one_start import FIRST_STEP, KEPT_AT
+from benchmarks.scaling import scaling
 from benchmarks.sweep_sizes import CUDA, SIZES, Size, make_study, one_pack, rewind, seconds, spread, warm
 from train.checkpoint import PATIENCE, Times, write
 from train.compiling import CACHE_VARIABLE
 from train.durable import atomically
 from train.pack import Pack
-from train.plan import pick_device, plan
+from train.plan import pick_device
 from train.provenance import device_name, provenance
-from train.store import read_packs
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,61 +141,9 @@ def compile_times(size: Size, scratch: Path) -> dict[str, Any]:  # noqa: ARG001
     return {"model": model, "programs": found}
 
 
-def scaling(size: Size, scratch: Path) -> dict[str, Any]:
-    """The same sweep with one worker and with more."""
-    model = next(iter(size.models))
-    axes = {**size.axes, "seed": size.scaling_seeds}
-    few = {"recipe": ["e4m3fn"], "learning_rate": [1e-3], "seed": 1}
-    most = torch.cuda.device_count() if CUDA else 2
-    counts = size.workers or tuple(n for n in (1, 2, 4, 8) if n <= most)
-    cpu = {} if CUDA else {"pack_size": 4}
-    found: dict[str, Any] = {"model": model, "workers": {}}
-    # R is part of a program: the pack that fills the cache is planned as those of the study are.
-    full = plan(make_study(size, model, size.scaling_steps, axes, **cpu), pick_device("auto"))[0].size
-    for workers in (0, *counts):
-        steps = size.scaling_steps
-        study = make_study(
-            size, model, steps, axes if workers else few, **({"pack_size": full} if not workers else cpu)
-        )
-        path, directory = scratch / f"scaling-{workers}.toml", scratch / f"scaling-{workers}"
-        path.write_text(study.to_toml(), encoding="utf-8")
-        command = [
-            sys.executable, "-m", "exmy", "sweep", str(path), "--out", str(directory), "--executor", "local",
-            "--workers", str(max(1, workers)), *([] if CUDA else ["--device", "cpu"]),
-        ]  # fmt: skip
-        begun = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        whole = time.perf_counter() - begun
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
-        if workers:
-            found["workers"][workers] = {"command_seconds": whole} | packs_seconds(directory)
-    one = found["workers"].get(1)
-    for told in found["workers"].values() if one else ():
-        told["times_one_worker"] = {
-            what: one[f"{what}_seconds"] / told[f"{what}_seconds"] for what in ("command", "packs")
-        }
-    return found
-
-
-def packs_seconds(directory: Path) -> dict[str, Any]:
-    """From the first pack's start to the last one's end, and what each took, by a study's files."""
-    spans, first, rates = [], [], []
-    for pack in read_packs(directory):
-        written = (directory / "packs" / f"{pack.attrs['pack']}.nc").stat().st_mtime
-        spans.append((written - float(pack.attrs["seconds"]), written))
-        first.append(float(pack.attrs["seconds_first_step"]))
-        made = int(pack.attrs.get("steps_made", pack["history"].sizes["step"]))
-        rates.append((made - 1) / (float(pack.attrs["seconds"]) - first[-1]))
-    return {
-        "packs": len(spans), "packs_seconds": max(end for _, end in spans) - min(start for start, _ in spans),
-        "a_pack_seconds": spread([end - start for start, end in spans]), "first_step_seconds": spread(first),
-        "steps_per_second_after_it": spread(rates),
-    }  # fmt: skip
-
-
 PARTS: dict[str, Callable[[Size, Path], dict[str, Any]]] = {
-    "busy": busy, "checkpoint": checkpoint, "resume": resume, "compile": compile_times, "scaling": scaling,
+    "busy": busy, "checkpoint": checkpoint, "resume": resume, "compile": compile_times,
+    "scaling": lambda size, scratch: scaling(size, scratch, child),
 }  # fmt: skip
 
 
@@ -205,8 +155,13 @@ def main() -> None:
     parser.add_argument("--parts", default="compile,busy,checkpoint,resume", help="of " + ", ".join(PARTS))
     parser.add_argument("--programs", default="e4m3fn", help="recipes whose code is timed, with commas between them")
     parser.add_argument("--models", help="of the study's, those whose checkpoints are timed, with commas between them")
-    parser.add_argument("--scaling-steps", type=int, help="of the study that one worker and more train")
-    parser.add_argument("--workers", help="how many in turn, as 1,2; if not given, as many as the machine has GPUs for")
+    parser.add_argument(
+        "--scaling-steps", type=int,
+        help="of each of the 4 packs that one worker and more train; one H200 makes about 70 a second, so 7,000 take 400 s, a "
+        "command of one worker about 45 s more, and filling the cache a minute before it (see benchmarks/scaling.py)",
+    )  # fmt: skip
+    parser.add_argument("--workers", help="how many, as 1,2; if not given, as many as the machine has GPUs for")
+    parser.add_argument("--side-by-side", action="store_true", help="these sweeps at once, each on GPUs of its own")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
@@ -218,6 +173,8 @@ def main() -> None:
         size = dataclasses.replace(size, scaling_steps=arguments.scaling_steps)
     if arguments.workers:
         size = dataclasses.replace(size, workers=tuple(map(int, arguments.workers.split(","))))
+    if arguments.side_by_side:
+        size = dataclasses.replace(size, side_by_side=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault(CACHE_VARIABLE, f"{folder}/code")
         for part in parts:

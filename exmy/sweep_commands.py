@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -16,6 +17,7 @@ import click
 from exmy import completing
 from exmy.places import study_directory
 from exmy.refused import Refused
+from train.early import early_workers
 
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to train."
@@ -100,9 +102,23 @@ def sweep(
     Example: exmy sweep mine.toml --alarm kurtosis=12 --alarm "update_rms<0.2"
     Example: torchrun --nproc-per-node 2 -m exmy sweep mine.toml --wide ddp
     """  # noqa: D301
-    from exmy.sweep import default_study, dry_run_view, run_sweep, shared_way
-    from train import read_study
-    from train.ranks import leads
+    count = how["workers"] or 1
+    early = 1 < count <= (os.cpu_count() or 1) and how["executor"] == "local" and not (dry_run or how["wide"])
+    with early_workers(count, device) if early else contextlib.nullcontext():
+        _sweep(study_file, out, overrides, device, strategy, alarms, dry_run=dry_run, **how)
+
+
+def _sweep(
+    study_file: Path | None, out: Path | str | None, overrides: tuple[str, ...], device: str, strategy: str | None,
+    alarms: tuple[str, ...], *, dry_run: bool, **how: Any,
+) -> None:  # fmt: skip
+    """`sweep`, once workers import what this process does too."""
+    from train.collection import no_collection
+
+    with no_collection():  # what is imported stays
+        from exmy.sweep import default_study, dry_run_view, run_sweep, shared_way
+        from train import read_study
+        from train.ranks import leads
 
     with _sweeping(alike=True):
         options = {"--strategy": f'strategy.kind="{strategy}"'} if strategy else {}

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from formats.compile_time import assume_constant_result
 from formats.scale_arithmetic import fp32_scale
 from formats.scaled import largest_product
 from formats.scaled_constants import resolve
@@ -95,7 +96,7 @@ def _newest(amaxes: Tensor) -> Tensor:
 
 
 # As in formats.scaled_constants: numbers for the compiler, found by name.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _largest(name: str, rule: str, margin: int) -> float:
     described = resolve(name, None)
     if not described.takes_tensor_scale:

@@ -75,7 +75,8 @@ def lay_out(shape: Sequence[int], granularity: str, group: tuple[int, ...], axis
     groups: list[int] = []
     for i, size in enumerate(shape):
         if i in sizes:
-            count = -(-size // sizes[i])
+            # Where no group is short a compiler of many sizes has to see that count * n is the size again.
+            count = -(-size // sizes[i]) if size % sizes[i] else size // sizes[i]
             padded.append(count * sizes[i])
             dims.append(len(view) + 1)
             view += [count, sizes[i]]

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from formats.compile_time import assume_constant_result
 from formats.lists import GridFormat
 from formats.names import element_format
 from formats.overflow import Outcome, outcome
@@ -115,7 +116,7 @@ def _listed(f: str) -> GridFormat:
     return listed
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _question(
     dtype: torch.dtype, f: str, rounding: str, overflow: str, width: int
 ) -> tuple[str, float, float, bool, bool]:
@@ -136,12 +137,12 @@ def _question(
     return mode.value, listed.min, listed.max, ends[0] is Outcome.NAN, ends[1] is Outcome.NAN
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _lookup(f: str, mode: str, is_double: bool, device: torch.device) -> Lookup:
     return _made_lookup(_listed(f), Rounding(mode), is_double, device)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _neighbours(f: str, width: int, is_double: bool, device: torch.device) -> Neighbours:
     return _made_neighbours(_listed(f), width, is_double, device)
 

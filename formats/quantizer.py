@@ -15,6 +15,7 @@ from torch import Tensor
 
 from formats import bitwise
 from formats.bitwise import FP32, FP64, Carrier, Constants, Parameters
+from formats.compile_time import assume_constant_result
 from formats.lists import GridFormat, made_list
 from formats.names import as_element, element_format, float_format, get_format
 from formats.random_bits import random_bits as make_random_bits
@@ -155,7 +156,7 @@ def _name(dtype: torch.dtype) -> str:
 
 # The compiler runs the decorated ones itself and folds in what they return, guarding on their arguments. So a format comes by
 # name: its numbers would become symbols once they change, and the program would no longer be one of constants.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _mode(rounding: str, overflow: str, stochastic_bits: int) -> str:
     mode = _checked_mode("a batch of formats", True, True, rounding, overflow, stochastic_bits)
     if overflow != Overflow.SATURATE:
@@ -173,18 +174,18 @@ def _checked_mode(name: str, has_inf: bool, has_nan: bool, rounding: str, overfl
     return mode.value
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _kind(name: str) -> str:
     f = made_list(name) or get_format(name)
     return "list" if isinstance(f, GridFormat) else "element" if isinstance(f, ElementFormat) else "scaled"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _plain_mode(rounding: str) -> str:
     return check_modes(rounding, Overflow.SATURATE)[0].value
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _question(dtype: torch.dtype, name: str, rounding: str, overflow: str, stochastic_bits: int) -> str:
     f = element_format(name)
     mode = _checked_mode(f.name, f.has_inf, f.has_nan, rounding, overflow, stochastic_bits)
@@ -192,7 +193,7 @@ def _question(dtype: torch.dtype, name: str, rounding: str, overflow: str, stoch
     return mode
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _needs_fp64(dtype: torch.dtype, name: str, rounding: str, stochastic_bits: int) -> bool:
     f = element_format(name)
     mode, _ = check_modes(rounding, Overflow.SATURATE)
@@ -204,12 +205,12 @@ def _needs_fp64(dtype: torch.dtype, name: str, rounding: str, stochastic_bits: i
     return lone or stochastic_bits > _most_random_bits(mode, FP32)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _constants(name: str, width: int) -> Constants:
     return bitwise.constants(element_format(name), FP32 if width == FP32.bits else FP64)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _beyond(name: str, rounding: str, overflow: str) -> bitwise.Beyond:
     return bitwise.outcomes(element_format(name), *check_modes(rounding, overflow))
 

@@ -3,8 +3,7 @@
 from functools import cache
 from typing import NamedTuple
 
-import torch
-
+from formats.compile_time import assume_constant_result
 from formats.names import element_format, float_format
 from formats.rounding import Overflow, Rounding, check_modes
 from formats.scale_arithmetic import SPLIT_BITS, ElementConstants
@@ -46,7 +45,7 @@ def resolve(f: Format | str, rule: str | None) -> ScaledFormat:
 
 
 # As in formats.quantizer: the compiler runs this itself, guarding on names, so that a program is one of constants.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def scaled_constants(name: str, rule: str | None, rounding: str, overflow: str) -> ScaledConstants:
     """The numbers for a format's name; ValueError for a name, rule or mode that there is not."""
     return _derive(resolve(name, rule), *check_modes(rounding, overflow))

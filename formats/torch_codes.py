@@ -29,6 +29,7 @@ from torch import Tensor
 
 from formats import bitwise, codes
 from formats.bitwise import FP32, FP64, Carrier, pattern
+from formats.compile_time import assume_constant_result
 from formats.integers import IntegerFormat
 from formats.lists import GridFormat
 from formats.names import element_format, float_format
@@ -180,7 +181,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 # The compiler runs the decorated ones itself and folds in what they return, as in `formats.quantizer`.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _question(dtype: torch.dtype, name: str) -> tuple[str, int, bool]:
     """The kind of format, its bits, and whether FP64 is to carry it; ValueError where nothing here does."""
     f = element_format(name)
@@ -192,7 +193,7 @@ def _question(dtype: torch.dtype, name: str) -> tuple[str, int, bool]:
     return _kind(f), f.bits, wide
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def bits_of(name: str) -> int:
     """The bits of the element format of that name."""
     return element_format(name).bits
@@ -208,7 +209,7 @@ def _carried(f: ElementFormat) -> bool:
     return float_format("fp32").holds(f) and (isinstance(f, GridFormat) or bitwise.fits(f, FP32))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _layout(name: str, width: int) -> Layout:
     return layout(float_format(name), FP32 if width == FP32.bits else FP64)
 
@@ -235,19 +236,19 @@ def layout(f: FloatFormat, carrier: Carrier) -> Layout:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _largest(name: str) -> int:
     return float_format(name).max_code
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _integer_layout(name: str) -> tuple[float, int, int]:
     f = element_format(name)
     assert isinstance(f, IntegerFormat)
     return 2.0**f.fraction_bits, (1 << f.bits) - 1, (1 << (f.bits - 1)) - 1
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _list_layout(name: str, is_double: bool, device: torch.device) -> tuple[Tensor, Tensor, int]:
     return _made_list_layout(name, is_double, device)
 
@@ -260,7 +261,7 @@ def _made_list_layout(name: str, is_double: bool, device: torch.device) -> tuple
     return values, found, int(f.finite_codes[-1]) if f.nan_code is None else f.nan_code
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _decoding(code_dtype: torch.dtype, name: str, dtype: torch.dtype | None) -> tuple[str, int, bool]:
     """How codes are decoded, their bits, and whether FP32 does not hold their values."""
     f = element_format(name)
@@ -278,13 +279,13 @@ def _decoding(code_dtype: torch.dtype, name: str, dtype: torch.dtype | None) -> 
     return "table" if f.bits <= TABLE_BITS else "bits", f.bits, wide
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _is_fp32_cut_short(name: str) -> bool:
     f = float_format(name)
     return f.specials == "ieee" and f.subnormals and (f.exponent_bits, f.bias) == (8, 127)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _table(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     return _made_table(name, dtype, device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,3 +90,20 @@ def test_a_graph_shares_the_memory_of_the_one_beside_it_once_that_is_recorded() 
 def shared(recorded: Recorded) -> object:
     graph: Any = recorded._graph
     return graph.shared
+
+
+@pytest.mark.usefixtures("graphs")
+def test_python_collects_nothing_while_code_is_compiled_and_as_before_after_it() -> None:
+    collects: list[bool] = []
+    recorded = Recorded(True)
+    for _ in range(2):
+        recorded(lambda: collects.append(gc.isenabled()))
+    assert collects == [False, True]
+    assert gc.isenabled()
+
+    def fails() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Recorded(True)(fails)
+    assert gc.isenabled()

@@ -5,6 +5,7 @@ A worker takes seconds to start, so these tests ask much of few of them; what ne
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from exmy import sweep_commands
 from exmy.cli import main
 from tests.kill_harness import differences
 from tests.test_execute import ROOT, Recorder, tiny
-from train import Study, StudyError, local, lock, open_study, run_study, site
+from train import Study, StudyError, early, local, lock, open_study, run_study, site
 from train.interruption import Interrupted
 from train.local import count_workers
 from train.lock import locked
@@ -147,6 +149,53 @@ def test_workers_start_while_the_study_is_planned_and_end_where_they_are_not_nee
     assert started == [], "there is nothing left to train"
 
 
+def test_workers_that_a_command_started_early_train_with_the_lock_and_those_that_nobody_takes_end(
+    tmp_path: Path, alone: Path
+) -> None:
+    def has_lock(worker: early.Started) -> bool:
+        opened = Path(f"/proc/{worker.process.pid}/fd").iterdir()
+        return str(tmp_path / lock.LOCK_FILE) in [str(file.readlink()) for file in opened]
+
+    def look() -> None:
+        seen.append([has_lock(worker) for worker in workers[:2]])
+        assert [worker.process.poll() is None for worker in workers] == [True, True, False]
+
+    seen: list[list[bool]] = []
+    witness = Witness(1, look)
+    with early.early_workers(3, "auto"):
+        workers = [early._waiting[number] for number in range(3)]
+        run_study(four_packs(), tmp_path, "cpu", witness, workers=2)
+    assert seen == [[True, True]]
+    assert {worker.process.poll() is None for worker in workers} == {False}
+    assert_same(tmp_path, alone)
+
+
+def test_an_early_worker_ends_with_who_started_it() -> None:
+    worker = early.start("cpu", 0, None)
+    worker.mine.close()
+    assert worker.process.wait(60) == 1
+
+
+def test_a_command_starts_early_only_what_it_will_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun: list[tuple[Any, ...]] = []
+
+    @contextlib.contextmanager
+    def noted(*what: Any) -> Iterator[None]:
+        begun.append(what)
+        yield
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(sweep_commands, "early_workers", noted)
+    monkeypatch.setattr(sweep_commands, "_sweep", lambda *_, **__: None)
+    for options in (
+        "", "--workers 1", "--workers 2 --dry-run", "--workers 2 --executor ray", "--wide ddp --workers 2",
+        "--workers 5", "--workers 3 --device cuda",
+    ):  # fmt: skip
+        result = CliRunner().invoke(main, ["sweep", "--out", str(tmp_path), *options.split()])
+        assert result.exit_code == 0, result.output
+    assert begun == [(3, "cuda")]
+
+
 def test_a_worker_that_can_not_start_is_tried_four_times_and_its_last_words_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,8 +301,8 @@ def test_a_worker_sees_its_gpu_alone(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    assert local._environment("cuda", number)["CUDA_VISIBLE_DEVICES"] == shown
-    assert local._environment("cpu", number).get("CUDA_VISIBLE_DEVICES") == seen
+    assert early._environment("cuda", number)["CUDA_VISIBLE_DEVICES"] == shown
+    assert early._environment("cpu", number).get("CUDA_VISIBLE_DEVICES") == seen
 
 
 def test_there_are_as_many_workers_as_gpus_and_one_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

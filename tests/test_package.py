@@ -157,7 +157,7 @@ def test_the_wheel_says_what_it_needs_and_how_it_is_started(built: tuple[Path, P
     assert told.get_all("Provides-Extra") == list(project["optional-dependencies"])
     needed = {line for line in told.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert len(needed) == len(project["dependencies"])
-    assert "exmy = exmy.__main__:run" in (info / "entry_points.txt").read_text()
+    assert "exmy = exmy.__main__:program" in (info / "entry_points.txt").read_text()
     assert {path.name for path in (info / "licenses").iterdir()} == {"LICENSE"}
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 
 from exmy.cli import main
+from formats.compile_time import assume_constant_result
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -94,6 +96,53 @@ def test_a_name_that_needs_torch_loads_it_when_it_is_asked_for() -> None:
         "formats.quantize; assert 'torch' in sys.modules; import exmy; assert exmy.__version__"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_what_a_sweep_imports_does_not_wait_for_the_compiler() -> None:
+    """Who plans and shows, and who trains eagerly, needs none; importing it is half of the start."""
+    code = (
+        "import sys, exmy.sweep, formats.delayed, formats.scaling, formats.torch_codes; assert 'torch' in sys.modules;"
+        "assert not {'torch._dynamo', 'torch._inductor', 'sympy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_the_compiler_is_told_of_constants_as_torch_would_tell_it() -> None:
+    def ours() -> int:
+        return 1
+
+    def torchs() -> int:
+        return 1
+
+    assert assume_constant_result(ours) is ours
+    torch.compiler.assume_constant_result(torchs)
+    assert vars(ours) == vars(torchs) != {}
+
+
+@pytest.mark.parametrize(("ends", "status"), [("sys.exit(3)", 3), ("sys.exit('no')", 1), ("pass", 0)])
+def test_a_command_ends_without_taking_its_modules_apart_and_loses_nothing(ends: str, status: int) -> None:
+    code = f"""
+import atexit, concurrent.futures, sys, threading, time
+import exmy.cli, exmy.__main__
+class Part:
+    def __del__(self):
+        print("taken apart")
+part, pool = Part(), concurrent.futures.ThreadPoolExecutor(1)
+def main():
+    atexit.register(print, "asked for")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("waited for"))).start()
+    pool.submit(time.sleep, 0.1)
+    print("said", end=" ")
+    {ends}
+exmy.cli.main = main
+exmy.__main__.program()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("said waited for\nasked for\n", status)
+    assert done.stderr == ("no\n" if status == 1 else "")
 
 
 @pytest.mark.parametrize("package", ["formats", "landscape", "train", "verification", "exmy"])

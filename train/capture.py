@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from train.collection import no_collection
+
 
 class Recorded:
     """Work without arguments or result, on tensors that stay where they are; the same bits whether launched or replayed.
@@ -26,8 +28,12 @@ class Recorded:
 
     def __call__(self, work: Callable[[], None]) -> None:
         """Run or replay. The work is the same every time; it comes with the call, so that who owns both makes no cycle."""
-        if not self._enabled or not self._warm:
+        if not self._enabled:
             work()
+            return
+        if not self._warm:
+            with no_collection():  # the compiler makes millions of objects that stay
+                work()
             self._warm = True
             return
         if self._graph is None:

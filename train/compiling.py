@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from formats import quantize
 from train.cache import cache_folder
+from train.collection import no_collection
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,14 @@ def compiles_steps(device_type: str) -> bool:
         )
         return False
     return True
+
+
+def warm_up(device_type: str) -> None:
+    """Import what a first step would wait for: the compiler where steps are compiled; elsewhere what PyTorch asks for before it
+    is deterministic. The GPU's memory is left alone: how much is free decides the plan.
+    """
+    with no_collection():  # what is imported stays
+        importlib.import_module("torch._inductor.compile_fx" if device_type == "cuda" else "torch._inductor.config")
 
 
 def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

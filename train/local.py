@@ -16,17 +16,14 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from train import early
 from train.interruption import Interruption
 from train.observer import Observer
 from train.one_pack import Report, Setting, Trainer
@@ -35,7 +32,7 @@ from train.program import Program
 from train.schedule import Schedule
 from train.study import StudyError
 
-MODULE = "train.worker"
+MODULE = early.MODULE
 TICK = 0.2  # seconds between two looks at whether a signal came
 PATIENCE = 10.0  # seconds that a worker has to end when nothing is left for it
 
@@ -167,17 +164,10 @@ class Worker:
     """
 
     def __init__(self, device: str, number: int, lock: int) -> None:
-        mine, theirs = socket.socketpair()
-        with theirs:
-            self.number, self.pack, self.last, self.packs = number, None, None, {}
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-            self.process = subprocess.Popen(
-                # Without -P a folder `train` where the sweep was started would come before ours.
-                [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(lock), device], env=_environment(device, number),
-                pass_fds=(theirs.fileno(), lock), stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
-                start_new_session=True,
-            )  # fmt: skip
-        self.connection = Connection(mine.detach())
+        started = early.take(device, number, lock) or early.start(device, number, lock, MODULE)
+        self.number, self.pack, self.last, self.packs = number, None, None, {}
+        self.process, self._errors = started.process, started.errors
+        self.connection = Connection(started.mine.detach())
 
     def begin(self, setting: Setting) -> None:
         """Tell it what its packs will have in common; before any of them."""
@@ -227,15 +217,6 @@ def _end(crew: Sequence[Worker]) -> None:
             worker.process.kill()
     for worker in crew:
         worker.kill(PATIENCE)
-
-
-def _environment(device: str, number: int) -> dict[str, str]:
-    """As here, with the same modules to be found, and one GPU to be seen."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-    if device == "cuda":
-        seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-        environment["CUDA_VISIBLE_DEVICES"] = seen[number] if number < len(seen) else str(number)
-    return environment
 
 
 def _last_line(file: Any) -> str:

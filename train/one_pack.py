@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 
 from train.checkpoint import CHECKPOINTS, Checkpointer
+from train.compiling import warm_up
 from train.documents import TextError
 from train.interruption import Interrupted, Interruption
 from train.overlap import OVERLAPS, Drawing, Writing
@@ -103,6 +104,7 @@ class Trainer:
         origin: Mapping[str, Any] | None = None,
         overlaps: bool | None = None,
     ) -> None:
+        warm_up(device.type)  # that no pack's first step is charged for it
         self.setting, self.device, self.interruption = setting, device, interruption
         self.texts = dict(texts or {})
         self.origin = provenance(setting.study, device) | dict(origin or {})

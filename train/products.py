@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from formats import FormatParameters, ScaledFormat, quantize, tensor_amax
+from formats.compile_time import assume_constant_result
 from formats.factored import Factored, quantize_factored
 from train.accumulate import accumulated_product, parse_accumulation, smallest_normals
 from train.hadamard import rotate, rotate_back
@@ -193,7 +194,7 @@ def _(
 
 
 # As the compiler folds in formats' numbers: by name.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def element_name(name: str) -> str:
     """The name of a format's elements."""
     f = described(name)

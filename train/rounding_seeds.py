@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from formats.compile_time import assume_constant_result
 from formats.random_bits import GOLDEN
 
 SIGN, WORD = 1 << 63, 1 << 64
@@ -57,7 +58,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 # The compiler runs it and folds in the number; it can't follow a hash.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _word(purpose: str) -> int:
     return _hash(f"purpose/{purpose}")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from formats import FloatFormat, ScaledFormat
 from formats.bitwise import FP64, constants
+from formats.compile_time import assume_constant_result
 from formats.rounding import Overflow, Rounding
 from formats.scaled import Granularity
 from formats.scaled_constants import scaled_constants
@@ -69,7 +70,7 @@ def elements_of(name: str) -> Elements | None:
     )  # fmt: skip
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def kernel_group(name: str, rounding: str, overflow: str) -> int:
     """Of what the axes must be multiples for a kernel to round so: 1 for any size, 0 where there is no kernel."""
     elements = elements_of(name)
@@ -80,7 +81,7 @@ def kernel_group(name: str, rounding: str, overflow: str) -> int:
     return 1 if elements.scale == "tensor" else elements.group
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def whole_tensor_limit(name: str) -> float:
     """What a tensor's amax is divided by for its FP32 scale; 0 for formats without one."""
     f = described(name)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from formats import ScaledFormat, tensor_amax
+from formats.compile_time import assume_constant_result
 from formats.random_bits import random_bits
 from formats.rounding import DEFAULT_RANDOM_BITS
 from formats.scale_arithmetic import MAGNITUDE, fp32_scale
@@ -85,7 +86,7 @@ def _(magnitude: Tensor) -> Tensor:
 
 
 # The compiler folds in what a name means.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def scale_of_parts(name: str) -> str:
     """Which elements share a scale in a format: `Granularity`'s word."""
     f = described(name)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import torch
 
 from train.checkpoint import packs_under_way
+from train.early import discard
 from train.interruption import Interruption
 from train.local import Worker, count_workers, train_here, train_in_processes
 from train.observer import Observer
@@ -64,10 +65,11 @@ class Here:
         """The directory is the only place."""
 
     def get_ready(self, runs: int, lock: int) -> None:
-        """Start the workers, which take seconds to import what they need, while the study is planned."""
+        """Start the workers, which take seconds to import what they need, while the study is planned, or take early ones."""
         count = min(self._workers, runs)
         if count > 1:
             self._ready += [Worker(self.device, number, lock) for number in range(count)]
+        discard()
 
     def close(self) -> None:
         """End workers that were started and not needed."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from formats import Overflow, get_format, quantize, quantize_scaled
+from formats.compile_time import assume_constant_result
 from formats.scaled import ScaledFormat
 from train.rounding_seeds import purpose_words, rounding_seeds
 from train.state_formats import StateFormats as StateFormats
@@ -92,6 +93,6 @@ def compensated(w: Tensor, change: Tensor, lost: Tensor, store: Store) -> tuple[
 
 
 # The compiler runs it and folds in the answer; it can't follow the parsing of a name.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _is_scaled(name: str) -> bool:
     return isinstance(get_format(name), ScaledFormat)

@@ -282,9 +282,12 @@ def open_study(directory: Path | str, chunks: int | Literal["auto"] | None = Non
         if not parts:
             continue
         joined = join(parts)
-        joined = joined.isel(run=~joined.get_index("run").duplicated())
-        present = set(joined["run"].values.tolist())
-        groups[group] = joined.sel(run=[identity for identity in planned if identity in present])
+        there = joined["run"].values.tolist()
+        present = set(there)
+        wanted = [identity for identity in planned if identity in present]
+        if there != wanted:  # seldom: all of it is copied, twice
+            joined = joined.isel(run=~joined.get_index("run").duplicated()).sel(run=wanted)
+        groups[group] = joined
     if "history" not in groups or not groups["history"].sizes["run"]:
         raise _none_finished(directory, len(planned))
     groups["history"] = with_ratios(groups["history"])

@@ -1,14 +1,14 @@
 """A process that trains the packs that it is sent, one after the other: `python -P -m train.worker CHANNEL LOCK DEVICE`.
 
 CHANNEL is a socket that it shares with the sweep's own process (`local` writes down the messages), LOCK the study directory's
-lock, which it holds too by having it open. Where that process is gone, the socket ends, and so does this process, at once: what
-is on the disk is whole at any instant. A GPU is chosen by CUDA_VISIBLE_DEVICES, so that each worker sees its own as the first:
-compiled code is kept by the device's number, and so one worker's serves all.
+lock, which it holds too by having it open; "-" where it comes over the socket (see `early`). Where that process is gone, the
+socket ends, and so does this process, at once: what is on the disk is whole at any instant. A GPU is chosen by
+CUDA_VISIBLE_DEVICES, so that each worker sees its own as the first: compiled code is kept by the device's number, and so one
+worker's serves all.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import queue
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from train.compiling import warm_up
+from train.early import LATER, receive_lock
 from train.interruption import Interruption
 from train.one_pack import Report, Setting, Trainer
 from train.plan import PlannedPack, pick_device
@@ -61,12 +63,6 @@ class Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """One line."""
         self._channel.send("log", record.name, record.levelno, record.getMessage())
-
-
-def warm_up(device: str) -> None:
-    """Import what the first pack would wait for. The GPU's memory is left alone: how much is free decides the plan."""
-    if device == "cuda":
-        importlib.import_module("torch._inductor.compile_fx")
 
 
 def serve(channel: Channel) -> None:
@@ -113,14 +109,17 @@ def _measured(progress: Progress) -> Progress:
 
 def main() -> None:
     """The process, from its arguments on."""
-    channel = Channel(Connection(int(sys.argv[1])))
-    for descriptor in map(int, sys.argv[1:3]):
-        os.set_inheritable(descriptor, False)
+    shared, lock, device = sys.argv[1:4]
+    channel = Channel(Connection(int(shared)))
+    for descriptor in (shared, *([] if lock == LATER else [lock])):
+        os.set_inheritable(int(descriptor), False)
     logging.basicConfig(level=logging.INFO, handlers=[Lines(channel)], force=True)
     for noisy in ("torch", "matplotlib", "h5py"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
-    warm_up(sys.argv[3])
+    warm_up(pick_device(device).type)
+    if lock == LATER:  # it is held from now on, by being open
+        os.set_inheritable(receive_lock(int(shared)), False)
     serve(channel)
 
 

@@ -7,6 +7,7 @@ that ends a verification: what can be judged is judged, and the rest is said.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -35,8 +36,9 @@ class Caller:
     """One implementation, called with tensors of one dtype; `complaints` are the sentences on what it did wrong.
 
     takes: "tensor" or "array", what it is given; "codes" is a tensor of codes. gives: "values", or "codes", whose values are
-    looked up in mpmath's list. seconds: for one call; a call that hangs is left alone, and after the second one nothing is called
-    any more. device: where its tensors lie. Answers come back to where the input was, in its dtype, or in `dtype`.
+    looked up in mpmath's list. seconds: for one call, and for all that find out which inputs it raises for; a call that
+    hangs is left alone, and after the second one nothing is called any more. device: where its tensors lie. Answers come back to
+    where the input was, in its dtype, or in `dtype`.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Caller:
         self.complaints: list[str] = []
         self.raised: list[float] = []
         self.unanswered = torch.zeros(0, dtype=torch.bool)
-        self._hung = 0
+        self._hung, self._searching = 0, 0.0
 
     def __call__(self, x: Tensor, layout: str = "plain") -> Tensor:
         """The values that it makes of x, of its shape; NaN where there is none, and `unanswered`, [len(x)], says so.
@@ -154,9 +156,10 @@ class Caller:
         result = self._nothing(x)
         unanswered = torch.ones(len(x), dtype=torch.bool, device=x.device)
         pieces, tries = [(0, len(x))], 0
-        while pieces and tries < TRIES:
+        while pieces and tries < TRIES and self._searching < self.seconds:
             start, stop = pieces.pop()
             tries += 1
+            began = time.monotonic()
             try:
                 self.unanswered = torch.zeros(stop - start, dtype=torch.bool, device=x.device)
                 result[start:stop] = self._read(x[start:stop], self._limited(x[start:stop]))
@@ -171,6 +174,8 @@ class Caller:
                 else:
                     self.raised.append(float(x[start].flatten()[0]))
                     error = caught
+            finally:
+                self._searching += time.monotonic() - began
         self.unanswered = unanswered
         where = f" for {self.raised[0]!r}" if self.raised else ""
         self._complain(f"raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{where}")
