@@ -168,3 +168,13 @@ def test_what_can_not_be_measured_is_refused_before_any_work(tmp_path: Path) -> 
         next(bench(["nothing"], "cpu", 6))
     with pytest.raises(StudyError, match="rounds must be at least 6"):
         next(bench([], "cpu", 5))
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("cuda")
+def test_all_parts_in_miniature_on_a_gpu() -> None:
+    rows = list(bench([], "cuda", 6, TINY))
+    assert {row.part for row in rows} == set(PARTS)
+    assert not any(row.wrong for row in rows)
+    assert all(row.rate.least > 0 for row in rows)
+    assert not any("ml_dtypes" in row.times for row in rows)  # of the CPU alone
