@@ -1,4 +1,4 @@
-"""The committed page of findings is what `make figures` makes of the committed studies, to the letter, and its figures by name."""
+"""The committed page of findings is what `make figures` makes of the committed studies, to the letter and to a figure."""
 
 from __future__ import annotations
 
