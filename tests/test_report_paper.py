@@ -102,7 +102,9 @@ def test_close_learning_rates_keep_their_runs_and_their_labels_apart(figures: li
     final = next(figure for figure in figures if figure.axes[0].get_ylabel().startswith("final")).axes[0]
     summary = tree["summary"].to_dataset()
     for recipe, colour in zip(dict.fromkeys(summary["recipe"].values), ("#000000", *COLOURS), strict=False):
-        points = [line.get_xdata() for line in final.lines if line.get_ls() == "None" and line.get_color() == colour]
+        points = [
+            line.get_xdata() for line in final.lines if line.get_linestyle() == "None" and line.get_color() == colour
+        ]
         x = np.concatenate([np.asarray(places, dtype=np.float64) for places in points])
         nearest = close[np.abs(np.log(x[:, None] / close)).argmin(axis=1)]
         own = summary["learning_rate"].values[summary["recipe"].values == recipe]
