@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import os
 import sys
 import threading
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 
 def program() -> NoReturn:
@@ -33,6 +37,7 @@ def program() -> NoReturn:
 
 def run() -> None:
     """Do what the command line says. A Ctrl-C that comes before there is a command ends like one that comes after: with 130."""
+    sys.unraisablehook = _again
     try:
         from exmy.cli import main
 
@@ -49,6 +54,16 @@ def run() -> None:
         sys.stderr.flush()
         os._exit(status if isinstance(status, int) else int(status is not None))
     sys.exit(status)
+
+
+def _again(lost: UnraisableHookArgs) -> None:
+    """A Ctrl-C that falls into a finaliser, where Python prints it and goes on, comes again when that is over."""
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
+        return
+    later = threading.Timer(0.01, _thread.interrupt_main)
+    later.daemon = True  # a command that has ended by then is not waited for
+    later.start()
 
 
 if __name__ == "__main__":

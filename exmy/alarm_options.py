@@ -47,7 +47,7 @@ def thresholds(alarms: Sequence[str], results: Path | None = None) -> list[str]:
 
 
 def _checked(alarm: str) -> str:
-    if set(alarm) & set("=<>"):
+    if set(alarm) & set("=<>") or not alarm.strip():
         rule_of(alarm)
     return alarm
 

@@ -68,9 +68,15 @@ def as_json(rows: Sequence[Row], device: str, rounds: int) -> str:
 
 def _rate(rate: Spread, unit: str) -> str:
     scale, suffix = next(((scale, suffix) for scale, suffix in SUFFIXES if rate.median >= scale), (1.0, ""))
-    middle, low, high = (f"{x / scale:.3g}" for x in (rate.median, rate.low, rate.high))
+    middle, low, high = (_digits(x / scale) for x in (rate.median, rate.low, rate.high))
     return f"{middle} [{low}, {high}] {suffix + ' ' if suffix else ''}{unit}"
 
 
 def _times(found: Spread) -> str:
-    return f"{found.median:.3g} [{found.low:.3g}, {found.high:.3g}] ×"
+    return f"{_digits(found.median)} [{_digits(found.low)}, {_digits(found.high)}] ×"
+
+
+def _digits(number: float) -> str:
+    """Three digits that count, and no power of ten: 0.123, 12.3, 12,300."""
+    rounded = float(f"{number:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:.3g}"

@@ -112,6 +112,21 @@ class Comparison:
             yield Panel(f"learning rate {rate:g}" + (f", {group}" if group else ""), others, own)
 
 
+def _more_pairs(summary: xr.Dataset, baseline: str) -> str:
+    """What to do about too few pairs: more seeds do not help recipes that were trained at other learning rates."""
+    own = summary["recipe"].values.astype(str) == baseline
+    rates, theirs = (set(summary["learning_rate"].values[chosen].tolist()) for chosen in (own, ~own))
+    if theirs and not rates & theirs:
+        return (
+            f"pairs are of one learning rate, and it was trained at {_listed(rates)}, the others at {_listed(theirs)}"
+        )
+    return "add seeds, such as seed = 8, or recipes"
+
+
+def _listed(rates: set[float]) -> str:
+    return ", ".join(f"{rate:.3g}" for rate in sorted(rates))
+
+
 def compare(tree: xr.DataTree, baseline: str | None = None) -> Comparison:
     """Hold every recipe of a study against `baseline`, the study's own where None.
 
@@ -129,7 +144,7 @@ def compare(tree: xr.DataTree, baseline: str | None = None) -> Comparison:
     if most < LEAST_PAIRS:
         raise StudyError(
             f"an interval needs at least {LEAST_PAIRS} pairs of runs with finite losses, and no recipe has more than {most} with "
-            f"{baseline!r}: add seeds, such as seed = 8, or recipes"
+            f"{baseline!r}: {_more_pairs(summary, baseline)}"
         )
     name, word = str(tree.attrs.get("name", "")), str(summary["diverged"].attrs["definition"])
     finished = summary.sizes["run"]

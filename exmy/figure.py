@@ -121,9 +121,7 @@ def _draw_final_losses(axes: Axes, runs: xr.Dataset, looks: dict[str, Look], edg
     recipe, rate = runs["recipe"].values.astype(str), runs["learning_rate"].values.astype(np.float64)
     loss, diverged = runs["final_loss"].values.astype(np.float64), runs["diverged"].values.astype(bool)
     rates = np.unique(rate)
-    spacing = float(np.diff(np.log2(rates)).min()) if rates.size > 1 else 1.0
-    # A fifth of the axis is room enough for one rate's recipes; where rates are few, more would tear them apart.
-    room = min(spacing, 0.2 * (math.log2(rates[-1] / rates[0]) + spacing))
+    spacing, room = room_of(rates)
     entropy = np.unique(_finite(runs["unigram_entropy"].values))
     low, high = limits(np.concatenate([_finite(loss), entropy]), edge, headroom=0.16)
     axes.set_ylim(low, high)
@@ -149,6 +147,13 @@ def _draw_final_losses(axes: Axes, runs: xr.Dataset, looks: dict[str, Look], edg
     _count_lost(axes, rates, rate[~np.isfinite(loss)])
     _rate_axis(axes, rates, spacing)
     axes.set_ylabel("final training loss (nats/token)")
+
+
+def room_of(rates: Floats) -> tuple[float, float]:
+    """The least distance of ascending rates, and how much of it one rate's recipes may stand apart, in octaves."""
+    spacing = float(np.diff(np.log2(rates)).min()) if rates.size > 1 else 1.0
+    # A fifth of the axis is room enough for one rate's recipes; where rates are few, more would tear them apart.
+    return spacing, min(spacing, 0.2 * (math.log2(rates[-1] / rates[0]) + spacing))
 
 
 def _spread(rate: Floats, own: Bools) -> Floats:

@@ -13,7 +13,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from exmy import bench as module
-from exmy.bench import PARTS, SIZES, Sizes, Task, bench, spread
+from exmy.bench import PARTS, SIZES, Row, Sizes, Spread, Task, bench, spread
+from exmy.bench_table import bench_table
 from exmy.cli import main
 from exmy.machine_commands import PARTS as NAMED
 from train.model import ModelShape
@@ -61,6 +62,14 @@ def test_a_rate_and_how_many_times_as_long(monkeypatch: pytest.MonkeyPatch) -> N
     (row,) = bench(["x"], "cpu", 6)
     assert (row.rate.median, row.rate.least, row.rate.most) == pytest.approx((500, 500, 500))
     assert {name: found.median for name, found in row.times.items()} == pytest.approx({"slow": 3, "quick": 0.5})
+
+
+def test_numbers_are_shown_without_powers_of_ten() -> None:
+    times = Spread(1434.9, 9995.0, 92_345.0, 0.0, 0.0)
+    shown = bench_table([Row("x", "work", "things/s", Spread(999.9, 0.01234, 12.345, 0, 0), {"slow": times})], "cpu", 6)
+    cells = [list(column.cells) for column in shown.columns]
+    assert cells[1] == ["1,000 [0.0123, 12.3] things/s"]
+    assert cells[2] == ["slow: 1,430 [10,000, 92,300] ×"]
 
 
 def test_what_is_short_is_repeated_and_its_first_pass_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

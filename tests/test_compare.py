@@ -260,6 +260,16 @@ def test_what_cannot_be_compared_is_refused_in_a_line(
     assert "\n" not in str(refusal.value)
 
 
+def test_recipes_trained_at_other_rates_are_not_told_to_take_more_seeds() -> None:
+    tree = make_study({"a": BASE, "b": APART})
+    summary = tree["summary"].to_dataset()
+    rate = np.where(summary["recipe"].values == "a", 0.0019, 0.006)
+    for name in ("summary", "evaluation"):
+        tree[name] = xr.DataTree(tree[name].to_dataset().assign_coords(learning_rate=("run", rate)))
+    with pytest.raises(StudyError, match=r"it was trained at 0\.0019, the others at 0\.006$"):
+        compare(tree, "a")
+
+
 def test_any_recipe_may_be_the_baseline() -> None:
     tree = make_study({"a": BASE, "b": APART})
     assert only(compare(tree, "b"), "a").validation.difference.mean == pytest.approx(-0.25)

@@ -146,7 +146,7 @@ def test_a_dry_run_counts_what_is_there_and_leaves_a_damaged_pack_where_it_is(tm
     shutil.copytree(kept, tmp_path / "out")
     arguments = ["sweep", str(kept / "study.toml"), "--device", "cpu", "--dry-run", "--out", str(tmp_path / "out")]
     whole = CliRunner().invoke(main, arguments)
-    assert "0 runs in 0 packs" in whole.output
+    assert "0 runs in 0 packs, 0 run-steps" in whole.output
     assert "48 runs found finished" in whole.output
     one = min((tmp_path / "out" / "packs").glob("*.nc"))
     one.write_bytes(one.read_bytes()[:-1000])

@@ -258,6 +258,28 @@ def test_control_c_in_the_middle_of_python_is_status_130() -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_control_c_in_a_finaliser_is_not_lost() -> None:
+    """Python prints what is raised in one, and goes on; exmy reads hundreds of files, each of which has one."""
+    code = (
+        "import signal, time, exmy.cli\n"
+        "class File:\n    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+        "def main():\n    File()\n    for _ in range(1000): time.sleep(0.01)\n    print('went on')\n"
+        "exmy.cli.main = main\nfrom exmy.__main__ import run\nrun()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "")
+
+
+def test_what_else_is_lost_in_a_finaliser_is_told() -> None:
+    code = (
+        "import exmy.cli\nclass File:\n    def __del__(self): 1 / 0\n"
+        "exmy.cli.main = File\nfrom exmy.__main__ import run\nrun()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "ZeroDivisionError" in done.stderr
+
+
 def test_a_call_that_hangs_does_not_keep_python_from_ending() -> None:
     """Its thread is left to the system; Python's own end of a thread within C++ is an abort."""
     code = (

@@ -260,6 +260,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert "can't write there (Not a directory)" in refusal(tmp_path, "--out", tmp_path / "file" / "x")
     assert "--format takes pdf, png, svg" in refusal(tmp_path, "--format", "pdf,gif")
     assert "room for 2 studies side by side, got 3" in refusal(tmp_path, tmp_path, tmp_path)
+    assert "is named twice" in refusal(tmp_path, tmp_path / ".." / tmp_path.name)
     assert not (tmp_path / "report").exists()
 
 

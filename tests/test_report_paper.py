@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
+from exmy.looks import COLOURS
 from exmy.report.paper import COLUMN, paper_figures
 from tests.report_page import STUDY, full_tree, loudest, with_coordinates
 from tests.test_figure import make_tree, marks, texts
@@ -87,6 +88,31 @@ def test_every_run_has_its_mark(figures: list[Figure], tmp_path: Path) -> None:
     assert marks(final, "x") == (~np.isfinite(loss)).sum()
     drawn = sum(marks(final, marker) for marker in ("o", "s", "^", "D", "x"))
     assert drawn == summary.sizes["run"]
+
+
+def test_close_learning_rates_keep_their_runs_and_their_labels_apart(figures: list[Figure], tmp_path: Path) -> None:
+    """Rates 4 % apart, beside one four octaves above: each mark stands nearest to its own rate, and no label on another."""
+    tree = with_coordinates(make_tree(recipes=3, rates=9, seeds=2, fate="train"))
+    close = 2e-3 * np.append(1.04 ** np.arange(8), 16.0)
+    for name in ("history", "summary"):
+        data = tree[name].to_dataset()
+        place = np.round(np.log2(data["learning_rate"].values / 5e-4)).astype(int)
+        tree[name] = xr.DataTree(data.assign_coords(learning_rate=("run", close[place])))
+    draw(tree, tmp_path, "png")
+    final = next(figure for figure in figures if figure.axes[0].get_ylabel().startswith("final")).axes[0]
+    summary = tree["summary"].to_dataset()
+    for recipe, colour in zip(dict.fromkeys(summary["recipe"].values), ("#000000", *COLOURS), strict=False):
+        points = [
+            line.get_xdata() for line in final.lines if line.get_linestyle() == "None" and line.get_color() == colour
+        ]
+        x = np.concatenate([np.asarray(places, dtype=np.float64) for places in points])
+        nearest = close[np.abs(np.log(x[:, None] / close)).argmin(axis=1)]
+        own = summary["learning_rate"].values[summary["recipe"].values == recipe]
+        np.testing.assert_array_equal(np.sort(nearest), np.sort(own))
+    shown = [label for label in final.get_xticklabels() if label.get_text()]
+    assert [shown[0].get_text(), shown[-1].get_text()] == ["0.002", "0.032"]
+    left = [label.get_window_extent().x0 for label in shown]
+    assert min(np.diff(left)) > 7 / 72 * final.figure.dpi  # letters of 7 points that lean stand so far apart, or touch
 
 
 def test_many_recipes_leave_the_figures_their_room(figures: list[Figure], tmp_path: Path) -> None:

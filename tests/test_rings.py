@@ -269,6 +269,8 @@ def test_a_default_is_passed_by_one_of_twenty_runs_that_lived(tmp_path: Path, mo
     assert thresholds(["best"], tmp_path) == thresholds([str(ranked["signal"].values[0])], tmp_path)
     with pytest.raises(StudyError, match="attention_logit is no signal of warning"):
         thresholds(["attention_logit"], tmp_path)
+    with pytest.raises(StudyError, match="' ' is no alarm: write NAME=VALUE"):
+        thresholds([" "], tmp_path)
 
 
 def test_with_its_default_an_alarm_says_what_became_of_it_there() -> None:

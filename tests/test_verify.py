@@ -87,8 +87,10 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             ["./nobody.py:f", "--format", "e4m3fn"],
             "; MODULE is a name, as after import: nobody:f, from the folder of nobody.py",
         ),
+        (["syss:f", "--format", "e4m3fn"], "looked for in this folder, "),
         (["math:sin"], "math:sin: say which format it rounds to, by --format"),
         (["math:nothing", "--format", "e4m3fn"], "math has no function 'nothing'"),
+        (["math:sine", "--format", "e4m3fn"], "math has no function 'sine'; did you mean 'sin'?"),
         (["exmy", "e4m3fn", "--rounding", "up"], "rounding must be found or one that it offers nearest_even"),
         (["exmy", "e4m3fn", "--overflow", "wrap"], "overflow must be one of saturate"),
         (["exmy", "fp32"], "fp32: every level lists every value, so at most 20 bits, got 32"),
@@ -186,3 +188,17 @@ def test_without_words_it_is_the_complete_proof(tmp_path: Path, monkeypatch: pyt
     assert stop.exit_code == 130
     assert "what 1 judgements said is in exmy-certificate.json" in stop.output
     assert (tmp_path / "exmy-certificate.json").exists()
+
+
+def test_a_module_and_a_function_that_are_nearly_right_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nearly_kernels.py").write_text("import nothing_of_this_name\n")
+    absent = invoke("nearly_kernel:f", "--format", "e4m3fn").output
+    assert "among what is installed; did you mean 'nearly_kernels'?" in absent
+    broken = invoke(
+        "nearly_kernels:f", "--format", "e4m3fn"
+    ).output  # found, and broken: not to be looked for elsewhere
+    assert "No module named 'nothing_of_this_name')" in broken
+    assert "looked for" not in broken

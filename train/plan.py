@@ -278,7 +278,8 @@ def describe(packs: Sequence[PlannedPack]) -> str:
     sizes = ", ".join(map(str, sorted({p.size for p in packs})))
     before = sorted({p.split_from for p in packs if p.split_from is not None})
     split_from = f", R = {', '.join(map(str, before))} split so that no worker is idle" if before else ""
-    packed = f"{counted(len(packs), 'pack')} of {sizes}{split_from} ({counted(programs, 'program')})"
+    of = f" of {sizes}{split_from} ({counted(programs, 'program')})" if packs else ""
+    packed = counted(len(packs), "pack") + of
     return f"{counted(runs, 'run')} in {packed}, {steps:,} run-steps"
 
 

@@ -7,9 +7,11 @@ function to `exmy verify` as MODULE:FUNCTION.
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -203,16 +205,34 @@ def load_function(place: str) -> Quantizer:
     for part in name.split("."):
         function = getattr(function, part, None)
     if not callable(function):
-        raise ValueError(f"{place}: {module} has no function {name!r}")
+        own = [key for key, value in vars(found).items() if callable(value)]
+        raise ValueError(f"{place}: {module} has no function {name!r}{_near(name, own)}")
     loaded: Quantizer = function
     return loaded
+
+
+def _near(name: str, others: Sequence[str]) -> str:
+    """A hint at the name that was meant, if one is near."""
+    found = difflib.get_close_matches(name, others, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _can_be_found(module: str) -> bool:
+    """Whether there is a module of that name, whatever importing it does."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _meant(place: str) -> str:
     """What to write in place of a file's path."""
     module, _, name = place.partition(":")
     if "/" not in module and not module.endswith(".py"):
-        return ""
+        if _can_be_found(module):
+            return ""
+        near = _near(module, [path.stem for path in Path().glob("*.py")])
+        return f"; looked for in this folder, {Path.cwd()}, and among what is installed{near}"
     return f"; MODULE is a name, as after import: {Path(module).stem}:{name}, from the folder of {Path(module).stem}.py"
 
 

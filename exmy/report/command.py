@@ -26,6 +26,8 @@ def run_report(directories: Sequence[Path], out: Path | None, formats: Sequence[
     if unknown:
         raise StudyError(f"--format takes {', '.join(SUFFIXES)}, or several joined by commas, got {unknown[0]!r}")
     first, *others = directories
+    if any(other.resolve() == first.resolve() for other in others):
+        raise StudyError(f"{first} is named twice: name it once, or another study to stand beside it")
     folder = out or first / "report"
     if out is None and others:
         folder /= f"against-{others[0].resolve().name}"

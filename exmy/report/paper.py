@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, NullLocator
 
-from exmy.figure import highest, limits, reference_rate, smoothed
+from exmy.figure import highest, limits, reference_rate, room_of, smoothed
 from exmy.groups import groups
 from exmy.looks import Look, in_order, recipe_looks
 from exmy.report.content import study_content
@@ -183,13 +183,15 @@ def _final_losses(runs: xr.Dataset, history: xr.Dataset, looks: dict[str, Look])
     )
     above, lost = high - 0.05 * (high - low), high - 0.01 * (high - low)
     figure, (axes,) = _sheet(2.3 + _key_height(runs))
+    _, room = room_of(np.unique(rate))
     for value in np.unique(entropy[np.isfinite(entropy)]):
         axes.axhline(value, color=GREY, ls=":", lw=0.8)
     for name, look in looks.items():
         own = recipe == name
         if not own.any():
             continue
-        x = rate * 2 ** (0.5 * look.aside)
+        aside = 2 ** (room * look.aside)  # never as far as another rate's runs
+        x = rate * aside
         for kind, chosen, at in _kinds(look, own, loss, diverged, above, lost):
             filled = kind == look.marker and not diverged[chosen].any()
             axes.plot(
@@ -204,7 +206,7 @@ def _final_losses(runs: xr.Dataset, history: xr.Dataset, looks: dict[str, Look])
         tried = np.unique(rate[own])
         middles = np.array([np.median(np.where(np.isfinite(loss), loss, np.inf)[own & (rate == r)]) for r in tried])
         axes.plot(
-            tried * 2 ** (0.5 * look.aside),
+            tried * aside,
             np.where(middles <= above, middles, np.nan),
             color=look.colour,
             ls=look.dashes,
@@ -233,8 +235,19 @@ def _rate_axis(axes: Axes, rates: Any) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(rates.tolist()))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(rates.tolist(), [f"{r:.2g}" for r in rates], rotation=45 if rates.size > 7 else 0)
+    leaning = rates.size > 7
+    axes.set_xticks(rates.tolist(), _labelled(rates, 0.06 if leaning else 0.14), rotation=45 if leaning else 0)
     axes.set_xlabel("peak learning rate")
+
+
+def _labelled(rates: Any, least: float) -> list[str]:
+    """A label for each ascending rate, "" for one that is less than a share `least` of the axis beyond the last that has one."""
+    places, last, labels = np.log2(rates / rates[0]), -np.inf, []
+    for rate, place in zip(rates, places, strict=True):
+        shown = bool(place - last >= least * places[-1])
+        labels.append(f"{rate:.2g}" if shown else "")
+        last = place if shown else last
+    return labels
 
 
 def _curves(
@@ -250,7 +263,9 @@ def _curves(
     if sharpness is not None and "logit_sharpness" in sharpness:
         probes = sharpness["logit_sharpness"].sortby("epsilon").isel(epsilon=-1).transpose("run", "probe_step")
     probed = probes is not None and bool(np.isfinite(probes.values[at]).any())
-    figure, (top, *below) = _sheet((3.3 if probed else 2.2) + _key_height(runs), rows=2 if probed else 1, sharex=True)
+    figure, (top, *below) = _sheet(
+        (3.3 if probed else 2.2) + _key_height(runs.isel(run=at)), rows=2 if probed else 1, sharex=True
+    )
     finite = loss[at][np.isfinite(loss[at])]
     low, high = limits(np.append(finite, runs["unigram_entropy"].values), highest(history, runs), 0.04)
     for name, look in looks.items():
@@ -267,7 +282,7 @@ def _curves(
         _log_axis(axes)
         axes.set_ylabel("logit\nsharpness (%)")
     (below[-1] if below else top).set_xlabel("step")
-    _legend(figure, looks, in_order(runs["recipe"]))
+    _legend(figure, looks, in_order(runs["recipe"].isel(run=at)))  # not all recipes were trained at every rate
     return figure
 
 
