@@ -290,7 +290,7 @@ def test_an_import_that_hangs_does_not_keep_control_c_away(monkeypatch: pytest.M
     from exmy import __main__ as module
 
     clock = iter((100.0, 104.9, 105.0))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     again: list[None] = []
     monkeypatch.setattr(module, "_again", lambda: again.append(None))
     importing: Any = SimpleNamespace(
