@@ -6,12 +6,18 @@ import _thread
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+    from types import FrameType
+
+PATIENCE = 5.0  # seconds, that an import is given to end after Ctrl-C
+_asked: list[float] = []  # when Ctrl-C came, while it waits for an import
 
 
 def program() -> NoReturn:
@@ -37,7 +43,9 @@ def program() -> NoReturn:
 
 def run() -> None:
     """Do what the command line says. A Ctrl-C that comes before there is a command ends like one that comes after: with 130."""
-    sys.unraisablehook = _again
+    sys.unraisablehook = _lost
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _between_imports)
     try:
         from exmy.cli import main
 
@@ -56,14 +64,35 @@ def run() -> None:
     sys.exit(status)
 
 
-def _again(lost: UnraisableHookArgs) -> None:
+def _between_imports(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C, as Python has it, but for one that falls into an import: that is ended first. Libraries of C and C++ take an
+    exception there for "not installed", go on with half a module, or abort. One that takes longer is not waited for.
+    """
+    now = time.monotonic()
+    inside = frame if not _asked or now - _asked[0] < PATIENCE else None
+    while inside is not None:
+        if inside.f_code.co_filename == "<frozen importlib._bootstrap>":
+            _asked[:] = _asked or [now]
+            _again()
+            return
+        inside = inside.f_back
+    _asked.clear()
+    signal.default_int_handler(number, frame)
+
+
+def _again() -> None:
+    """The same Ctrl-C once more, a moment later."""
+    later = threading.Timer(0.01, _thread.interrupt_main)
+    later.daemon = True  # a command that has ended by then is not waited for
+    later.start()
+
+
+def _lost(lost: UnraisableHookArgs) -> None:
     """A Ctrl-C that falls into a finaliser, where Python prints it and goes on, comes again when that is over."""
     if lost.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(lost)
         return
-    later = threading.Timer(0.01, _thread.interrupt_main)
-    later.daemon = True  # a command that has ended by then is not waited for
-    later.start()
+    _again()
 
 
 if __name__ == "__main__":

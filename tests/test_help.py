@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -268,6 +269,39 @@ def test_control_c_in_a_finaliser_is_not_lost() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "")
+
+
+def test_control_c_in_an_import_waits_for_its_end(tmp_path: Path) -> None:
+    """NumPy's and matplotlib's parts in C take any exception of an import for something of their own, as this module does."""
+    (tmp_path / "greedy.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\n    print('whole')\n"
+        "except KeyboardInterrupt:\n    print('half')\n"
+    )
+    code = (
+        f"import sys, time, exmy.cli\nsys.path.insert(0, {str(tmp_path)!r})\n"
+        "def main():\n    import greedy\n    for _ in range(1000): time.sleep(0.01)\n    print('went on')\n"
+        "exmy.cli.main = main\nfrom exmy.__main__ import run\nrun()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "whole\n", "")
+
+
+def test_an_import_that_hangs_does_not_keep_control_c_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exmy import __main__ as module
+
+    clock = iter((100.0, 104.9, 105.0))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    again: list[None] = []
+    monkeypatch.setattr(module, "_again", lambda: again.append(None))
+    importing: Any = SimpleNamespace(
+        f_code=SimpleNamespace(co_filename="kernels.py"),
+        f_back=SimpleNamespace(f_code=SimpleNamespace(co_filename="<frozen importlib._bootstrap>"), f_back=None),
+    )
+    module._between_imports(signal.SIGINT, importing)
+    module._between_imports(signal.SIGINT, importing)
+    assert len(again) == 2
+    with pytest.raises(KeyboardInterrupt):
+        module._between_imports(signal.SIGINT, importing)
 
 
 def test_what_else_is_lost_in_a_finaliser_is_told() -> None:
