@@ -1,13 +1,7 @@
 """One GPU against several on the same study: the part `scaling` of `sweeps`, whose docstring says what is measured.
 
 Of two workers against one, with W seconds of steps in all, and f1 and f2 seconds that do not shrink: (f1 + W) / (f2 + W / 2),
-which is 1.9 at W = 20 (1.9 f2 - f1), 18 f where both are alike. Seen on H200s with torch 2.11, before workers were started early,
-in seconds: first steps from the cache 16 and 18, the last pack's file some 4, outside the packs 25 and 44; 70 steps a second.
-
-    packs     f of 20 and 22    W = 436: 7,600 steps a pack, and a command of 20 + 25 + 436 = 481 s
-    command   f of 45 and 66    W = 1,608: 28,000 steps a pack, in no call of ten minutes
-
-Where 520 s are there for the command of one worker, f2 would have to be 34 s and f1 40 s for 1.9 of the whole command.
+which is 1.9 at W = 20 (1.9 f2 - f1), 18 f where both are alike. `docs/scaling.md` has what H200s needed for it.
 """
 
 from __future__ import annotations

@@ -475,8 +475,22 @@ def test_what_whole_sweeps_cost_is_in_the_page() -> None:
     assert spread(code["cached_seconds"]) == "14.1 [12.5–15.7]"
     assert code["cached_seconds"]["median"] < 15
     one, two = h200["scaling 1"]["workers"]["1"], h200["scaling 2"]["workers"]["2"]
-    for what in ("packs_seconds", "command_seconds"):
-        assert f"| {one[what] / two[what]:.2f} ({one[what]:.0f} s, {two[what]:.0f} s) |" in page
+    assert one["packs"] == two["packs"] == 4
+    assert not any(anew for n in (1, 2) for anew in h200[f"scaling {n}"]["made_anew"].values())
+    ratios = {what: one[f"{what}_seconds"] / two[f"{what}_seconds"] for what in ("packs", "command")}
+    assert f"| **{ratios['packs']:.2f}** ({one['packs_seconds']:.0f} s, {two['packs_seconds']:.0f} s) |" in page
+    assert f"| {ratios['command']:.2f} ({one['command_seconds']:.0f} s, {two['command_seconds']:.0f} s) |" in page
+    assert ratios["packs"] >= 1.9 > ratios["command"]
+    steps = h200["scaling 1"]["steps"]
+    assert f"two GPUs against one, {steps:,} steps a pack" in page
+    # What steps take, each worker having as many packs, and what of a command is not that.
+    of_steps = [4 // n * steps / told["steps_per_second_after_it"]["median"] for n, told in ((1, one), (2, two))]
+    rest = [told["command_seconds"] - seconds for told, seconds in zip((one, two), of_steps, strict=True)]
+    assert f"{rest[0]:.0f} s of the one worker's command are not its later steps" in page
+    assert f"and {rest[1]:.0f} s of two workers' are not" in page
+    longer = (1.9 * rest[1] - rest[0]) / (of_steps[0] - 1.9 * of_steps[1])
+    assert f"1.9 at {round(longer * steps, -2):,.0f} steps a pack" in page
+    assert f"a command of {(rest[0] + longer * of_steps[0]) / 60:.0f} minutes on one GPU" in page
 
 
 def spread(told: dict[str, float]) -> str:
