@@ -10,9 +10,10 @@ from exmy.compare_page import signed
 from exmy.findings.beyond import LEVEL
 from exmy.findings.contrast import by_seed, failed, failing, less, mean_of, told
 from exmy.findings.second_beyond import KEPT, SPLIT, correlation, hardware_pairs, saved
+from exmy.findings.sharpness_measures import measured_alike
 from exmy.findings.studies import Available, Evidence, departures
 from exmy.findings.tables import condition_rows, rate_words
-from exmy.findings.warnings_part import CHOSEN, Ranked, most_in_time
+from exmy.findings.warnings_part import WHOLE, Ranked, most_in_time
 from train.alarm_ranking import FALSE_ALARMS
 
 Rates = Sequence[float]
@@ -25,8 +26,11 @@ def in_short(studies: Available, rates: Mapping[str, Rates], alarms: Mapping[str
         words = " ".join(of(found, rates[name])) if isinstance(found, Evidence) else ""
         if words:
             yield name, words
-    if CHOSEN in alarms and (words := " ".join(_alarms(alarms[CHOSEN]))):
-        yield CHOSEN, words
+    for name, ranking in alarms.items():
+        found = studies.get(name)
+        alike = measured_alike(found.tree) if name == WHOLE and isinstance(found, Evidence) else ()
+        if words := " ".join([*_alarms(ranking), *alike]):
+            yield name, words
 
 
 def came(studies: Available, study: str, rates: Mapping[str, Rates]) -> str:

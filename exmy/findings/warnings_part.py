@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import MaxNLocator
 
 from exmy.alarm_options import HORIZON, STUDY
 from exmy.findings import warnings_beyond
 from exmy.findings.beyond import TITLE
 from exmy.findings.canvas import Drawing, plain, sheet
+from exmy.findings.sharpness_measures import agreement
 from exmy.findings.studies import Available, Evidence
 from exmy.findings.tables import NONE, headed, line, shown
 from train.alarm_ranking import FALSE_ALARMS, Alarm, Judged, best, rank_alarms, scored_again
 
 CHOSEN, WHOLE = STUDY, "curvature"  # by which an alarm is chosen; and which has every measure
 UNSEEN = {"warning-english": "on English", "warning-6x256": "at 6 × 256"}
+LOOKS = {"warning-english": ("x", "crosses"), "warning-6x256": ("s", "open squares")}  # of what was scored again
 USABLE = 0.5  # of the runs that diverged, before which an alarm that is of use rings in time
 PAPERS = Alarm("logit_sharpness at epsilon 0.0005")
 LINE, AROUND = 0.19, 0.6
@@ -92,14 +94,25 @@ def part(of: Ranked, studies: Available) -> Iterator[str]:
         "cost is in training steps, by operations; probes run eagerly and in FP32, where an operation takes longer."
     )
     yield ""
-    if of.name != CHOSEN:
-        return
     if of.best is None:
         yield "Nothing can be told of any alarm: no two runs of a recipe and rate differ in what became of them."
         return
-    yield f"**The best: `{of.best.name}`{', falling' if of.best.below else ''}.** {_worth(of)}{_alike(of.table)}"
+    top = "The best" if of.name == CHOSEN else "At the top of these runs"
+    yield f"**{top}: `{of.best.name}`{', falling' if of.best.below else ''}.** {_worth(of)}{_alike(of.table)}"
     yield ""
     yield from usable(of.table)
+    if of.name == CHOSEN:
+        yield from _elsewhere(of, studies)
+    tree = studies[of.name]
+    if isinstance(tree, Evidence):
+        alike = agreement(tree.tree) if of.name == WHOLE else ()
+        more = [*alike, *warnings_beyond.beyond(tree.tree, of.table, _papers(of.table))]
+        if more:
+            yield from (TITLE, "", *more)
+
+
+def _elsewhere(of: Ranked, studies: Available) -> Iterator[str]:
+    """What became of the chosen alarm on the text and the size that it never saw."""
     absent = [f"`{other}` ({studies[other]})" for other in UNSEEN if not isinstance(studies.get(other), Evidence)]
     if of.again:
         yield from again_table(of)
@@ -131,11 +144,6 @@ def part(of: Ranked, studies: Available) -> Iterator[str]:
     if absent:
         yield f"Not yet scored on {', '.join(absent)}."
         yield ""
-    tree = studies[of.name]
-    if isinstance(tree, Evidence):
-        more = list(warnings_beyond.beyond(tree.tree, of.table, _papers(of.table)))
-        if more:
-            yield from (TITLE, "", *more)
 
 
 def _worth(of: Ranked) -> str:
@@ -258,19 +266,19 @@ def again_table(of: Ranked) -> Iterator[str]:
 
 def alarm_drawing(of: Ranked) -> Drawing:
     """AUROC and what each adds, a row a signal, the best at the top."""
-    where = list(dict.fromkeys(UNSEEN[other] for other, _ in of.again))
+    where = [f"{LOOKS[other][1]}: {UNSEEN[other]}" for other in dict.fromkeys(other for other, _ in of.again)]
     return Drawing(
         of.name, f"{of.name}-alarms",
         "AUROC of every alarm within recipe, learning rate and step, and what it adds to learning rate, step, "
         "loss and gradient norm, "
         "with 95 % intervals over seeds that it was not ranked on; the best at the top"
-        + (f"; crosses: {' and '.join(where)}, which it never saw" if where else ""),
+        + (f"; {', '.join(where)}, which it never saw" if where else ""),
         lambda: alarms(of),
     )  # fmt: skip
 
 
 def alarms(of: Ranked) -> Figure:
-    """Two panels beside each other, AUROC and gain, with the unseen studies' crosses in the row of the alarm."""
+    """Two panels beside each other, AUROC and gain, with the unseen studies' marks in the row of the alarm."""
     names = of.table["signal"].values.tolist()
     below = of.table["below"].values.tolist()
     figure, axes = sheet((AROUND + LINE * max(len(names), 2),), 2, sharey=True)
@@ -284,20 +292,14 @@ def alarms(of: Ranked) -> Figure:
                 if math.isfinite(low[y]):
                     panel.plot([low[y], high[y]], [y, y], color="#0072B2", lw=1.3, zorder=2)
                 panel.plot([value[y]], [y], ls="", marker="o", ms=3.6, color="#0072B2", zorder=3)
-        for (_, alarm), row in of.again.items():
+        for (other, alarm), row in of.again.items():
             if math.isfinite(row[name]):
                 panel.plot(
-                    [row[name]],
-                    [names.index(alarm.name)],
-                    ls="",
-                    marker="x",
-                    ms=4.5,
-                    color="#D55E00",
-                    mew=1.3,
-                    zorder=4,
-                )
+                    [row[name]], [names.index(alarm.name)], ls="", marker=LOOKS[other][0], ms=4.5, mfc="none", color="#D55E00",
+                    mew=1.3, zorder=4,
+                )  # fmt: skip
         panel.set_xlabel(label)
-        panel.xaxis.set_major_locator(MultipleLocator(0.1) if name == "auroc" else MaxNLocator(3))
+        panel.xaxis.set_major_locator(MaxNLocator(4) if name == "auroc" else MaxNLocator(3))
         panel.grid(visible=False, axis="y")
         panel.tick_params(axis="y", length=0)
     words = [plain(_short(name)) + (", falling" if turned else "") for name, turned in zip(names, below, strict=True)]
