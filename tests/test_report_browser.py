@@ -455,6 +455,16 @@ def test_a_study_in_progress_and_one_with_nothing_finished(visit: Any, browser: 
     empty.close()
 
 
+def test_signals_are_named_by_their_epsilon_or_radius(visit: Any) -> None:
+    page = visit(render([(STUDY, full_tree(seeds=2))]))
+    names = ["logit_sharpness at epsilon 0.001", "sam_sharpness at rho 0.05", "hessian_eigenvalue at rank 0",
+             "hessian_eigenvalue at rank 1"]  # fmt: skip
+    assert page.evaluate("names => names.map(spoken)", names) == [
+        "logit sharpness, ε\xa00.001", "sam sharpness, ρ\xa00.05", "hessian eigenvalue", "hessian eigenvalue at rank 1",
+    ]  # fmt: skip
+    assert page.locator("#sharpness option").all_text_contents()[0] == "logit sharpness, ε\xa00.0005"
+
+
 def test_names_stay_text_in_the_browser(visit: Any) -> None:
     tree, name = hostile_tree()
     page = visit(render([(STUDY.model_copy(update={"name": "<i>mine</i>"}), tree)]))

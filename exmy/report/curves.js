@@ -132,6 +132,5 @@ const curves = {
 /** A signal's name in words, with its unit. */
 function shorter(signal) {
   const units = signal.units && signal.units !== "1" ? ` (${signal.units})` : "";
-  const name = signal.name.replaceAll("_", " ").replace(" at epsilon ", ", ε ");
-  return name + units;
+  return spoken(signal.name) + units;
 }

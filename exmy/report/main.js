@@ -38,7 +38,7 @@ function showControls() {
   for (const id of ["rate", "layer-rate"]) options(document.getElementById(id), rated, state.rate === null ? "" : String(state.rate));
   const signals = kind => [...new Map(content.studies.flatMap(study => study.signals).filter(s => s.kind === kind && s.values).map(s => [s.name, s])).keys()];
   const shown = kind => content.studies.filter(s => s.finished).map(study => signalOf({study}, kind)?.name).find(Boolean);
-  for (const kind of ["sharpness", "signal"]) options(document.getElementById(kind), signals(kind).map(name => [name, name.replaceAll("_", " ")]), shown(kind));
+  for (const kind of ["sharpness", "signal"]) options(document.getElementById(kind), signals(kind).map(name => [name, spoken(name)]), shown(kind));
   const held = content.studies.map(study => study.layers).find(Boolean);
   options(document.getElementById("measure"), (held?.measures ?? []).map(m => [m.name, m.name.replaceAll("_", " ")]), state.measure ?? held?.measures[0].name);
   options(document.getElementById("role"), (held?.roles ?? []).map(role => [role, role]), state.role ?? held?.roles[0]);

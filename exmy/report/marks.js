@@ -5,6 +5,11 @@ const isDark = () => getComputedStyle(document.documentElement).colorScheme === 
 const colourOf = recipe => content.looks[recipe][isDark() ? "dark" : "light"];
 const FONT = "system-ui, sans-serif";
 
+/** A signal's name in words: its epsilon or radius after a comma, the first eigenvalue's rank left out. */
+function spoken(name) {
+  return name.replaceAll("_", " ").replace(" at epsilon ", ", ε\u00a0").replace(" at rho ", ", ρ\u00a0").replace(/ at rank 0$/, "");
+}
+
 /** A number in few digits, "–" where there is none. */
 function word(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";

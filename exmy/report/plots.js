@@ -110,14 +110,14 @@ const lead = {
   title: "Lead times", tall: panel => 90 + 46 * ranked(panel).length,
   note(panel) {
     const silent = alarmsOf(panel).filter(of => !of.warned.length);
-    return silent.length ? `Silent before every onset: ${silent.map(of => of.signal.name.replaceAll("_", " ")).join("; ")}.` : "";
+    return silent.length ? `Silent before every onset: ${silent.map(of => spoken(of.signal.name)).join("; ")}.` : "";
   },
   absent: panel => ranked(panel).length ? "" : alarmsOf(panel).length ? "No alarm rang before a run diverged." : panel.runs.some(run => panel.study.run.diverged[run])
     ? "No diverged run could be judged: of each recipe and learning rate, at least nine runs of other seeds that did not diverge are needed."
     : "No run diverged here: there is nothing to warn of.",
   plot(panel, width) {
     const found = ranked(panel);
-    const name = of => { const text = of.signal.name.replaceAll("_", " ").replace(" at epsilon ", ", ε "); return text.length > 26 && width < 500 ? text.slice(0, 25) + "…" : text; };
+    const name = of => { const text = spoken(of.signal.name); return text.length > 26 && width < 500 ? text.slice(0, 25) + "…" : text; };
     const labels = found.map(of => `${plain(name(of))}<br><span style="font-size:11px">${of.warned.length}/${of.failed.length} warned, ${of.false_alarms}/${of.healthy.length} false</span>`);
     const data = recipesOf(panel).map(recipe => {
       const points = found.flatMap((of, i) => of.warned.filter(run => recipeOf(panel, run) === recipe).map((run, j) => ({of, i, run, j})));
