@@ -475,6 +475,9 @@ def test_measures_correlate_over_seeds_as_the_page_says(name: str) -> None:
     told = readme("Is sharpness at the logits curvature?")
     if name.startswith(("logit_sharpness at", "box")):
         assert row.split(" | ")[1] in told
+    if name.startswith("logit_sharpness at"):
+        explained = (ROOT / "docs" / "explanation" / "exact-sharpness.md").read_text(encoding="utf-8")
+        assert row.split(" | ")[1] in " ".join(explained.split())
 
 
 def test_of_measures_of_curvature_none_rings_in_time() -> None:
