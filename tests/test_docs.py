@@ -217,6 +217,25 @@ def test_the_readmes_links_lead_somewhere() -> None:
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+def test_the_readmes_links_into_pages_lead_to_headings() -> None:
+    """By the rule of the code host: a heading in lower case without marks, spaces as minus signs."""
+    links = re.findall(r"\]\(([^)#]+\.md)#([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 10
+    for page, anchor in links:
+        headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+            page,
+            anchor,
+        )
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    """1,250 words, at 250 a minute: without blocks of code and the targets of links, and a number is a word as well."""
+    text = FENCE.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+    words = [word for word in re.sub(r"\]\([^)]*\)", "]", text).split() if re.search(r"\w", word)]
+    assert len(words) <= 1250
+
+
 def test_the_readmes_python_runs(after_make_sweep: Path) -> None:
     """With the names that a reader would have."""
     assert after_make_sweep.is_dir()

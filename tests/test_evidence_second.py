@@ -232,7 +232,7 @@ def test_where_the_boundary_lies_on_each_text_is_counted() -> None:
         assert f"| {name} | `masked-e5m7` | {' | '.join(f'{k}/21' for k in of)} |" in page()
     assert counts["shuffled 0.3"][0] == 21
     assert counts["as usual"][0] == 0
-    told = readme("Does the text, the schedule or the optimiser move where five exponent bits fail?")
+    told = readme("What moves where five exponent bits fail?")
     assert f"{counts['as usual'][1]} of 21 runs on Python source, {counts['maths'][1]} on mathematics" in told
     assert f"{counts['noise 0.3'][1]} with 30 % of noise" in told
     long = runs("schedules")[lambda of: (of["warmup"] == 300) & (of["recipe"] == "masked-e5m7")]
