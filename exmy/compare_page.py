@@ -50,7 +50,7 @@ def interval_rule() -> str:
 def adjustment(comparisons: int) -> str:
     """What the number of recipes does to intervals and p-values, in a sentence."""
     return (
-        f"They are not adjusted for there being {comparisons}: of so many recipes that cost nothing, about "
+        f"They are not adjusted for there being {comparisons} comparisons: of so many that cost nothing, about "
         f"{comparisons * LEVEL:.1f} would be shown apart from zero by chance; Holm's p-values are adjusted for it."
     )
 

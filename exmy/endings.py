@@ -60,9 +60,20 @@ def _in_a_line(error: click.UsageError, group: click.Context | None = None) -> c
     """
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        error = _with_options(error, error.ctx)
     called = group.invoked_subcommand if group is not None and error.ctx is None else None
     where = _words(error.ctx or group) + (f" {called}" if called else "")
     return Refused(f"{' '.join(error.format_message().split()).rstrip('.')}; {where} --help has examples")
+
+
+def _with_options(error: click.NoSuchOption, ctx: click.Context) -> click.NoSuchOption:
+    """Names the option that is meant, probably, compared without its dashes; else all that the command has."""
+    names = [name for parameter in ctx.command.get_params(ctx) for name in parameter.opts if name.startswith("--")]
+    by_word = {name.lstrip("-"): name for name in names}
+    near = [by_word[word] for word in difflib.get_close_matches(error.option_name.lstrip("-"), by_word, n=1)]
+    message = None if near else f"No such option {error.option_name!r}; there are {', '.join(names)}"
+    return click.NoSuchOption(error.option_name, message, near, ctx)
 
 
 def _words(ctx: click.Context | None) -> str:

@@ -82,7 +82,8 @@ def read_losses(path: Path, columns: dict[str, str | None]) -> tuple[pd.DataFram
             f"{path}: can't be read ({error.strerror or error}); name a CSV table, a row a logged step"
         ) from None
     except (ValueError, pd.errors.ParserError) as error:
-        raise StudyError(f"{path}: is no CSV table ({' '.join(str(error).split())})") from None
+        why = " ".join(str(error).split()).rstrip(".")
+        raise StudyError(f"{path}: is no CSV table ({why}); give one with a head, and a row a logged step") from None
     loss = columns["loss"]
     empty = frame[loss].str.strip() == "" if loss in frame.columns else pd.Series(False, index=frame.index)
     return frame[~empty].apply(_typed, axis=0), int(empty.sum())

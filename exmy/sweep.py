@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from exmy.console import output, stability_tables
+from exmy.console import lost_baselines, output, stability_tables
 from exmy.data import epochs_seen
 from exmy.rang import rang_view
 from exmy.report import write_report
@@ -83,6 +83,8 @@ def run_sweep(
     # A search tries too many rates for a column each; the report has them all.
     for table in stability_tables(tree) if study.strategy.kind != "bisect" else ():
         console.print(table)
+    for line in lost_baselines(tree):
+        console.print(line, soft_wrap=True)
     for part in findings_view(findings(record) if record else None):
         console.print(part)
     for part in rang_view(told(tree)):
@@ -135,6 +137,8 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
     name, under_way = device_name(where), packs_under_way(directory)
     lowered, splits = read_lowered(directory).get(name), read_splits(directory).get(name)
     packs = plan(study, where, finished, lowered, None, at_once, splits, under_way)
+    if packs:
+        check_texts_are_there(study)
     at_once = min(at_once, len(packs))
     console = output()
     found = sum(identity in finished for identity in study.identities())
@@ -149,7 +153,6 @@ def dry_run_view(study: Study, directory: Path | str, device: str, workers: int 
     console.print(seeds_line(study), soft_wrap=True)
     if not packs:
         return
-    check_texts_are_there(study)
     rates = measured_rates(where)
     estimates = [estimate(pack, where.type, rates) for pack in packs]
     console.print(_plan_table(packs, estimates))

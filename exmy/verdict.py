@@ -52,7 +52,12 @@ def run_verdict(
         console.print(Text(sentence(of)), soft_wrap=True)
         console.print(verdict_table(of))
     shared = crossed_words(runs)
-    for line in (f"Diverged means {definition}.", *([shared] if shared else [])):
+    window = (
+        f"Stable window: the widest range of rates at which at most {100 * settings.allowed:g} % of runs diverge and the loss is "
+        f"within {settings.loss_margin:g} nats/token of the recipe's best; an octave is a factor of two. Final loss: each at its "
+        "best rate, with an interval that covers every rate that may be the best. Formulas: docs/stability.md."
+    )
+    for line in (f"Diverged means {definition}.", window, *([shared] if shared else [])):
         console.print(Text(line), soft_wrap=True)
     write_text(json_file, lambda: as_json(found, definition))
     return all(str(of["state"].values[0]) in HOLDS for _, of in found)

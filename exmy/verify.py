@@ -193,7 +193,18 @@ def _adapter(name: str) -> Adapter:
     if name in missing:
         needed = "a CUDA device" if missing[name].device == "cuda" else missing[name].package
         raise ValueError(f"{name}: needs {needed}, which is not here; here are {', '.join(found)}")
+    if is_format(name):
+        raise ValueError(f"{name} is a format: say first who is to be judged, as in exmy verify torch {name}")
     raise ValueError(f"{name}: neither {', '.join(found)} nor MODULE:FUNCTION")
+
+
+def is_format(name: str) -> bool:
+    """Whether a format has that name."""
+    try:
+        get_format(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _of_adapter(adapter: Adapter, formats: tuple[str, ...], asked: Asked, every_rounding: bool = False) -> list[Job]:
@@ -222,8 +233,8 @@ def _of_adapter(adapter: Adapter, formats: tuple[str, ...], asked: Asked, every_
 
 def _check_rounding(adapter: Adapter, mode: str) -> None:
     if mode not in adapter.roundings:
-        given = f"it offers {', '.join(adapter.roundings)}"
-        raise ValueError(f"{adapter.name}: rounding must be found or one that {given}, got {mode!r}")
+        offered = ", ".join(adapter.roundings)
+        raise ValueError(f"{adapter.name}: rounding must be found, or one that it offers ({offered}), got {mode!r}")
 
 
 def _job(adapter: Adapter, name: str, dtype: str, claimed: str, asked: Asked) -> Job:

@@ -167,7 +167,8 @@ def test_a_dry_run_refuses_what_a_sweep_refuses(tmp_path: Path) -> None:
     assert "TF32" in result.output
     result = CliRunner().invoke(main, [*arguments, "--set", "dataset=./nowhere"])
     assert result.exit_code == 2
-    assert result.output.splitlines()[-1].startswith("exmy: ./nowhere: no such file or folder; ")
+    assert result.output.startswith("exmy: ./nowhere: no such file or folder; "), "before any of the plan"
+    assert result.output.count("\n") == 1
     with pytest.raises(StudyError, match="TF32"):
         plan(
             read_study(

@@ -82,9 +82,14 @@ A_FOLDER = "can't be written (Is a directory); name another place"
     ("words", "line"),
     [
         ("sweeep", "exmy has no command 'sweeep'; did you mean 'sweep'?"),
+        (
+            "bench --only x",
+            "No such option '--only'; there are --device, --rounds, --json, --help; exmy bench --help has examples",
+        ),
+        ("sweep --dryrun", "No such option '--dryrun'. Did you mean '--dry-run'?; exmy sweep --help has examples"),
         ("formats shwo", "exmy formats has no command 'shwo'; did you mean 'show'?"),
         ("formats xyz", "exmy formats has no command 'xyz'; there are compare, list, plot, show"),
-        ("--nonsense", "No such option '--nonsense'; exmy --help has examples"),
+        ("--nonsense", "No such option '--nonsense'; there are --version, --help; exmy --help has examples"),
         (
             "sweep --workers 0",
             "Invalid value for '--workers': 0 is not in the range x>=1; exmy sweep --help has examples",
@@ -102,7 +107,8 @@ A_FOLDER = "can't be written (Is a directory); name another place"
         ),
         (
             "stability TABLE",
-            "TABLE: is no CSV table (Error tokenizing data. C error: Expected 1 fields in line 3, saw 2)",
+            "TABLE: is no CSV table (Error tokenizing data. C error: Expected 1 fields in line 3, saw 2); give one with a head, "
+            "and a row a logged step",
         ),
         ("merge a", "Missing option '--out'; exmy merge --help has examples"),
         ("export a", "name what to write: --zarr OUT, --netcdf OUT.nc, --digest OUT; exmy export --help has examples"),

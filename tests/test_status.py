@@ -57,6 +57,18 @@ def begun(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_who_names_a_study_file_or_the_folder_of_studies_is_told_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").touch()
+    assert "study.toml: a file, and no study directory; " in invoke("status", tmp_path / "study.toml").output
+    for name in "abcdefg":
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "study.toml").touch()
+        told = invoke("status", tmp_path / "runs").output
+        if name == "a":
+            assert told == f"exmy: {tmp_path / 'runs'}: no study.toml here; do you mean {tmp_path / 'runs' / 'a'}?\n"
+    assert told.endswith("runs: no study.toml here; studies in it are a, b, c, d, e and 2 more\n")
+
+
 def test_a_directory_without_a_study_is_refused_in_one_line(tmp_path: Path) -> None:
     for directory, missing in ((tmp_path, "no study.toml here"), (tmp_path / "absent", "there is no such directory")):
         refused = invoke("status", directory)

@@ -248,15 +248,15 @@ def test_set_changes_axes(tmp_path: Path) -> None:
         ("[training]", "[trainning]", r"study.toml:16: trainning: unknown key; did you mean 'training'\?"),
         ("steps = 30", "steps = 0", r"study.toml:17: training.steps: .*greater than or equal to 1, got 0"),
         ("steps = 30", 'steps = "many"', r"study.toml:17: training.steps: .*integer.*got 'many'"),
-        ("warmup = 5", "warmup = 30", r"study.toml:16: training: warmup must be less than steps=30, got 30"),
+        ("warmup = 5", "warmup = 30", r"study.toml:18: training: warmup must be less than steps=30, got 30"),
         (
             "width = 16",
             "width = 15",
-            r"study.toml:10: model: width must be a multiple of heads=2, got 15; the nearest is 16",
+            r"study.toml:13: model: width must be a multiple of heads=2, got 15; the nearest is 16",
         ),
         ("[1e-3, 2e-3]", "[1e-3, -2e-3]", r"study.toml:7: axes.learning_rate: .*greater than 0, got -0.002"),
         ("[1e-3, 2e-3]", "[1e-3, nan]", r"study.toml:7: axes.learning_rate: .*got nan"),
-        ("[1e-3, 2e-3]", "[1e-3, 1e-3]", r"study.toml:5: axes: learning_rate names a value twice"),
+        ("[1e-3, 2e-3]", "[1e-3, 1e-3]", r"study.toml:7: axes: learning_rate names a value twice"),
         ("[1e-3, 2e-3]", "[]", r"study.toml:7: axes.learning_rate: .*at least 1 item"),
         (
             '["e8m7", "mine"]',
@@ -267,7 +267,7 @@ def test_set_changes_axes(tmp_path: Path) -> None:
         (
             "seed = 3",
             "seed = 0",
-            r"study.toml:5: axes: seed counts seeds from 0, so it must be from 1 to 100000, got 0",
+            r"study.toml:8: axes: seed counts seeds from 0, so it must be from 1 to 100000, got 0",
         ),
         ("seed = 3", "seed = 3\nstepps = [10]", r"axes.stepps is no axis; did you mean 'steps'\?"),
         ("seed = 3", "seed = 3\ndata_seed = 2", r"seed sets init_seed and data_seed both"),
@@ -338,7 +338,7 @@ def test_what_an_option_sets_is_refused_by_the_options_name(
 
 
 def test_a_file_that_is_wrong_already_is_blamed_before_the_override(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"study.toml:10: model: width must be a multiple"):
+    with pytest.raises(StudyError, match=r"study.toml:13: model: width must be a multiple"):
         read_study(write(tmp_path, SMALL.replace("width = 16", "width = 15")), ["seed=2"])
 
 

@@ -91,12 +91,16 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["math:sin"], "math:sin: say which format it rounds to, by --format"),
         (["math:nothing", "--format", "e4m3fn"], "math has no function 'nothing'"),
         (["math:sine", "--format", "e4m3fn"], "math has no function 'sine'; did you mean 'sin'?"),
-        (["exmy", "e4m3fn", "--rounding", "up"], "rounding must be found or one that it offers nearest_even"),
+        (
+            ["exmy", "e4m3fn", "--rounding", "up"],
+            "rounding must be found, or one that it offers (nearest_even, nearest_away, ",
+        ),
         (["exmy", "e4m3fn", "--overflow", "wrap"], "overflow must be one of saturate"),
         (["exmy", "fp32"], "fp32: every level lists every value, so at most 20 bits, got 32"),
         (["exmy", "e8m3", "--input", "float16"], "e8m3 does not fit float16"),
         (["exmy", "e4m3fn", "--input", "float64", "--level", "exhaustive"], "2^64 inputs can't all be asked"),
         (["ml_dtypes", "e5m2", "--input", "bfloat16"], "ml_dtypes is given float32, float64, float16, got bfloat16"),
+        (["e4m3fn"], "e4m3fn is a format: say first who is to be judged, as in exmy verify torch e4m3fn"),
         (["transformer-engine"], "transformer-engine: needs a CUDA device, which is not here"),
         (["exmy", "mxfp4", "--level", "exhaustive"], "mxfp4: all blocks can't be asked"),
         (["exmy", "mxfp4", "--rule", "up"], "rule must be one of floor, ceil, rceil, nearest, even, found, got 'up'"),
@@ -167,7 +171,7 @@ def test_without_words_it_is_the_complete_proof(tmp_path: Path, monkeypatch: pyt
     assert asked["e4m3fn", "bfloat16"] == asked["e4m3fn", "float16"] == "exhaustive"
     assert asked["mxfp4", "float32"] == asked["nvfp4", "float32"] == "conditional"
     assert {job.claimed for job in module.complete(module.Asked(rounding="to_odd"))} == {"to_odd"}
-    with pytest.raises(ValueError, match="rounding must be found or one that it offers"):
+    with pytest.raises(ValueError, match="rounding must be found, or one that it offers"):
         module.complete(module.Asked(rounding="up"))
     short = [job for job in listed if (job.format, job.dtype) == ("e2m1fn", "bfloat16")]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,6 +99,11 @@ def is_digest(directory: Path) -> bool:
     return has_digest(directory) and not pack_names(directory)
 
 
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """The names, the first few of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def study_of(directory: Path) -> Study:
     """The study whose directory it is; StudyError where it is none."""
     if not (directory / STUDY_FILE).is_file():
@@ -108,7 +113,12 @@ def study_of(directory: Path) -> Study:
             if (usual / STUDY_FILE).exists()
             else "a study directory is what `exmy sweep --out DIR` writes"
         )
-        missing = f"no {STUDY_FILE} here" if directory.exists() else "there is no such directory"
+        inside = sorted(file.parent.name for file in directory.glob(f"*/{STUDY_FILE}")) if directory.is_dir() else []
+        if inside:
+            mend = f"do you mean {directory / inside[0]}?" if len(inside) == 1 else f"studies in it are {_some(inside)}"
+        missing = f"no {STUDY_FILE} here" if directory.is_dir() else "there is no such directory"
+        if directory.is_file():
+            missing = "a file, and no study directory"
         raise StudyError(f"{directory}: {missing}; {mend}")
     return read_study(directory / STUDY_FILE)
 

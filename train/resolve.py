@@ -82,7 +82,7 @@ def resolve_recipe(
         )
         hint = f"; near it: {', '.join(near)}" if near else ""
         raise ValueError(
-            f"recipe {name!r} is neither a [recipes] table, a named recipe, native-* nor a format ({error}{hint})"
+            f"recipe {name!r} is neither a [recipes] table, a named recipe, native-* nor a format ({error}){hint}"
         ) from None
     head = body if table.lm_head in (None, BODY) else place(table.lm_head)
     attention, mlp = place(table.attention), place(table.mlp)

@@ -175,7 +175,7 @@ def _first_error(
             keys, message = place, message.removeprefix(prefix)
     block = int(location[1]) if location[0:1] == ("more",) and location[1:2] and location[1].isdigit() else 0
     option = overridden.get(keys) or (blamed if isinstance(blamed, str) else "")
-    where = option or f"{blamed}:{_line_of(source, keys, block)}"
+    where = option or f"{blamed}:{_line_blamed(source, keys, message, block)}"
     told = keys and (option in ("", SET) or keys not in overridden)
     return f"{where}: {'.'.join(keys)}: {message}{more}" if told else f"{where}: {message}{more}"
 
@@ -192,6 +192,21 @@ def _nearest_key(location: tuple[str, ...]) -> str:
         known = list(tables.get(location[:-1], Study).model_fields)
     near = difflib.get_close_matches(location[-1], known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _line_blamed(source: str, keys: tuple[str, ...], message: str, block: int) -> int:
+    """The line of what a message is about: of the field of the table that it begins with, of the recipe that it names, if any."""
+    line = _line_of(source, keys, block)
+    recipe = re.match(r"recipe '([^']+)'", message)
+    if recipe and not keys:
+        quoted = [
+            n
+            for n, text in enumerate(source.splitlines(), start=1)
+            if re.search(rf"""["']{re.escape(recipe[1])}["']""", text)
+        ]
+        return quoted[0] if quoted else line
+    field = re.match(r"\w+", message)
+    return max(line, _line_of(source, (*keys, field[0]), block)) if field else line
 
 
 def _line_of(source: str, keys: tuple[str, ...], block: int = 0) -> int:
