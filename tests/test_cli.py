@@ -16,6 +16,7 @@ import xarray as xr
 from click.testing import CliRunner, Result
 
 from exmy.cli import main
+from exmy.console import lost_baselines
 from train import open_study
 from train.lock import locked
 
@@ -65,6 +66,7 @@ def test_a_sweep_trains_shows_a_table_and_draws_a_figure(study: Path, tmp_path: 
         "e4m3",
         "2/2 [34–100]",
         "no_progress",
+        "e8m7, the baseline, diverged in all of its 4 runs, so nothing is learnt",
         "Figure:",
     ):
         assert expected in first.output
@@ -73,6 +75,14 @@ def test_a_sweep_trains_shows_a_table_and_draws_a_figure(study: Path, tmp_path: 
     second = invoke("sweep", study, "--out", out, "--device", "cpu")
     assert second.exit_code == 0
     assert "Nothing to train: all 8 runs are finished." in second.output
+
+
+@pytest.mark.parametrize(("baseline", "lines"), [("e8m7", 0), ("e8m1", 0), ("e4m7", 1)])
+def test_a_baseline_that_always_diverges_is_told_and_no_other(baseline: str, lines: int) -> None:
+    """Of 56 runs each e8m7 lost none, e8m1 nine and e4m7 all, as the README has it."""
+    tree = open_study(ROOT / "studies" / "results" / "first-look-gpu")
+    tree.attrs["baseline"] = baseline
+    assert len(list(lost_baselines(tree))) == lines
 
 
 def test_a_table_for_each_further_axis(study: Path, tmp_path: Path) -> None:
