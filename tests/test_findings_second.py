@@ -454,17 +454,15 @@ def test_native_formats_are_held_against_the_simulation_where_all_else_is_alike(
     assert list(of_natives(hardware, english)) == []
 
 
-def test_captions_say_of_arrows_and_colours_only_where_there_are_some(tmp_path: Path) -> None:
-    for name, far in (("fp8", 5.0), ("layers", 0.02)):
-        ends = {"native-bf16": 0.0, "e8m7": 0.01, "e8m3": 0.02, "e8m1": far}
-        make_study(
-            tmp_path, name, grid(" ".join(ends), 4, [RATE]), lambda run, ends=ends: of_seed(run) + ends[run.recipe.name]
-        )
-        evidence = load(tmp_path, name)
-        assert isinstance(evidence, Evidence)
-        (drawing,) = cost_drawings(evidence, [RATE])
-        assert ("an arrow" in drawing.words) == (far > 1)
-        assert "a colour and mark a recipe" not in drawing.words  # a row each
+@pytest.mark.parametrize(("name", "far"), [("fp8", 5.0), ("layers", 0.02)])
+def test_captions_say_of_arrows_and_colours_only_where_there_are_some(tmp_path: Path, name: str, far: float) -> None:
+    ends = {"native-bf16": 0.0, "e8m7": 0.01, "e8m3": 0.02, "e8m1": far}
+    make_study(tmp_path, name, grid(" ".join(ends), 4, [RATE]), lambda run: of_seed(run) + ends[run.recipe.name])
+    evidence = load(tmp_path, name)
+    assert isinstance(evidence, Evidence)
+    (drawing,) = cost_drawings(evidence, [RATE])
+    assert ("an arrow" in drawing.words) == (far > 1)
+    assert "a colour and mark a recipe" not in drawing.words  # a row each
 
 
 SCENES: dict[str, tuple[Callable[[Run], float], Callable[[Run], bool]]] = {
