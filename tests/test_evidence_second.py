@@ -189,7 +189,19 @@ def test_the_simulation_foretells_the_mean_and_not_the_run() -> None:
     wide = own.pivot_table("final_loss", "seed", "recipe")
     r = np.corrcoef(wide["fp8-hybrid"], wide["native-fp8"])[0, 1]
     spread = (wide["fp8-hybrid"] - wide["native-fp8"]).std()
-    assert f"| `fp8-hybrid` | as usual, rate 0.008 | 0 of 128 | {r:.2f} | {spread:.3f} |" in page()
+    # Fisher's z.
+    low, high = np.tanh(np.arctanh(r) + np.array([-1, 1]) * stats.norm.isf(0.025) / math.sqrt(len(wide) - 3))
+    row = f"| `fp8-hybrid` | as usual, rate 0.008 | 0 of 128 | {r:.2f} [{low:.2f}, {high:.2f}] | {spread:.3f} |"
+    assert row in page()
+    seeds = runs("seeds")[lambda of: np.isclose(of["learning_rate"], 8e-3) & (of["dataset"] == "python")]
+    natives = seeds.pivot_table("final_loss", "seed", "recipe")
+    least = 1.0
+    for one, other in (("bf16", "tf32"), ("bf16", "fp32"), ("tf32", "fp32")):
+        native = np.corrcoef(natives[f"native-{one}"], natives[f"native-{other}"])[0, 1]
+        assert f"`native-{one}` and `native-{other}` {native:.2f} [" in page()
+        least = min(least, native)
+    assert high > least
+    assert "So single runs part at this rate whatever the products are" in page()
     failed = own.groupby("recipe")["diverged"].sum()
     told = readme("Does simulated FP8 stand for the hardware's?")
     assert f"{failed['fp8-hybrid']} and {failed['native-fp8']} of 128 runs fail" in told
@@ -385,7 +397,9 @@ def test_a_threshold_that_moves_with_the_step_rings_in_time_before_as_many() -> 
     beyond = page().split("### Study `warning`")[1].split("Beyond the claims")[1]
     (told,) = re.findall(r"^\| `logsumexp_max`, falling \| (\d+)/41 \|", beyond, re.MULTILINE)
     assert int(told) == pytest.approx(in_time, abs=2)  # thresholds of folds there, of all other seeds here
-    assert f"`logsumexp_max`, rings in time before {told} of 41" in beyond
+    low, high = (100 * x for x in (stats.beta.ppf(0.05 / 18, 14, 28), stats.beta.isf(0.05 / 18, 15, 27)))
+    assert (int(told), f"{low:.1f} to {high:.1f} %") == (14, "15.7 to 56.9 %")
+    assert f"`logsumexp_max`, rings in time before 14 of 41, {low:.1f} to {high:.1f} %" in beyond
 
 
 def test_no_alarm_is_usable_and_readme_and_page_say_so() -> None:
@@ -396,7 +410,20 @@ def test_no_alarm_is_usable_and_readme_and_page_say_so() -> None:
     told = readme("Does any signal warn before a run collapses?")
     (score,) = re.findall(rf"^\| {re.escape(BEST)} \| [^|]* \| ([^|]*) \|", of.split("Beyond")[0], re.MULTILINE)
     assert f"AUROC {score}" in told
-    assert f"of {len(rows)} signals none rings in time before any of 41 runs" in told
+    most = 100 * (1 - 0.025 ** (1 / 41))  # Clopper and Pearson's upper limit of none
+    assert (
+        f"of {len(rows)} signals none rings in time before any of 41 runs, so {most:.1f} % at most (95 % limit)" in told
+    )
+    assert f"of one alarm by itself 0/41 [0.0–{most:.1f} %]; of the best of {len(rows)}," in of
+    assert f"up to {100 * (1 - (0.025 / len(rows)) ** (1 / 41)):.1f} %" in of
+    table, onset = runs("warning"), onsets("warning")
+    odd = ~table["seed"].isin(np.sort(table["seed"].unique())[::2]).to_numpy()
+    assert (
+        f"The other {(odd & np.isfinite(onset)).sum() - 41} of the {(odd & np.isfinite(onset)).sum()} that diverged"
+        in of
+    )
+    for (recipe, rate), own in table.groupby(["recipe", "learning_rate"]):
+        assert f"`{recipe}` at {rate:.3g} {own['diverged'].sum()}/{len(own)}" in of
     assert "no alarm to rely on" in (ROOT / "docs" / "how-to" / "own-alarm.md").read_text(encoding="utf-8")
 
 
@@ -485,9 +512,110 @@ def test_of_measures_of_curvature_none_rings_in_time() -> None:
     rows = dict(re.findall(r"^\| `([^`]*)`[^|]*\| \d\.\d+ \| [^|]* \| [^|]* \| (\d+/\d+) \|", of, re.MULTILINE))
     assert {rows[name] for name in rows if "eigenvalue" in name or "sharpness" in name} == {"0/7"}
     assert "[eigenvalues, critical sharpness or balls]" in readme("Does any signal warn before a run collapses?")
-    assert "before any of 7" in readme("Does any signal warn before a run collapses?")
-    most = max(rows, key=lambda name: int(rows[name].split("/")[0]))
-    assert f"of {len(rows)}, the most that one rang in time is {rows[most].replace('/', ' of ')} (`{most}`)" in of
+    most = 100 * (1 - 0.025 ** (1 / 7))
+    assert f"before any of 7, which leaves up to {most:.1f} % open" in readme(
+        "Does any signal warn before a run collapses?"
+    )
+    assert f"of one alarm by itself 0/7 [0.0–{most:.1f} %] and 1/7 [" in of
+    assert (
+        f"of the best of 29, over all at once (Bonferroni), up to {100 * stats.beta.isf(0.025 / 29, 2, 6):.1f} %" in of
+    )
+    assert "that is not excluded of all at once" in of
+    table = runs("curvature")
+    failed = table.groupby("learning_rate")["diverged"].sum()
+    assert failed.tolist() == [0, 16]  # so that one of two rates tells anything at all
+    assert "Within a recipe and rate 1 of these 2 can tell runs apart." in of
+    name = max(rows, key=lambda one: int(rows[one].split("/")[0]))
+    assert f"of {len(rows)}, the most that one rang in time is {rows[name].replace('/', ' of ')} (`{name}`)" in of
+
+
+def test_what_the_mean_of_correlations_is_made_of_and_how_it_is_along_a_run() -> None:
+    table, onset = runs("curvature"), onsets("curvature")
+    (a, at), (b, there) = signal("curvature", "logit_sharpness", 5e-4), signal("curvature", "hessian_eigenvalue")
+    both = np.intersect1d(at, there)
+    a, b = a[:, np.isin(at, both)], b[:, np.isin(there, both)]
+    healthy, rate = ~np.isfinite(onset), table["learning_rate"].to_numpy()
+    cells = pd.DataFrame([
+        (one, step, stats.spearmanr(a[healthy & (rate == one), j], b[healthy & (rate == one), j]).statistic)
+        for one in np.unique(rate) for j, step in enumerate(both)
+    ], columns=["rate", "step", "rho"])  # fmt: skip
+    of = page().split("### Study `curvature`")[1]
+    least, most = cells.loc[cells["rho"].idxmin()], cells.loc[cells["rho"].idxmax()]
+    ends = [f"{row['rho']:+.2f} (rate {row['rate']:.3g}, step {row['step']:.0f})" for row in (least, most)]
+    assert f"is of {len(cells)} cells, which go from {ends[0]} to {ends[1]}; means:" in of
+    for one, own in cells.groupby("rate"):
+        assert f"at {one:.3g} {own['rho'].mean():+.2f} [" in of
+    before = cells["step"] < onset.min()
+    assert f"before step {onset.min():.0f}, at which the first run failed, {cells[before]['rho'].mean():+.2f} [" in of
+    assert f"from then on {cells[~before]['rho'].mean():+.2f} [" in of
+    late = both >= 100  # the end of the warm-up
+    along = [stats.spearmanr(a[run, late], b[run, late]).statistic for run in np.flatnonzero(healthy)]
+    low, high = np.quantile(along, (0.1, 0.9))
+    assert (
+        f"correlate by {np.median(along):+.2f}, the median of {len(along)} runs, in the middle 80 % by {low:+.2f} to {high:+.2f}"
+        in of
+    )
+    told = readme("Is sharpness at the logits curvature?")
+    assert f"the mean of {least['rho']:+.2f} to {most['rho']:+.2f} by rate and step" in told
+    assert f"over a run's steps, in which both rise, by {np.median(along):+.2f}" in told
+    assert np.median(a[healthy][:, late][:, -1]) > np.median(a[healthy][:, late][:, 0])
+    assert np.median(b[healthy][:, late][:, -1]) > np.median(b[healthy][:, late][:, 0])
+
+
+@pytest.mark.parametrize("study", ["warning", "curvature"])
+def test_which_way_the_papers_metric_goes_before_an_onset_is_by_a_sign_test(study: str) -> None:
+    table, onset = runs(study), onsets(study)
+    papers, steps = signal(study, "logit_sharpness", 5e-4)
+    healthy, kind = ~np.isfinite(onset), table.groupby(["recipe", "learning_rate"]).ngroup().to_numpy()
+    told = []
+    for lag in (200, 150, 100, 50, 20):
+        below = of = 0
+        for run in np.flatnonzero(~healthy):
+            others = healthy & (kind == kind[run])
+            at = np.flatnonzero(steps <= onset[run] - lag)
+            if others.sum() >= 5 and at.size:
+                of += 1
+                below += papers[run, at[-1]] < np.median(papers[others, at[-1]])
+        if stats.binomtest(below, of).pvalue <= 0.05 / 5:
+            assert below > of / 2
+            told.append(str(lag))
+    words = (
+        f"told {', '.join(told[:-1])} and {told[-1]} steps before"
+        if told
+        else "At no step before the onset is it told from theirs"
+    )
+    assert words in page().split(f"### Study `{study}`")[1].split("Thresholds that move")[0]
+    assert bool(told) == (study == "warning")
+
+
+def test_a_verdict_that_turns_round_at_other_rates_is_named() -> None:
+    """Every contrast of losses at every other rate that has all its cells, by Student's test and Bonferroni over all of them."""
+    looks, turned = [], []
+    for name, claim in BY_NAME.items():
+        if claim["statistic"] == "loss":
+            for rate in np.unique(runs(claim["study"])["learning_rate"]):
+                if "learning_rate" in claim and math.isclose(rate, claim["learning_rate"]):
+                    continue
+                try:
+                    found = contrast({**claim, "learning_rate": rate}, "final_loss")
+                except KeyError:  # a recipe that has no run there
+                    continue
+                if len(found) > 1:
+                    looks.append((name, rate, found))
+    for name, rate, found in looks:
+        half = stats.t.ppf(0.975, len(found) - 1) * stats.sem(found)
+        result = page().split(f"**Our claim, `{name}`.**")[1].split("\n\n")[1]
+        assert f"{found.mean():+.4f} [{found.mean() - half:+.4f}, {found.mean() + half:+.4f}] at {rate:.3g}" in result
+        differences, state = judged()[name]
+        other = (found.mean() > 0) != (differences.mean() > 0)
+        told = stats.ttest_1samp(found, 0.0).pvalue <= 0.05 / len(looks)
+        if state != "undecided" and BY_NAME[name]["expect"] != "alike" and other and told:
+            turned.append(f"`{name}` at {rate:.3g}")
+    assert turned == ["`R7-decay` at 0.00238"]
+    second = page().split("## The second half\n")[1]
+    assert f"of {len(looks)} looks at the same contrast at other rates" in second
+    assert f"(Bonferroni over all of them): {', '.join(turned)}." in second
+    assert second.count("it is the other way round**") == len(turned)
 
 
 def test_ten_iterations_find_so_much_of_the_maximum_at_their_own_logits() -> None:

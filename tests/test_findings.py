@@ -26,6 +26,8 @@ from exmy.findings import canvas
 from exmy.findings.bits import series_of
 from exmy.findings.canvas import plain
 from exmy.findings.make import PAGE, RESULTS, main, make
+from exmy.findings.rates import rate_drawings
+from exmy.findings.rows import condition_drawings
 from exmy.findings.rules import rule
 from exmy.findings.studies import STUDIES, Evidence, Numerics, load, numerics_of
 from exmy.findings.text import FINDINGS, OPEN
@@ -193,6 +195,37 @@ def test_a_tenth_of_a_nat_is_a_tenth_of_a_nat(page: str) -> None:
     assert row[6:] == ["2.1095", "+0.1000 [+0.1000, +0.1000]"]  # the median of 2.100 .. 2.119
     (base,) = rows(page, "**`native-bf16`**", "seeds")
     assert base[6] == "2.0095"
+
+
+def test_captions_name_marks_at_the_edge_and_odd_axes_only_where_they_are(page: str, tmp_path: Path) -> None:
+    words = {name: text for text, name in re.findall(r"^!\[(.*)\]\(findings/([\w-]+)\.png\)$", page, re.MULTILINE)}
+    cross = "a cross: half of the runs or more are not finite"
+    # What ends as NaN: one bit from 2^-7 on, half of five exponent bits' runs at nanoGPT's divisor, four bits unscaled.
+    assert [cross in words[name] for name in ("mantissa-rates", "exponent-rates-1", "exponent-rates-2")] == [
+        True,
+        False,
+        True,
+    ]
+    assert "a triangle" not in words["mantissa-rates"]
+    assert ["trains at no rate" in words[name] for name in ("scaling", "rounding")] == [True, False]
+    assert "logarithmic beyond" in words["exponent-signals"]
+    # Without clipping six times what else it costs: beyond the axis.
+    assert ["an arrow" in words[name] for name in words if name.startswith("conditions")] == [True]
+    make_study(tmp_path, "conditions", grid("native-bf16 masked-e8m1", 4, [2**-8]) + "warmup = [0, 5]", of_seed)
+    level = load(tmp_path, "conditions")
+    assert isinstance(level, Evidence)
+    assert ["an arrow" in drawn.words for drawn in condition_drawings(level)] == [False]
+
+    def far(run: Run) -> float:
+        return ENTROPY + 3 if run.recipe.name == "masked-e8m1" else of_seed(run)
+
+    make_study(tmp_path, "mantissa", grid("native-bf16 masked-e8m1", 4, RATES[2:4]), far)
+    evidence = load(tmp_path, "mantissa")
+    assert isinstance(evidence, Evidence)
+    drawn = next(rate_drawings(evidence, "mantissa"))
+    assert drawn.words.endswith("; at the upper edge a triangle: a median beyond it")
+    marks = [line.get_marker() for line in drawn.draw().axes[0].lines]
+    assert ("^" in marks, "x" in marks) == (True, False)
 
 
 def test_a_window_and_a_sensitivity_are_those_of_the_curve(page: str) -> None:

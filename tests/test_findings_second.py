@@ -12,21 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 from exmy.claims import own_claims
 from exmy.findings import canvas, warnings_part
 from exmy.findings.make import make
+from exmy.findings.numbers import Number
 from exmy.findings.rows import in_lines
 from exmy.findings.second import STUDIES
-from exmy.findings.second_beyond import BEYOND
-from exmy.findings.second_figures import costs, rows_at
+from exmy.findings.second_beyond import BEYOND, of_natives
+from exmy.findings.second_figures import cost_drawings, costs, rows_at
 from exmy.findings.second_text import SECOND
 from exmy.findings.sharpness_part import sharpness_by_bits
 from exmy.findings.studies import Evidence, load
 from exmy.findings.text import FINDINGS
+from exmy.findings.warnings_beyond import Before, Moving, best_moving, which_way
 from tests.synthetic_evidence import ENTROPY, STEPS, make_study
 from tests.test_findings import CLAIM, claims_file, grid, of_seed, rows
 from train import open_study
+from train.alarm_ranking import Alarm
 from train.claims import read_claims
 from train.digest import write_digest
 from train.study import Run
@@ -293,7 +297,11 @@ def test_a_row_without_a_pair_and_one_beyond_the_axis_say_so_in_the_figure(tmp_p
             [0.0, 0.0],
             "**No alarm is usable here at 5 % of false alarms a run:** of 2, none rang in time before any of the 40 runs",
         ),
-        ([0.1, 0.25], "the most that one rang in time is 10 of 40 (`b`)"),
+        # 10 of 40: Clopper and Pearson's at 97.5 % reaches to 43.3 %, so that a half is excluded of both at once.
+        (
+            [0.1, 0.25],
+            "**No alarm is usable here at 5 % of false alarms a run:** of 2, the most that one rang in time is 10 of 40 (`b`)",
+        ),
         ([0.6, 0.0], None),
     ],
 )
@@ -305,6 +313,156 @@ def test_that_no_alarm_is_usable_is_said_where_none_rings_before_half_of_the_run
     )
     words = "".join(warnings_part.usable(table))
     assert words == "" if said is None else said in words
+
+
+@pytest.mark.parametrize(
+    ("rang", "judged", "signals", "excluded"),
+    [(0, 41, 17, True), (0, 7, 1, True), (0, 7, 29, False), (1, 7, 29, False), (1, 7, 1, False), (16, 41, 17, False)],
+)
+def test_what_so_many_runs_can_show_stands_beside_it(rang: int, judged: int, signals: int, excluded: bool) -> None:
+    """Of none the upper limit is 1 - (a / 2)^(1 / n), in closed form; half is excluded where that of all at once is lower."""
+    shares = [rang / judged, *[0.0] * (signals - 1)]
+    names = [f"a{i}" for i in range(signals)]
+    table = xr.Dataset(
+        {"detected": ("signal", shares), "diverged_judged": ("signal", [judged] * signals)}, {"signal": names},
+        {"diverged_scored": judged + 5},
+    )  # fmt: skip
+    words = "".join(warnings_part.usable(table))
+    assert words.startswith("**No alarm is usable here" if excluded else "**No alarm is seen to be usable here")
+    assert ("that is excluded." in words) == excluded
+    assert ("that is not excluded of all at once" in words) == (not excluded)
+    assert f"of one alarm by itself 0/{judged} [0.0–{100 * (1 - 0.025 ** (1 / judged)):.1f} %]" in words
+    upper = stats.beta.isf(0.025 / signals, rang + 1, judged - rang)
+    assert f"of the best of {signals}, over all at once (Bonferroni), up to {100 * upper:.1f} %" in words
+    assert (upper < 0.5) == excluded
+    assert f"The other 5 of the {judged + 5} that diverged have too few runs beside them" in words
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({0: (40, 0)}, None),
+        ({0: (40, 0), 50: (11, 9)}, "At no step before the onset is it told from theirs"),
+        ({0: (0, 40), 50: (20, 0), 20: (19, 1)}, "So it falls behind theirs, told 50 and 20 steps before"),
+        ({0: (40, 0), 50: (0, 20), 20: (10, 10)}, "So it rises above theirs, told 50 steps before"),
+        ({50: (20, 0), 20: (0, 20)}, "It lies below theirs 50 steps before, and above 20 steps before"),
+        # 2 P(Bin(16, 1/2) <= 3) = 0.021, below 5 %, and not below a fifth of that.
+        (dict.fromkeys((200, 150, 100, 50, 20), (13, 3)), "At no step before the onset is it told from theirs"),
+    ],
+)
+def test_which_way_it_goes_is_said_of_steps_before_the_onset_and_by_a_test(
+    counts: dict[int, tuple[int, int]], said: str | None
+) -> None:
+    words = which_way([Before(lag, 1.0, *of) for lag, of in counts.items()])
+    assert words == "" if said is None else words.startswith(said)
+
+
+def test_of_alarms_that_ring_as_often_all_are_named() -> None:
+    nothing = Number(float("nan"), float("nan"), float("nan"))
+    rows = [(Alarm(name), Moving(k, 0, 7, 0.05, nothing)) for name, k in (("a", 3), ("b", 1), ("c", 3))]
+    low, high = (100 * x for x in (stats.beta.ppf(0.05 / 6, 3, 5), stats.beta.isf(0.05 / 6, 4, 4)))
+    assert best_moving(rows).startswith(
+        f"The most of these 3, `a`, `c`, ring in time before 3 of 7, {low:.1f} to {high:.1f} % (Clopper and Pearson's, over all 3"
+    )
+    assert "`b`, rings in time before 1 of 7" in best_moving(rows[1:2])
+    assert (
+        best_moving([(alarm, of._replace(in_time=0)) for alarm, of in rows])
+        == "None of these 3 rings in time before any of 7."
+    )
+
+
+@pytest.mark.parametrize(("at_twice", "turned"), [(0.1, False), (-0.1, True), (0.0, False)])
+def test_a_verdict_that_turns_round_at_another_rate_says_so(tmp_path: Path, at_twice: float, turned: bool) -> None:
+    """FP8 ends 0.1 higher at the rule's rate; at twice that as much higher, as much lower, or no higher."""
+
+    def loss(run: Run) -> float:
+        cost = 0.1 if run.learning_rate == RATE else at_twice
+        own = run.recipe.name != "native-bf16"
+        return of_seed(run) + own * (cost + 0.001 * (run.seed % 2 - 0.5) * (1 if at_twice else (-1) ** (run.seed // 2)))
+
+    make_study(tmp_path, "fp8", grid("native-bf16 fp8-hybrid", 12, [RATE, 2 * RATE]), loss)
+    more = f"learning_rate = {RATE}"
+    (tmp_path / "second.toml").write_text(
+        "alpha = 0.05\n"
+        + CLAIM.format(name="F4", study="fp8", recipe="fp8-hybrid", expect="higher", look=12, more=more)
+    )
+    text = make(tmp_path, claims_file(tmp_path), tmp_path / "findings.md", tmp_path / "second.toml")
+    result = text[text.index("**Our claim, `F4`.**") :].split("**Our result.** ")[1].splitlines()[0]
+    assert result.startswith("**Supported**")
+    assert f"Training losses at the study's other rates, where no rule looks: {at_twice:+.4f} [" in result.replace(
+        "-0.0000", "+0.0000"
+    )
+    assert ("**At 2^-7 it is the other way round**, so that the verdict is of the rule's rate." in result) == turned
+    assert ("At 2^-7 the same is not shown." in result) == (at_twice == 0)
+    summary = "of 1 looks at the same contrast at other rates, where no rule looks, these show the other way round"
+    assert (f"{summary} (Bonferroni over all of them): `F4` at 2^-7." in text) == turned
+
+
+def test_a_turn_is_told_over_all_looks_at_other_rates(tmp_path: Path) -> None:
+    """Of 12 seeds mean -m and +-1.38 m by turns: t(11) = 2.4, p = 0.035, below 5 % and not below half of that, at two rates."""
+
+    def loss(run: Run) -> float:
+        turns = -0.01 + 0.0138 * (-1) ** run.seed if run.learning_rate == 2 * RATE else 0.1
+        return of_seed(run) + (run.recipe.name != "native-bf16") * (turns + 1e-4 * (run.seed % 3))
+
+    make_study(tmp_path, "fp8", grid("native-bf16 fp8-hybrid", 12, [RATE, 2 * RATE, 4 * RATE]), loss)
+    more = f"learning_rate = {RATE}"
+    (tmp_path / "second.toml").write_text(
+        "alpha = 0.05\n"
+        + CLAIM.format(name="F4", study="fp8", recipe="fp8-hybrid", expect="higher", look=12, more=more)
+    )
+    text = make(tmp_path, claims_file(tmp_path), tmp_path / "findings.md", tmp_path / "second.toml")
+    result = text[text.index("**Our claim, `F4`.**") :].split("**Our result.** ")[1].splitlines()[0]
+    (high,) = re.findall(r"rule looks: -0\.0099 \[-0\.\d+, ([+-]0\.\d+)\] at 2\^-7, \+0\.1001", result)
+    assert float(high) < 0
+    assert "other way round" not in text
+    assert "At 2^-7 the same is not shown." in result
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"), [(8.0, "whatever the products are"), (0.01, "more than the simulation does")]
+)
+def test_native_formats_are_held_against_the_simulation_where_all_else_is_alike(
+    tmp_path: Path, noise: float, said: str
+) -> None:
+    """The simulation's losses tell nothing of the hardware's; one native format's tell all, or little, of the other's."""
+    random = np.random.default_rng(5)
+    own = random.standard_normal((3, 40))
+
+    def loss(run: Run) -> float:
+        of_recipe = {
+            "native-fp8": own[0],
+            "native-bf16": own[0],
+            "fp8-hybrid": own[1],
+            "native-tf32": own[0] + noise * own[2],
+        }
+        return 2.0 + 0.1 * float(of_recipe[run.recipe.name][run.seed])
+
+    make_study(tmp_path, "hardware", grid("native-fp8 fp8-hybrid", 40, [RATE]), loss, baseline="native-fp8")
+    make_study(tmp_path, "seeds", grid("native-bf16 native-tf32", 40, [RATE, 2 * RATE]), loss)
+    hardware, seeds = (load(tmp_path, name) for name in ("hardware", "seeds"))
+    assert isinstance(hardware, Evidence)
+    assert isinstance(seeds, Evidence)
+    words = "".join(of_natives(hardware, seeds))
+    r = np.corrcoef(own[0], own[0] + noise * own[2])[0, 1]
+    assert "at 2^-8, of the same model, text and schedule in `seeds`" in words
+    assert f"`native-bf16` and `native-tf32` {r:.2f} [" in words
+    assert said in words
+    make_study(tmp_path, "fp8", grid("native-bf16 native-tf32", 40, [RATE]) + 'dataset = ["english"]', loss)
+    english = load(tmp_path, "fp8")
+    assert isinstance(english, Evidence)
+    assert list(of_natives(hardware, english)) == []
+
+
+@pytest.mark.parametrize(("name", "far"), [("fp8", 5.0), ("layers", 0.02)])
+def test_captions_say_of_arrows_and_colours_only_where_there_are_some(tmp_path: Path, name: str, far: float) -> None:
+    ends = {"native-bf16": 0.0, "e8m7": 0.01, "e8m3": 0.02, "e8m1": far}
+    make_study(tmp_path, name, grid(" ".join(ends), 4, [RATE]), lambda run: of_seed(run) + ends[run.recipe.name])
+    evidence = load(tmp_path, name)
+    assert isinstance(evidence, Evidence)
+    (drawing,) = cost_drawings(evidence, [RATE])
+    assert ("an arrow" in drawing.words) == (far > 1)
+    assert "a colour and mark a recipe" not in drawing.words  # a row each
 
 
 SCENES: dict[str, tuple[Callable[[Run], float], Callable[[Run], bool]]] = {

@@ -10,7 +10,15 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from exmy.findings.sharpness_measures import FEWEST, agreement, measures_of, rank_correlation
+from exmy.findings.sharpness_measures import (
+    FEWEST,
+    agreement,
+    along_steps,
+    cells,
+    mean_over,
+    measures_of,
+    rank_correlation,
+)
 
 
 def signal(values: np.ndarray, rates: np.ndarray, seeds: np.ndarray, steps: list[int]) -> xr.DataArray:
@@ -69,6 +77,31 @@ def test_leaving_seeds_out_is_done_with_a_seeds_runs_at_both_rates() -> None:
     assert [found.low, found.high] == pytest.approx([found.value - reach, found.value + reach])
 
 
+def test_its_cells_say_where_they_are_so_that_two_that_cancel_are_seen() -> None:
+    """One measure is the other at one rate, and the other turned round at the second: the mean of both says nothing of either."""
+    one, _ = two(0.0, 20)
+    other = one * xr.where(one["learning_rate"] == 0.1, 1, -1)
+    found = cells(one, other, np.ones(40, bool))
+    told = {(of.rate, of.step): float(of.found[0]) for of in found}
+    assert told == pytest.approx({(rate, step): sign for rate, sign in ((0.1, 1.0), (0.2, -1.0)) for step in range(3)})
+    assert mean_over(found).value == pytest.approx(0.0)
+    assert mean_over([of for of in found if of.rate == 0.2]).value == pytest.approx(-1.0)
+    assert math.isnan(mean_over([]).value)
+
+
+def test_along_the_steps_of_a_run_it_is_of_that_run_alone_from_a_step_on() -> None:
+    random = np.random.default_rng(3)
+    steps = list(range(0, 300, 20))
+    a, b = random.standard_normal((2, 6, 15))
+    b[2] = np.nan
+    one, other = (signal(of, np.full(6, 0.1), np.arange(6), steps) for of in (a, b))
+    found = along_steps(one, other, np.arange(6) != 1, 100)
+    expected = [stats.spearmanr(a[i, 5:], b[i, 5:]).statistic for i in (0, 2, 3, 4, 5)]
+    assert found == pytest.approx(np.array(expected), nan_ok=True)
+    assert np.isnan(found).tolist() == [False, True, False, False, False]
+    assert np.isnan(along_steps(one, other, np.ones(6, bool), 200)).all()  # five steps tell nothing
+
+
 def test_of_too_few_runs_there_is_none() -> None:
     for seeds, there in ((FEWEST, False), (FEWEST + 1, True)):
         one, other = two(0.5, seeds)
@@ -99,4 +132,4 @@ def test_a_study_without_measures_has_nothing_said_of_it() -> None:
     )  # fmt: skip
     summary = xr.Dataset({"onset": ("run", [np.nan, np.nan]), "diverged": ("run", [False, False])}, {
         name: of for name, of in along.items() if name != "step"})  # fmt: skip
-    assert list(agreement(xr.DataTree.from_dict({"/history": history, "/summary": summary}))) == []
+    assert list(agreement(xr.DataTree.from_dict({"/history": history, "/summary": summary}), 0)) == []

@@ -144,20 +144,27 @@ def _series(
 def penalty_drawing(evidence: Evidence, section: str, which: str, by: str) -> Drawing:
     """Of the studies of roundings and scales. which: the bits of the axis; by: what the series are, "rounding" or "scaling"."""
     axis = which.replace("_", " ")
+    every = [p.of for series in _penalties(evidence, which, by) for points in series.values() for p in points]
+    threshold = penalty_axis(every)[1]
     return Drawing(
         section, section,
-        f"Loss penalty against {axis}, by {by}, each recipe at its own best learning rate, with 95 % intervals; a cross at "
-        "the upper edge: trains at no rate",
+        f"Loss penalty against {axis}, by {by}, each recipe at its own best learning rate, with 95 % intervals"
+        + (f", on an axis that is linear within {threshold:.2g} of zero and logarithmic beyond" if threshold else "")
+        + ("; a cross at the upper edge: trains at no rate" if any(math.isnan(of.value) for of in every) else ""),
         lambda: penalties(evidence, which, by),
     )  # fmt: skip
 
 
-def penalties(evidence: Evidence, which: str, by: str) -> Figure:
-    """Loss penalties against bits, a panel a part."""
-    each = [
+def _penalties(evidence: Evidence, which: str, by: str) -> list[Series]:
+    return [
         series_of(part, of, evidence.baseline, which, "loss_penalty", by)
         for part, of in zip(evidence.parts, evidence.verdicts, strict=True)
     ]
+
+
+def penalties(evidence: Evidence, which: str, by: str) -> Figure:
+    """Loss penalties against bits, a panel a part."""
+    each = _penalties(evidence, which, by)
     figure, axes = sheet([2.7 if len(each) == 1 else 2.0] * len(each), sharex=True, sharey=True)
     every = [p for series in each for points in series.values() for p in points]
     ends, threshold = penalty_axis([p.of for p in every])
@@ -203,7 +210,8 @@ def _signal_drawing(evidence: Evidence, parts: Sequence[Part], name: str) -> Dra
     return Drawing(
         "signals", name,
         "Shares of elements flushed to zero and clipped, of activations, weights and gradients, in the layer where that is most, "
-        "against exponent bits: the median of the runs at the baseline's best rate, from the least to the largest",
+        "against exponent bits: the median of the runs at the baseline's best rate, from the least to the largest; axes are "
+        f"linear up to {100 * LEAST_SHARE:g} %, and logarithmic beyond",
         lambda: signals(evidence, parts),
     )  # fmt: skip
 

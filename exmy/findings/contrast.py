@@ -51,15 +51,40 @@ def validation_of(of: Judged, evidence: Evidence) -> Difference | None:
     return mean_of({seed: validation[seed] for seed in seeds if seed in validation})
 
 
+def at_other_rates(of: Judged, evidence: Evidence) -> list[tuple[float, Difference]]:
+    """A claim's own contrast, in training loss, at every rate but its own at which all its cells have pairs, rising.
+
+    Of a claim at the rate that is best for its baseline all rates, both of its parts at the same. Losses that are not finite are
+    left out.
+    """
+    claim = of.claim
+    if claim.statistic != "loss" or not of.looks:
+        return []
+    parts = [_part_of(one, evidence) for one in (claim, claim.elsewhere) if one]
+    found = []
+    for rate in sorted(set.intersection(*(set(part.rates) for part in parts))):
+        there_are = all(failed(part, name, rate)[1] for part in parts for name in (claim.recipe, claim.baseline))
+        if there_are and not (claim.learning_rate and math.isclose(rate, claim.learning_rate)):
+            there = _contrast(claim.model_copy(update={"learning_rate": rate}), evidence, TRAINING)
+            if len(there) > 1:
+                found.append((rate, mean_of(there)))
+    return found
+
+
 def _contrast(claim: Claim, evidence: Evidence, variable: str) -> Losses:
     found = _of_part(claim, evidence, variable)
     return less(found, _of_part(claim.elsewhere, evidence, variable)) if claim.elsewhere else found
 
 
 def _of_part(claim: Claim, evidence: Evidence, variable: str) -> Losses:
-    (part,) = [part for part in evidence.parts if claim.where.items() <= part.where.items()]
+    part = _part_of(claim, evidence)
     rate = reference_rate(part.grid, claim.baseline, claim.learning_rate)
     return less(*(by_seed(part, name, rate, variable) for name in (claim.recipe, claim.baseline)))
+
+
+def _part_of(claim: Claim, evidence: Evidence) -> Part:
+    (part,) = [part for part in evidence.parts if claim.where.items() <= part.where.items()]
+    return part
 
 
 def neighbours(parts: Sequence[Part], axis: str) -> Iterator[tuple[Part, Part]]:

@@ -46,9 +46,28 @@ def rate_drawings(evidence: Evidence, section: str) -> Iterator[Drawing]:
             section,
             f"{evidence.name}-rates" + (f"-{i + 1}" if len(evidence.parts) > 1 else ""),
             f"Final validation loss against learning rate, median and middle 80 % of seeds, and the share of runs that "
-            f"diverged, by recipe{where}",
+            f"diverged, by recipe{where}{_beyond(part, ends)}",
             lambda part=part: against_rates(evidence, part, ends),  # type: ignore[misc]
         )
+
+
+def _beyond(part: Part, ends: tuple[float, float]) -> str:
+    """What marks at the upper edge mean, where there are any."""
+    medians = [each.median for name in part.recipes for each in curve(part, name)[1]]
+    top = _edge(ends)
+    marks = [
+        f"a {shape}: {what}"
+        for shape, what, there in (
+            ("triangle", "a median beyond it", any(top < of < math.inf for of in medians)),
+            ("cross", "half of the runs or more are not finite", any(not math.isfinite(of) for of in medians)),
+        )
+        if there
+    ]
+    return f"; at the upper edge {', '.join(marks)}" if marks else ""
+
+
+def _edge(ends: tuple[float, float]) -> float:
+    return ends[1] - 0.03 * (ends[1] - ends[0])
 
 
 def loss_ends(evidence: Evidence) -> tuple[float, float]:
@@ -84,7 +103,7 @@ def _losses(
     axes.set_ylim(low, high)
     for value in np.unique(part.runs["unigram_entropy"].values):
         axes.axhline(value, color=GREY, ls=":", lw=1.1, zorder=1)
-    top = high - 0.03 * (high - low)
+    top = _edge(ends)
     for i, name in enumerate(names):
         rates, found = curve(part, name)
         x = rates * 2 ** beside(i, len(names), 0.35 * _spacing(part))

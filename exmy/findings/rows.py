@@ -161,7 +161,8 @@ def _condition_drawing(evidence: Evidence, rate: float, number: str, at: str) ->
     return Drawing(
         "conditions", f"conditions{number}",
         f"Final validation loss above that of {evidence.baseline} under the same condition, a row a condition: mean with "
-        f"Student's 95 % interval, and each pair of seeds{at}",
+        f"Student's 95 % interval, and each pair of seeds{at}"
+        + ("; an arrow: pairs beyond the axis, with the mean and its interval" if _any_beyond(evidence, rate) else ""),
         lambda: conditions(evidence, rate),
     )  # fmt: skip
 
@@ -176,8 +177,7 @@ def conditions(evidence: Evidence, rate: float) -> Figure:
     looks = styles(recipes)
     figure, axes = sheet((AROUND + LINE * len(found) * (0.4 + 0.6 * len(recipes)),))
     panel = axes[0, 0]
-    ends = limits([row.validation for rows in found.values() for row in rows])
-    panel.set_xlim(ends[0], ends[1] + ROOM * (ends[1] - ends[0]))
+    panel.set_xlim(*_condition_ends([row.validation for rows in found.values() for row in rows]))
     panel.xaxis.set_major_locator(MaxNLocator(FEW_TICKS))
     panel.axvline(0.0, color="#000000", lw=0.9, zorder=1)
     for y, rows in enumerate(found.values()):
@@ -192,6 +192,25 @@ def conditions(evidence: Evidence, rate: float) -> Figure:
     handles.append(Line2D([], [], ls="", marker="o", ms=2.6, color=GREY, label="a pair of runs"))
     legend_below(figure, handles)
     return figure
+
+
+def _condition_ends(costs: list[Cost]) -> tuple[float, float]:
+    """Of the axis, with room for words."""
+    low, high = limits(costs)
+    return low, high + ROOM * (high - low)
+
+
+def _drawn(cost: Cost) -> list[float]:
+    """What a row reaches: its interval and its pairs."""
+    return [x for x in (cost.difference.low, cost.difference.high, *cost.differences.values()) if math.isfinite(x)]
+
+
+def _any_beyond(evidence: Evidence, rate: float) -> bool:
+    """Whether any row is an arrow."""
+    costs = [row.validation for _, row, _ in condition_rows(evidence) if row.learning_rate == rate]
+    low, high = _condition_ends(costs)
+    reach = [x for cost in costs if math.isfinite(cost.difference.mean) for x in _drawn(cost)]
+    return any(not low <= x <= high for x in reach)
 
 
 def in_lines(words: str, longest: int = LONGEST) -> str:
@@ -221,7 +240,7 @@ def _condition(axes: Axes, y: float, row: Row, style: Style) -> None:
         )
         return
     seeds = np.array(list(cost.differences.values()))
-    drawn = [x for x in (found.low, found.high, *seeds) if math.isfinite(x)]
+    drawn = _drawn(cost)
     if min(drawn) < low or max(drawn) > high:
         right = found.mean > 0
         edge, inward = (high, -1) if right else (low, 1)

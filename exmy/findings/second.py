@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from exmy.busy import busy
 from exmy.findings import sharpness_part
-from exmy.findings.beyond import TITLE
+from exmy.findings.beyond import LEVEL, TITLE
 from exmy.findings.block import block, command
 from exmy.findings.canvas import Drawing
-from exmy.findings.contrast import told, validation_of
+from exmy.findings.contrast import at_other_rates, told, validation_of
 from exmy.findings.page import Findings, Pictures, shown
-from exmy.findings.second_beyond import BEYOND
+from exmy.findings.second_beyond import BEYOND, of_natives
 from exmy.findings.second_figures import cost_drawings
 from exmy.findings.second_short import came, in_short
 from exmy.findings.second_text import SECOND
@@ -22,6 +23,7 @@ from exmy.findings.tables import condition_table, rate_words
 from exmy.findings.text import Finding
 from exmy.findings.warnings_part import CHOSEN, UNSEEN, WHOLE, Ranked, alarm_drawing, part, ranked
 from train.claims import Claims, Judged
+from train.paired import Difference
 
 STUDIES = (*dict.fromkeys(section for finding in SECOND for section in finding.sections), *UNSEEN)
 
@@ -132,6 +134,13 @@ class SecondHalf(Findings):
             )
         if refuted:
             words += f" Refuted, so that the contrary is shown, are {', '.join(refuted)}."
+        turned = [f"`{of.claim.name}` at {_listed(rates)}" for of in self.judged if (rates := self._turned(of))]
+        if turned:
+            words += (
+                f" A verdict is of its rule's rate: of {sum(map(len, self._others.values()))} looks at the same contrast at "
+                "other rates, where no rule looks, these show the other way round (Bonferroni over all of them): "
+                f"{', '.join(turned)}."
+            )
         return words
 
     def _result(self, of: Judged) -> str:
@@ -149,8 +158,50 @@ class SecondHalf(Findings):
         return (
             f"{words} That is the training loss; in validation loss the same is {told(other)} (95 %, Student's), by "
             "which no rule "
-            f"decides{odd if of.claim.expect != 'alike' else ''}."
+            f"decides{odd if of.claim.expect != 'alike' else ''}." + self._at_other_rates(of)
         )
+
+    @cached_property
+    def _others(self) -> Mapping[str, Sequence[tuple[float, Difference]]]:
+        """Of each claim its own contrast at the rates where its rule does not look."""
+        found = {}
+        for of in self.judged:
+            evidence = self.studies[of.claim.study]
+            if isinstance(evidence, Evidence) and of.claim.name not in self.reasons:
+                found[of.claim.name] = at_other_rates(of, evidence)
+        return found
+
+    def _turned(self, of: Judged) -> list[float]:
+        """Rates at which what was decided is shown to be the other way round, over all contrasts at other rates (Bonferroni)."""
+        if of.claim.expect == "alike" or of.state not in ("supported", "refuted"):
+            return []
+        looks = sum(map(len, self._others.values()))
+        return [
+            rate
+            for rate, there in self._others.get(of.claim.name, ())
+            if there.p <= LEVEL / looks and (there.mean > 0) != (of.effect > 0)
+        ]
+
+    def _at_other_rates(self, of: Judged) -> str:
+        """The same contrast where the rule does not look; and whether it turns round there."""
+        found = self._others.get(of.claim.name, ())
+        if not found:
+            return ""
+        where = "at one rate for all" if of.claim.learning_rate is None else "at the study's other rates"
+        each = ", ".join(f"{told(there)} at {rate_words(rate)}" for rate, there in found)
+        words = f" Training losses {where}, where no rule looks: {each} (95 %, each for itself)."
+        turned = self._turned(of)
+        if turned:
+            words += f" **At {_listed(turned)} it is the other way round**, so that the verdict is of the rule's rate."
+        decided = of.claim.expect != "alike" and of.state in ("supported", "refuted")
+        rest = [
+            rate
+            for rate, there in found
+            if decided and rate not in turned and (there.low <= 0 <= there.high or (there.mean > 0) != (of.effect > 0))
+        ]
+        if rest:
+            words += f" At {_listed(rest)} the same is not shown."
+        return words
 
     def _tried(self, study: str) -> str:
         words = came(self.studies, study, self.rates)
@@ -205,5 +256,11 @@ class SecondHalf(Findings):
         )
         yield ""
         more = list(BEYOND[name](evidence, rates)) if name in BEYOND else []
+        if name == "hardware" and isinstance(seeds := self.studies.get("seeds"), Evidence):
+            more.extend(of_natives(evidence, seeds))
         if any(more):
             yield from (TITLE, "", *more)
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return " and ".join(map(rate_words, rates))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from exmy.findings.beyond import LEVEL
 from exmy.findings.contrast import (
@@ -27,12 +28,14 @@ from exmy.findings.contrast import (
     past_its_best,
     told,
 )
+from exmy.findings.numbers import Number
 from exmy.findings.studies import Evidence, Part, departures
-from exmy.findings.tables import NONE, headed, line, rate_words
+from exmy.findings.tables import NONE, headed, line, ranged, rate_words
 from train.optimum import optimum
 from train.paired import Difference
 from train.proportions import mcnemar, pairs_of
 
+LIMITS = 0.95  # of a correlation's interval
 CHOSEN_BADLY = 0.1  # nats/token above its own best, from which a baseline is said to be past it
 SPLIT = re.compile(r"(?P<of>\w+)-(?P<which>after|until)-(?P<step>\d+)")
 KEPT = re.compile(r"(?P<of>\w+)-(?P<what>\w+)-kept")
@@ -89,7 +92,7 @@ def of_hardware(evidence: Evidence, rates: Rates) -> Iterator[str]:
     rows = [
         line([
             f"`{recipe}`", f"{departures(part, evidence.parts)}, rate {rate_words(rate)}",
-            f"{sum(ours[seed] == theirs[seed] for seed in ours)} of {len(ours)}", f"{correlation(ours, theirs):.2f}",
+            f"{sum(ours[seed] == theirs[seed] for seed in ours)} of {len(ours)}", ranged(correlation(ours, theirs), ".2f"),
             f"{float(np.std(list(less(ours, theirs).values()), ddof=1)):.3f}",
         ])
         for part, rate, recipe, ours, theirs in hardware_pairs(evidence, rates)
@@ -103,7 +106,7 @@ def of_hardware(evidence: Evidence, rates: Rates) -> Iterator[str]:
                 "simulated",
                 "setting",
                 "pairs with the same bits",
-                "correlation over seeds",
+                "correlation over seeds [95 %]",
                 "SD of the difference, nats/token",
             )
         )
@@ -132,9 +135,52 @@ def hardware_pairs(evidence: Evidence, rates: Rates) -> Iterator[Paired]:
                 yield Paired(part, rate, recipe, {s: own[s] for s in shared}, {s: whole[s] for s in shared})
 
 
-def correlation(ours: Losses, theirs: Losses) -> float:
-    """Pearson's, over shared seeds."""
-    return float(np.corrcoef(list(ours.values()), [theirs[seed] for seed in ours])[0, 1])
+def correlation(ours: Losses, theirs: Losses) -> Number:
+    """Pearson's, over shared seeds, with Fisher's interval; NaN of fewer than four, or where all of one are alike."""
+    one, other = list(ours.values()), [theirs[seed] for seed in ours]
+    if len(one) < 4 or min(np.ptp(one), np.ptp(other)) == 0:
+        return Number(math.nan, math.nan, math.nan)
+    found = stats.pearsonr(one, other)
+    return Number(float(found.statistic), *map(float, found.confidence_interval(LIMITS)))
+
+
+def of_natives(hardware: Evidence, seeds: Evidence) -> Iterator[str]:
+    """How far native formats foretell each other's single runs, at the model, training, text and rate of the hardware's study."""
+    for ours, theirs in itertools.product(hardware.parts, seeds.parts):
+        if _setting(ours) != _setting(theirs):
+            continue
+        for rate in ours.rates:
+            natives = {name: by_seed(theirs, name, rate) for name in theirs.recipes if name.startswith("native-")}
+            found = {}
+            for one, other in itertools.combinations(natives, 2):
+                shared = sorted(natives[one].keys() & natives[other].keys())
+                of = correlation(*({seed: natives[name][seed] for seed in shared} for name in (one, other)))
+                if math.isfinite(of.value):
+                    found[f"`{one}` and `{other}` {ranged(of, '.2f')}, {len(shared)} pairs"] = of
+            simulated = [
+                correlation(pair.ours, pair.theirs)
+                for pair in hardware_pairs(hardware, [rate])
+                if pair.part is ours
+            ]  # fmt: skip
+            if found and simulated:
+                apart = all(of.high < min(native.low for native in found.values()) for of in simulated)
+                yield ""
+                yield (
+                    f"- To hold that against: at {rate_words(rate)}, of the same model, text and schedule in `{seeds.name}`, the "
+                    f"card's own formats foretell each other's runs no better than this: {'; '.join(found)}. "
+                    + (
+                        "That is more than the simulation does."
+                        if apart
+                        else "So single runs part at this rate whatever the products are: that they do here is not shown to be "
+                        "the simulation's."
+                    )
+                )
+
+
+def _setting(part: Part) -> tuple[object, ...]:
+    """What runs of one seed share but for their recipe and rate; not how often they are evaluated."""
+    run = part.sample
+    return run.dataset, run.model, run.training.model_copy(update={"evaluate_every": 1})
 
 
 class Saved(NamedTuple):
@@ -229,7 +275,7 @@ def of_layers(evidence: Evidence, rates: Rates) -> Iterator[str]:
                 yield (
                     f"- The last block kept as well as the first: `{of}-ends-kept` ends {told(more)} nats/token from "
                     f"`{of}-first-kept`"
-                    + (", so that of the two ends it is the first that helps." if more.high > 0 else ".")
+                    + (", so that the last is not seen to add to what the first saves." if more.high > 0 else ".")
                 )
     yield ""
     yield from failures_table(evidence)

@@ -40,7 +40,9 @@ def _drawing(evidence: Evidence, rate: float, rows: Sequence[tuple[str, Row]]) -
         evidence.name, name,
         f"Final validation loss above that of {evidence.baseline} at {rate_words(rate)}, mean of pairs of seeds "
         "with Student's 95 % "
-        "interval, and behind it how many runs diverged by the study's definition; an arrow: beyond the axis, with the mean",
+        "interval, and behind it how many runs diverged by the study's definition"
+        + ("; a colour and mark a recipe" if len({row.recipe for _, row in rows}) < len(rows) else "")
+        + ("; an arrow: beyond the axis, with the mean" if _beyond([row for _, row in rows]) else ""),
         lambda: costs(evidence, rows),
     )  # fmt: skip
 
@@ -107,6 +109,13 @@ def costs(evidence: Evidence, rows: Sequence[tuple[str, Row]]) -> Figure:
     panel.grid(visible=False, axis="y")
     panel.set_xlabel(f"final validation loss above\n{plain(evidence.baseline)}'s (nats/token)")
     return figure
+
+
+def _beyond(rows: Sequence[Row]) -> bool:
+    """Whether any mean lies beyond the axis."""
+    low, high = _ends(rows)
+    means = [row.validation.difference.mean for row in rows]
+    return any(math.isfinite(mean) and not low <= mean <= high for mean in means)
 
 
 def _ends(rows: Sequence[Row]) -> tuple[float, float]:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from exmy.compare_page import signed
 from exmy.findings.beyond import LEVEL
 from exmy.findings.contrast import by_seed, failed, failing, less, mean_of, told
+from exmy.findings.numbers import Number
 from exmy.findings.second_beyond import KEPT, SPLIT, correlation, hardware_pairs, saved
 from exmy.findings.sharpness_measures import measured_alike
 from exmy.findings.studies import Available, Evidence, departures
-from exmy.findings.tables import condition_rows, rate_words
-from exmy.findings.warnings_part import WHOLE, Ranked, most_in_time
+from exmy.findings.tables import condition_rows, ranged, rate_words, share
+from exmy.findings.warnings_part import WHOLE, Ranked, most_in_time, warmup_of
 from train.alarm_ranking import FALSE_ALARMS
 
 Rates = Sequence[float]
@@ -28,7 +29,7 @@ def in_short(studies: Available, rates: Mapping[str, Rates], alarms: Mapping[str
             yield name, words
     for name, ranking in alarms.items():
         found = studies.get(name)
-        alike = measured_alike(found.tree) if name == WHOLE and isinstance(found, Evidence) else ()
+        alike = measured_alike(found.tree, warmup_of(found)) if name == WHOLE and isinstance(found, Evidence) else ()
         if words := " ".join([*_alarms(ranking), *alike]):
             yield name, words
 
@@ -71,7 +72,7 @@ def _hardware(evidence: Evidence, rates: Rates) -> Iterator[str]:
             f"`{recipe}`, {departures(part, evidence.parts)}, at {rate_words(rate)}: "
             f"{told(mean_of(less(ours, theirs)))} nats/token from "
             f"the hardware's products, {k}/{n} runs failed against {j}/{m}, losses correlated over seeds by "
-            f"{correlation(ours, theirs):.2f}."
+            f"{ranged(correlation(ours, theirs), '.2f')}."
         )
 
 
@@ -195,17 +196,18 @@ def _alarms(of: Ranked) -> Iterator[str]:
         yield (
             f"At {100 * FALSE_ALARMS:g} % false alarms a run "
             + (
-                f"no alarm rang in time before any of {n} runs that diverged"
+                f"no alarm rang in time before any of {n} runs that diverged and could be judged, 95 % interval "
                 if not k
-                else f"the most that one rang in time is {k}/{n} (`{name}`)"
+                else f"the most that one rang in time is {k}/{n} (`{name}`), 95 % interval "
             )
-            + "."
+            + f"{share(k, n).partition('[')[2].removesuffix(']')}."
         )
     if of.best is not None:
         row = of.table.isel(signal=0)
+        auroc = Number(*(float(row[f"auroc{end}"]) for end in ("", "_low", "_high")))
         yield (
             f"The best of the ranking, `{of.best.name}`{', falling' if of.best.below else ''}, has an AUROC of "
-            f"{float(row['auroc']):.3f} within recipe, rate and step."
+            f"{ranged(auroc, '.3f')} within recipe, rate and step."
         )
 
 

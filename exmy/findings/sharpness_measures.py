@@ -5,7 +5,8 @@ of the logits' sharpness ten iterations of L-BFGS-B find while a model trains.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import xarray as xr
 from scipy import stats
 
 from exmy.findings.numbers import Number
-from exmy.findings.tables import headed, line, ranged
+from exmy.findings.tables import headed, line, ranged, rate_words
 from train.alarm_ranking import Judged
 from train.alarms import kinds, numbered, steps_of
 from train.measures import LOGITS, MEASURES
@@ -42,12 +43,33 @@ def measures_of(signals: Mapping[str, xr.DataArray]) -> list[str]:
     return list(first.values())
 
 
+class Cell(NamedTuple):
+    """Runs of a recipe and rate at a step: Spearman's rank correlation of all, then with each seed left out, [1 + seeds]."""
+
+    rate: float
+    step: int
+    found: Floats
+
+
 def rank_correlation(one: xr.DataArray, other: xr.DataArray, among: Bools) -> Number:
     """Spearman's rank correlation within recipe, rate and step, the mean over these cells; and its interval over seeds.
 
-    among: which runs, [runs]. Cells are of steps at which both were measured, and of `FEWEST` runs and one more. The interval is
-    the jackknife's; NaN without any cell, and no interval with fewer than `train.resample.LEAST_SEEDS` seeds.
+    among: which runs, [runs]. The interval is the jackknife's; NaN without any cell, and no interval with fewer than
+    `train.resample.LEAST_SEEDS` seeds.
     """
+    return mean_over(cells(one, other, among))
+
+
+def mean_over(found: Sequence[Cell]) -> Number:
+    """The mean of cells with the jackknife's interval over seeds; NaN without any."""
+    if not found:
+        return Number(math.nan, math.nan, math.nan)
+    value, *left_out = np.array([of.found for of in found]).mean(axis=0)
+    return Number(float(value), *jackknife_interval(float(value), left_out))
+
+
+def cells(one: xr.DataArray, other: xr.DataArray, among: Bools) -> list[Cell]:
+    """Of steps at which both were measured, and of `FEWEST` runs and one more; those in which one never moves are left out."""
     steps = np.intersect1d(one[steps_of(one)].values, other[steps_of(other)].values)
     a, b = (
         of.transpose("run", steps_of(of)).sel({steps_of(of): steps}).values.astype(np.float64)[among]
@@ -57,17 +79,28 @@ def rank_correlation(one: xr.DataArray, other: xr.DataArray, among: Bools) -> Nu
         [[label for label, kept in zip(seed_labels(one.to_dataset(name="one")), among, strict=True) if kept]]
     )
     kind = numbered([one[name].values[among].tolist() for name in kinds(one)])
+    rates = one["learning_rate"].values[among].astype(np.float64)
     of_cells = []
     for k in np.unique(kind):
         for s in range(len(steps)):
             rows = np.flatnonzero((kind == k) & np.isfinite(a[:, s]) & np.isfinite(b[:, s]))
             if rows.size > FEWEST:
-                of_cells.append(_cell(a[rows, s], b[rows, s], seed[rows], int(seed.max()) + 1))
-    told = np.array([of for of in of_cells if math.isfinite(of[0])])
-    if not told.size:
-        return Number(math.nan, math.nan, math.nan)
-    value, *left_out = told.mean(axis=0)
-    return Number(float(value), *jackknife_interval(float(value), left_out))
+                ranked = _cell(a[rows, s], b[rows, s], seed[rows], int(seed.max()) + 1)
+                of_cells.append(Cell(float(rates[rows[0]]), int(steps[s]), ranked))
+    return [of for of in of_cells if math.isfinite(of.found[0])]
+
+
+def along_steps(one: xr.DataArray, other: xr.DataArray, among: Bools, start: float) -> Floats:
+    """Spearman's rank correlation over the steps of each run, from start on, [runs]; NaN where either never moves."""
+    steps = np.intersect1d(one[steps_of(one)].values, other[steps_of(other)].values)
+    steps = steps[steps >= start]
+    if steps.size < FEWEST:
+        return np.full(int(among.sum()), math.nan)
+    a, b = (
+        of.transpose("run", steps_of(of)).sel({steps_of(of): steps}).values.astype(np.float64)[among]
+        for of in (one, other)
+    )
+    return np.where(np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1), _spearman(a, b), math.nan)
 
 
 def _cell(a: Floats, b: Floats, seed: npt.NDArray[np.int64], seeds: int) -> Floats:
@@ -86,23 +119,53 @@ def _spearman(a: Floats, b: Floats) -> Floats:
     return np.asarray((x * y).sum(axis=-1) / np.where(scale > 0, scale, math.nan))
 
 
-def measured_alike(tree: xr.DataTree) -> Iterator[str]:
+def measured_alike(tree: xr.DataTree, warmup: float) -> Iterator[str]:
     """In a sentence: whether the paper's metric is the Hessian's; nothing where one of the two is missing."""
     judged = Judged(tree)
     if {PAPERS, CURVATURE} <= set(judged.signals):
-        found = rank_correlation(judged.signals[PAPERS], judged.signals[CURVATURE], ~np.isfinite(judged.onset.values))
-        if math.isfinite(found.value):
-            yield f"Over seeds the paper's metric and the Hessian's largest eigenvalue correlate by {ranged(found, '+.2f')}."
+        both, among = [judged.signals[name] for name in (PAPERS, CURVATURE)], ~np.isfinite(judged.onset.values)
+        each = cells(both[0], both[1], among)
+        if each:
+            own = [float(of.found[0]) for of in each]
+            along = _along(both, among, warmup)
+            yield (
+                "Over seeds the paper's metric and the Hessian's largest eigenvalue correlate by "
+                f"{ranged(mean_over(each), '+.2f')}, the mean of {min(own):+.2f} to {max(own):+.2f} by rate and step"
+                + (f"; over the steps of a run by {along.value:+.2f}, in the median." if along else ".")
+            )
 
 
-def agreement(tree: xr.DataTree) -> Iterator[str]:
-    """A table of correlations with a row a measure, and what is said of the search; nothing where there is nothing to compare."""
+class Along(NamedTuple):
+    """Over runs: the median and the deciles at both ends; and of how many runs."""
+
+    value: float
+    low: float
+    high: float
+    runs: int
+
+
+def _along(both: Sequence[xr.DataArray], among: Bools, warmup: float) -> Along | None:
+    found = along_steps(both[0], both[1], among, warmup)
+    found = found[np.isfinite(found)]
+    if not found.size:
+        return None
+    middle, low, high = map(float, np.quantile(found, (0.5, 0.1, 0.9)))
+    return Along(middle, low, high, found.size)
+
+
+def agreement(tree: xr.DataTree, warmup: float) -> Iterator[str]:
+    """A table of correlations with a row a measure, and what is said of the search; nothing where there is nothing to compare.
+
+    warmup: the steps of the warm-up, before which the course of a run is left out.
+    """
     judged = Judged(tree)
     names, among = measures_of(judged.signals), ~np.isfinite(judged.onset.values)
     against = [name for name in AGAINST if name in judged.signals]
     if len(names) > 1 and PAPERS in names and among.sum() > FEWEST:
         yield from _table(judged, names, against, among)
         yield ""
+        if {PAPERS, CURVATURE} <= set(names):
+            yield from _by_cell(judged, among, warmup)
         if "last" in str(tree["sharpness"].attrs.get("positions", "")):
             yield (
                 "Sharpness at the logits is here of the last token of each of the probe's sequences, all else but "
@@ -131,6 +194,50 @@ def _table(judged: Judged, names: list[str], against: list[str], among: Bools) -
             for other in against
         ]  # fmt: skip
         yield line([f"`{name}`", *cells])
+
+
+def _by_cell(judged: Judged, among: Bools, warmup: float) -> Iterator[str]:
+    """From where to where the mean's cells go, by rate and before any run failed; and the same over a run's own steps."""
+    both = [judged.signals[name] for name in (PAPERS, CURVATURE)]
+    each = cells(both[0], both[1], among)
+    if not each:
+        return
+    least, most = min(each, key=_value), max(each, key=_value)
+    rates = list(dict.fromkeys(of.rate for of in each))
+    first = np.nanmin(judged.onset.values) if np.isfinite(judged.onset.values).any() else math.inf
+    lots = (
+        {f"at {rate_words(rate)}": [of for of in each if of.rate == rate] for rate in rates} if len(rates) > 1 else {}
+    )
+    if 0 < sum(of.step < first for of in each) < len(each):
+        lots[f"before step {first:.0f}, at which the first run failed,"] = [of for of in each if of.step < first]
+        lots["from then on"] = [of for of in each if of.step >= first]
+    means = ", ".join(f"{words} {ranged(mean_over(of), '+.2f')}" for words, of in lots.items())
+    yield (
+        f"The mean of the paper's and the Hessian's eigenvalue is of {len(each)} cells, which go from {_value(least):+.2f} (rate "
+        f"{rate_words(least.rate)}, step {least.step}) to {_value(most):+.2f} (rate {rate_words(most.rate)}, step {most.step})"
+        + (f"; means: {means}" if means else "")
+        + ". "
+        + (
+            "Cells of both signs make no one number that holds at every rate and step; the interval is the mean's, and of these "
+            "rates and steps alone."
+            if _value(least) < 0 < _value(most)
+            else "The interval is the mean's, and of these rates and steps alone."
+        )
+    )
+    yield ""
+    along = _along(both, among, warmup)
+    if along:
+        yield (
+            f"Over the steps of one run, from the end of the warm-up on, the same two correlate by {along.value:+.2f}, the "
+            f"median of {along.runs} runs, in the middle 80 % by {along.low:+.2f} to {along.high:+.2f}: "
+            + ("both rise as training goes on, as any two that rise would. " if along.value > 0.5 else "")
+            + "What is said of seeds is not said of steps."
+        )
+        yield ""
+
+
+def _value(of: Cell) -> float:
+    return float(of.found[0])
 
 
 def _searched(tree: xr.DataTree) -> str:

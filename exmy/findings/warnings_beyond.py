@@ -5,19 +5,22 @@ metric moves before an onset, and what thresholds that move with the step would 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from scipy import stats
 
 from exmy.alarm_options import HORIZON
+from exmy.findings.beyond import LEVEL
 from exmy.findings.numbers import Number
 from exmy.findings.tables import NONE, headed, line, ranged, shown
 from train.alarm_ranking import FALSE_ALARMS, Alarm, Judged, seeds_of_choice
 from train.alarms import kinds, numbered, steps_of
 from train.lead_times import incremental, lead_time
+from train.proportions import clopper_pearson_interval
 
 Floats = npt.NDArray[np.float64]
 FEWEST = 5  # runs of a kind that did not diverge, for a mean and a spread at a step
@@ -32,10 +35,30 @@ def first_values(whole: Judged, alarm: Alarm) -> tuple[float, float]:
     return float(np.nanmin(first)), float(np.nanmax(first))
 
 
-def before_the_onset(whole: Judged, name: str) -> list[tuple[int, float, int]]:
-    """(steps before the onset, median over runs of a value by that of its kind's runs that did not diverge, at the step; runs).
+class Before(NamedTuple):
+    """A value by that of its kind's runs that did not diverge, so many steps before the onset: median, and runs by side of 1."""
 
-    A run's value is that of the last step measured by then; runs of kinds with fewer than `FEWEST` such others are left out.
+    lag: int
+    ratio: float
+    below: int
+    above: int
+
+    @property
+    def runs(self) -> int:
+        """Told from the others' median at all."""
+        return self.below + self.above
+
+    @property
+    def p(self) -> float:
+        """Of a sign test: whether more runs lie on one side than by chance."""
+        return float(stats.binomtest(self.below, self.runs).pvalue) if self.runs else 1.0
+
+
+def before_the_onset(whole: Judged, name: str) -> list[Before]:
+    """Of each of `LAGS`.
+
+    A run's value is that of the last step measured by then, and is held against the median, at that step, of the runs of its kind
+    that did not diverge; runs of kinds with fewer than `FEWEST` such others are left out.
     """
     signal = whole.signals[name]
     values = signal.transpose("run", steps_of(signal)).values.astype(np.float64)
@@ -49,8 +72,31 @@ def before_the_onset(whole: Judged, name: str) -> list[tuple[int, float, int]]:
             place = int(np.searchsorted(steps, onset[run] - lag, side="right")) - 1
             if others.sum() >= FEWEST and place >= 0 and onset[run] - lag >= 0:
                 ratios.append(values[run, place] / np.median(values[others, place]))
-        found.append((lag, float(np.median(ratios)) if ratios else math.nan, len(ratios)))
+        of = np.array(ratios, np.float64)
+        middle = float(np.median(of)) if of.size else math.nan
+        found.append(Before(lag, middle, int((of < 1).sum()), int((of > 1).sum())))
     return found
+
+
+def which_way(lags: Sequence[Before]) -> str:
+    """What is told of the steps before the onset, by a sign test at 5 % over all (Bonferroni); the onset is none of them."""
+    early = [of for of in lags if of.lag > 0 and of.runs]
+    if not early:
+        return ""
+    told = [of for of in early if of.p <= LEVEL / len(early)]
+    below, above = ([str(of.lag) for of in told if (of.below > of.above) == lower] for lower in (True, False))
+    by = f"sign test over runs, {100 * LEVEL:g} % over all {len(early)} of these, Bonferroni"
+    if below and above:
+        return f"It lies below theirs {_listed(below)} steps before, and above {_listed(above)} steps before ({by})."
+    if below:
+        return f"So it falls behind theirs, told {_listed(below)} steps before ({by}), and is nowhere told to rise above them."
+    if above:
+        return f"So it rises above theirs, told {_listed(above)} steps before ({by})."
+    return f"At no step before the onset is it told from theirs ({by})."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _kind(signal: xr.DataArray) -> npt.NDArray[np.int64]:
@@ -112,29 +158,24 @@ def beyond(tree: xr.DataTree, table: xr.Dataset, papers: Alarm) -> Iterator[str]
         )
     if papers.name in whole.signals:
         lags = before_the_onset(whole, papers.name)
-        if any(n for *_, n in lags):
+        if any(of.runs for of in lags):
             words = ", ".join(
-                f"{lag} steps before {ratio:.2f}" if lag else f"at it {ratio:.2f}" for lag, ratio, _ in lags
+                f"{of.lag} steps before {of.ratio:.2f}" if of.lag else f"at it {of.ratio:.2f}" for of in lags if of.runs
             )
             yield (
                 f"- The paper's metric, `{papers.name}`, by that of the runs of the same recipe and rate that did not "
                 "diverge, at the "
-                f"same step, median of {max(n for *_, n in lags)} runs: {words} times. "
-                + (
-                    "So before these failures it falls behind theirs, and does not rise above them."
-                    if lags[-1][1] < 1
-                    else "So before these failures it rises above them."
-                )
+                f"same step, median of {max(of.runs for of in lags)} runs: {words} times. {which_way(lags)}".rstrip()
             )
     rows = [(alarm, moving(chosen, scored, alarm)) for alarm in each]
     if not any(of.judged for _, of in rows):
         return
     yield ""
     yield (
-        "Thresholds that move: each signal less the mean, by the standard deviation, of the runs of its recipe and rate that did "
-        "not diverge, at the same step, of the seeds that it was ranked on; then one threshold for "
-        f"{100 * FALSE_ALARMS:g} % of false "
-        "alarms. And what a signal adds where all is taken less its mean over the runs of the same recipe, rate and step: the "
+        "Thresholds that move: each signal less the mean, by the standard deviation, of the runs of its recipe and rate that "
+        "did not diverge, at the same step, of the seeds that it was ranked on; then, of the other seeds' runs of a recipe and "
+        f"rate, one threshold at all steps, which a run that does not diverge passes with a chance of {100 * FALSE_ALARMS:g} % "
+        "at most. And what a signal adds where all is taken less its mean over the runs of the same recipe, rate and step: the "
         "ranking's *adds* is of one plane over all recipes and rates, which turns a signal round that is higher in recipes that "
         "fail and lower in the runs that do."
     )
@@ -145,8 +186,20 @@ def beyond(tree: xr.DataTree, table: xr.Dataset, papers: Alarm) -> Iterator[str]
         yield line([f"`{alarm.name}`" + (", falling" if alarm.below else ""), *counts, shown(100 * of.false_alarms, ".1f"),
                     ranged(of.adds, "+.3f")])  # fmt: skip
     yield ""
-    best = max((of for of in rows), key=lambda row: row[1].in_time)
-    yield (
-        f"The best of these {len(rows)}, `{best[0].name}`, rings in time before {best[1].in_time} of {best[1].judged}: it takes "
-        "healthy runs of the same recipe and rate to be had, and was picked from these very runs."
+    yield best_moving(rows)
+
+
+def best_moving(rows: Sequence[tuple[Alarm, Moving]]) -> str:
+    """Which rang in time before most runs, with the interval of its share; all of those that did so as often."""
+    most = max(of.in_time for _, of in rows)
+    tops = [(alarm, of) for alarm, of in rows if of.in_time == most]
+    judged = max(of.judged for _, of in tops)
+    if not most:
+        return f"None of these {len(rows)} rings in time before any of {judged}."
+    low, high = clopper_pearson_interval(most, judged, 1 - LEVEL / len(rows))
+    names = ", ".join(f"`{alarm.name}`" for alarm, _ in tops)
+    return (
+        f"The most of these {len(rows)}, {names}, {'ring' if len(tops) > 1 else 'rings'} in time before {most} of {judged}, "
+        f"{100 * float(low):.1f} to {100 * float(high):.1f} % (Clopper and Pearson's, over all {len(rows)} at once): such a "
+        "threshold takes runs of the same recipe and rate that did not diverge, and these were looked at after the ranking."
     )

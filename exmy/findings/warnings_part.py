@@ -20,17 +20,21 @@ from exmy.alarm_options import HORIZON, STUDY
 from exmy.findings import warnings_beyond
 from exmy.findings.beyond import TITLE
 from exmy.findings.canvas import Drawing, plain, sheet
+from exmy.findings.contrast import failed
 from exmy.findings.sharpness_measures import agreement
 from exmy.findings.studies import Available, Evidence
-from exmy.findings.tables import NONE, headed, line, shown
+from exmy.findings.tables import NONE, headed, line, rate_words, share, shown
 from train.alarm_ranking import FALSE_ALARMS, Alarm, Judged, best, rank_alarms, scored_again
+from train.proportions import clopper_pearson_interval
 
 CHOSEN, WHOLE = STUDY, "curvature"  # by which an alarm is chosen; and which has every measure
 UNSEEN = {"warning-english": "on English", "warning-6x256": "at 6 × 256"}
 LOOKS = {"warning-english": ("x", "crosses"), "warning-6x256": ("s", "open squares")}  # of what was scored again
 USABLE = 0.5  # of the runs that diverged, before which an alarm that is of use rings in time
 PAPERS = Alarm("logit_sharpness at epsilon 0.0005")
+CONFIDENCE = 0.95
 LINE, AROUND = 0.19, 0.6
+ASIDE = {"x": -0.17, "s": 0.17}  # of a row: marks of what was scored again, so that neither covers the other
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +96,13 @@ def part(of: Ranked, studies: Available) -> Iterator[str]:
         "time, too early: of the diverged runs that could be judged, whose first ring came within the horizon, "
         "or sooner. A probe's "
         "cost is in training steps, by operations; probes run eagerly and in FP32, where an operation takes longer."
+        + told_apart(of.table)
     )
     yield ""
+    tree = studies[of.name]
+    if isinstance(tree, Evidence):
+        yield outcomes(tree)
+        yield ""
     if of.best is None:
         yield "Nothing can be told of any alarm: no two runs of a recipe and rate differ in what became of them."
         return
@@ -103,9 +112,8 @@ def part(of: Ranked, studies: Available) -> Iterator[str]:
     yield from usable(of.table)
     if of.name == CHOSEN:
         yield from _elsewhere(of, studies)
-    tree = studies[of.name]
     if isinstance(tree, Evidence):
-        alike = agreement(tree.tree) if of.name == WHOLE else ()
+        alike = agreement(tree.tree, warmup_of(tree)) if of.name == WHOLE else ()
         more = [*alike, *warnings_beyond.beyond(tree.tree, of.table, _papers(of.table))]
         if more:
             yield from (TITLE, "", *more)
@@ -184,24 +192,81 @@ def most_in_time(table: xr.Dataset) -> tuple[str, int, int] | None:
 
 
 def usable(table: xr.Dataset) -> Iterator[str]:
-    """Whether anybody could act on an alarm of the table."""
+    """Whether anybody could act on an alarm of the table; what so many runs can show of that."""
     found = most_in_time(table)
     if found is None or found[1] >= USABLE * found[2]:
         return
     name, k, n = found
+    signals = table.sizes["signal"]
     rang = (
         f"none rang in time before any of the {n} runs"
         if not k
         else f"the most that one rang in time is {k} of {n} (`{name}`)"
     )
+    # Of many alarms the one that rang most often was picked: its limit is of all at once (Bonferroni).
+    most = float(clopper_pearson_interval(k, n, 1 - (1 - CONFIDENCE) / signals)[1])
+    excluded = most < USABLE
+    head = "No alarm is usable here" if excluded else "No alarm is seen to be usable here"
     yield (
-        f"**No alarm is usable here at {100 * FALSE_ALARMS:g} % of false alarms a run:** of {table.sizes['signal']}, "
+        f"**{head} at {100 * FALSE_ALARMS:g} % of false alarms a run:** of {signals}, "
         f"{rang} that diverged "
         "and could be judged. An AUROC within a step, of runs that are compared at that step, promises no alarm that "
         "rings once and "
         "at the right time."
     )
     yield ""
+    shares = " and ".join(share(one, n) for one in dict.fromkeys((0, k)))
+    yield (
+        f"What {n} runs can show, by Clopper and Pearson's 95 % interval and as if all were of other seeds: of one alarm by "
+        f"itself {shares}; of the best of {signals}, over all at once (Bonferroni), up to {100 * most:.1f} %. An alarm of "
+        f"use is one that rings in time before {100 * USABLE:g} % of them: "
+        + ("that is excluded." if excluded else "that is not excluded of all at once, and takes more runs that fail.")
+        + _not_judged(table, n)
+    )
+    yield ""
+
+
+def _not_judged(table: xr.Dataset, judged: int) -> str:
+    diverged = int(table.attrs.get("diverged_scored", judged))
+    return (
+        f" The other {diverged - judged} of the {diverged} that diverged have too few runs beside them, of their recipe and rate "
+        "and of other seeds, that did not, to set a threshold by."
+        if diverged > judged
+        else ""
+    )
+
+
+def told_apart(table: xr.Dataset) -> str:
+    """How far from one half an AUROC has to be, by the intervals that there are; "" without any."""
+    half = (table["auroc_high"].values - table["auroc_low"].values) / 2
+    half = half[np.isfinite(half) & (half > 0)]
+    return (
+        f" The intervals of AUROC reach {half.min():.2f} to {half.max():.2f} to either side, {np.median(half):.2f} in the "
+        "median: what lies nearer to one half than that is not told from it."
+        if half.size
+        else ""
+    )
+
+
+def outcomes(evidence: Evidence) -> str:
+    """How many runs of each recipe and rate diverged: only where some did and some did not is there anything to tell apart."""
+    cells = {
+        f"`{recipe}` at {rate_words(rate)}{', ' + part.label if part.label else ''}": failed(part, recipe, rate)
+        for part in evidence.parts
+        for recipe in part.recipes
+        for rate in part.rates
+    }
+    cells = {words: of for words, of in cells.items() if of[1]}
+    telling = sum(0 < k < n for k, n in cells.values())
+    each = ", ".join(f"{words} {k}/{n}" for words, (k, n) in cells.items())
+    return (
+        f"Diverged, of all seeds: {each}. Within a recipe and rate {telling} of these {len(cells)} can tell runs apart."
+    )
+
+
+def warmup_of(evidence: Evidence) -> float:
+    """Steps of the longest warm-up."""
+    return float(max(run.training.warmup for part in evidence.parts for run in part.of.values()))
 
 
 def at_the_first_step(of: Ranked, studies: Available) -> dict[str, list[str]]:
@@ -270,9 +335,10 @@ def alarm_drawing(of: Ranked) -> Drawing:
     return Drawing(
         of.name, f"{of.name}-alarms",
         "AUROC of every alarm within recipe, learning rate and step, and what it adds to learning rate, step, "
-        "loss and gradient norm, "
-        "with 95 % intervals over seeds that it was not ranked on; the best at the top"
-        + (f"; {', '.join(where)}, which it never saw" if where else ""),
+        "loss and gradient norm (dots), "
+        "with 95 % intervals over seeds that it was not ranked on; upright lines: a half, which is chance, and nothing added; "
+        "in the order of the AUROC where it was ranked, which is of other seeds, the best at the top"
+        + (f"; {', '.join(where)}, which it never saw, without intervals" if where else ""),
         lambda: alarms(of),
     )  # fmt: skip
 
@@ -294,9 +360,9 @@ def alarms(of: Ranked) -> Figure:
                 panel.plot([value[y]], [y], ls="", marker="o", ms=3.6, color="#0072B2", zorder=3)
         for (other, alarm), row in of.again.items():
             if math.isfinite(row[name]):
+                place = names.index(alarm.name) + ASIDE[LOOKS[other][0]]
                 panel.plot(
-                    [row[name]], [names.index(alarm.name)], ls="", marker=LOOKS[other][0], ms=4.5, mfc="none", color="#D55E00",
-                    mew=1.3, zorder=4,
+                    [row[name]], [place], ls="", marker=LOOKS[other][0], ms=4, mfc="none", color="#D55E00", mew=1.3, zorder=4,
                 )  # fmt: skip
         panel.set_xlabel(label)
         panel.xaxis.set_major_locator(MaxNLocator(4) if name == "auroc" else MaxNLocator(3))
