@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PATIENCE = 5.0  # seconds, that an import is given to end after Ctrl-C
+FILES = ("h5netcdf", "h5py", "xarray")  # whose files are half open, or half closed, where Ctrl-C fell into that
 _asked: list[float] = []  # when Ctrl-C came, while it waits for an import
+_pending: list[threading.Timer] = []  # Ctrl-C that comes again
+_stopped = threading.Event()  # a Ctrl-C has cut something off
 
 
 def program() -> NoReturn:
@@ -29,15 +32,16 @@ def program() -> NoReturn:
         run()
     except SystemExit as end:
         status = end.code
+    except KeyboardInterrupt:
+        status = 130
+    _end_quietly()
     if isinstance(status, str):
         print(status, file=sys.stderr)
         status = 1
     # What Python does at its end before that: threads and pools are waited for, what asked to be called is called.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+    _flush()
     os._exit(status or 0)
 
 
@@ -77,6 +81,7 @@ def _between_imports(number: int, frame: FrameType | None) -> None:
             return
         inside = inside.f_back
     _asked.clear()
+    _stopped.set()
     signal.default_int_handler(number, frame)
 
 
@@ -84,15 +89,36 @@ def _again() -> None:
     """The same Ctrl-C once more, a moment later."""
     later = threading.Timer(0.01, _thread.interrupt_main)
     later.daemon = True  # a command that has ended by then is not waited for
+    _pending.append(later)
     later.start()
 
 
 def _lost(lost: UnraisableHookArgs) -> None:
-    """A Ctrl-C that falls into a finaliser, where Python prints it and goes on, comes again when that is over."""
-    if lost.exc_type is not KeyboardInterrupt:
+    """A Ctrl-C that falls into a finaliser, where Python prints it and goes on, comes again when that is over.
+
+    A file that Ctrl-C left half open or half closed can't be closed by its finaliser. That is of no use to be told: what exmy
+    writes is whole or not there. All else is told, and of files that nothing cut off this too.
+    """
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        _stopped.set()
+        _again()
+    elif not (_stopped.is_set() and str(getattr(lost.object, "__module__", "")).partition(".")[0] in FILES):
         sys.__unraisablehook__(lost)
-        return
-    _again()
+
+
+def _end_quietly() -> None:
+    """The command has said its last line: no Ctrl-C comes again, and one that is new ends the process at once, without a word."""
+    for later in _pending:
+        later.cancel()
+    if signal.getsignal(signal.SIGINT) in (_between_imports, signal.default_int_handler):
+        _flush()
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def output() -> Console:
 
 
 def stability_tables(tree: xr.DataTree) -> Iterator[Table]:
-    """Recipe × learning rate: mean final loss, k/n diverged, Wilson interval; a table for each group of runs."""
+    """Recipe × learning rate: mean final loss, k/n diverged with its exact interval; a table for each group of runs."""
     from exmy.groups import groups
     from train import stability_table
 
@@ -52,7 +52,7 @@ def lost_baselines(tree: xr.DataTree) -> Iterator[str]:
 def _stability_table(table: xr.Dataset, summary: xr.Dataset, baseline: str, where: str) -> Table:
     definition = summary["diverged"].attrs["definition"]
     shown = Table(
-        title="Final training loss (nats/token, mean of seeds) and runs diverged, k/n [95 % Wilson interval, %]"
+        title="Final training loss (nats/token, mean of seeds) and runs diverged, k/n [95 % exact interval, %]"
         + (f"; {where}" if where else ""),
         caption=f"diverged = {definition}: {summary[definition].attrs['source']}",
         show_lines=True,

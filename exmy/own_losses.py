@@ -105,7 +105,7 @@ def group_table(found: xr.Dataset) -> Table:
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
     shown.add_column("group", overflow="fold")
     headings = ["lr"] if "learning_rate" in found.coords else []
-    headings += ["diverged", "Wilson [95 %]", "exact [95 %]", "final loss (SD), nats/token"]
+    headings += ["diverged [95 %]", "final loss (SD), nats/token"]
     if several:
         headings += [f"diverged - {baseline}'s [95 %]", "Holm p", f"loss - {baseline}'s, nats/token [95 %]", "Holm p"]
     for heading in headings:
@@ -114,11 +114,8 @@ def group_table(found: xr.Dataset) -> Table:
         row = found.isel(row=i)
         cells = [str(row["group"].values)]
         cells += [f"{float(row['learning_rate']):g}"] if "learning_rate" in found.coords else []
-        cells += [f"{int(row['diverged'])}/{int(row['runs'])}"]
-        cells += [
-            f"{100 * float(row[f'{kind}_low']):.0f}–{100 * float(row[f'{kind}_high']):.0f} %"
-            for kind in ("wilson", "exact")
-        ]
+        low, high = 100 * float(row["exact_low"]), 100 * float(row["exact_high"])
+        cells += [f"{int(row['diverged'])}/{int(row['runs'])} [{low:.0f}–{high:.0f} %]"]
         cells += [
             _number(float(row["loss_mean"]), ".4f")
             + (f" ({float(row['loss_sd']):.4f})" if float(row["finite"]) > 1 else "")

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from exmy.needed import check_packages
 from exmy.places import FileToWrite, study_directories, study_directory
 from exmy.refused import INTERRUPTED, Refused
 from exmy.sweep_commands import device_option
@@ -146,6 +147,7 @@ def report(directories: tuple[Path, ...], out: Path | None, formats: str) -> Non
     Example: exmy report runs/mine --format pdf,png
     Example: exmy report runs/before runs/after
     """  # noqa: D301
+    check_packages()
     from exmy.report import run_report
     from train import StudyError
 

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from exmy import completing
+from exmy.needed import check_packages
 from exmy.places import study_directory
 from exmy.refused import Refused
 from train.early import early_workers
@@ -102,6 +103,7 @@ def sweep(
     Example: exmy sweep mine.toml --alarm kurtosis=12 --alarm "update_rms<0.2"
     Example: torchrun --nproc-per-node 2 -m exmy sweep mine.toml --wide ddp
     """  # noqa: D301
+    check_packages()
     count = how["workers"] or 1
     early = 1 < count <= (os.cpu_count() or 1) and how["executor"] == "local" and not (dry_run or how["wide"])
     with early_workers(count, device) if early else contextlib.nullcontext():
@@ -152,6 +154,7 @@ def resume(directory: Path, device: str, **how: Any) -> None:
     \b
     Example: exmy resume runs/first-look-cpu
     """  # noqa: D301
+    check_packages()
     from exmy.sweep import run_sweep, shared_way
     from train.store import study_of
 

@@ -122,8 +122,9 @@ def sentence(of: xr.Dataset, option: str = "--learning-rate") -> str:
     where = f"at learning rate {row['learning_rate']:g}"
     counts = f"of {n} {'pair' if n == 1 else 'pairs'} of seeds {recipe} alone diverged in {b}, {baseline} alone in {c}"
     if not n:
+        why = "they share no seed there" if row["runs"] else f"{recipe} was not trained there"
         return (
-            f"Whether {recipe} is as stable as {baseline} {where}, within {margin:g} %, is undecided: they share no seed there; "
+            f"Whether {recipe} is as stable as {baseline} {where}, within {margin:g} %, is undecided: {why}; "
             f"train {recipe} on {baseline}'s seeds at that rate, or name another with {option}."
         )
     state = str(row["state"])

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import xarray as xr
 
 from landscape.looks import COLOURS, MARKERS
-from train import open_study, wilson_interval
+from train import clopper_pearson_interval, open_study
 
 STUDY, PICTURE = "studies/results/first-look-gpu", "range_or_precision.png"
 SERIES = {
@@ -19,10 +19,10 @@ SERIES = {
 
 
 def main(study: str = STUDY, picture: str = PICTURE) -> xr.Dataset:
-    """Draw, and give diverged k of n by recipe with Wilson's interval, over all learning rates."""
+    """Draw, and give diverged k of n by recipe with Clopper and Pearson's interval, over all learning rates."""
     diverged = open_study(study)["summary"]["diverged"]
     found = xr.Dataset({"k": diverged.groupby("recipe").sum(), "n": diverged.groupby("recipe").count()})
-    low, high = wilson_interval(found["k"].values, found["n"].values)
+    low, high = clopper_pearson_interval(found["k"].values, found["n"].values)
     found = found.assign(low=("recipe", low), high=("recipe", high), share=found["k"] / found["n"])
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for i, (name, recipes) in enumerate(SERIES.items()):

@@ -16,6 +16,7 @@ from exmy import bench as module
 from exmy.bench import PARTS, SIZES, Row, Sizes, Spread, Task, bench, spread
 from exmy.bench_table import bench_table
 from exmy.cli import main
+from exmy.console import output
 from exmy.machine_commands import PARTS as NAMED
 from train.model import ModelShape
 from train.study import StudyError
@@ -68,8 +69,35 @@ def test_numbers_are_shown_without_powers_of_ten() -> None:
     times = Spread(1434.9, 9995.0, 92_345.0, 0.0, 0.0)
     shown = bench_table([Row("x", "work", "things/s", Spread(999.9, 0.01234, 12.345, 0, 0), {"slow": times})], "cpu", 6)
     cells = [list(column.cells) for column in shown.columns]
-    assert cells[1] == ["1,000 [0.0123, 12.3] things/s"]
-    assert cells[2] == ["slow: 1,430 [10,000, 92,300] ×"]
+    assert list(zip(*cells, strict=True)) == [
+        ("work", "1,000 [0.0123, 12.3] things/s"), ("  slow", "1,430 [10,000, 92,300] ×"),
+    ]  # fmt: skip
+
+
+def test_in_a_pipe_each_line_is_whole_and_no_wider_than_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the longest rows that there are: a pack's, whose numbers have a long unit, and the search for sharpness."""
+    ratio = Spread(1234.0, 1000.0, 2345.0, 0.0, 0.0)
+    shape = "training 4 × 128, 8 × 256 tokens a step, native-bf16, a pack of 128"
+    search = "exact logit sharpness, V = 50,257, epsilon 5e-4, compiled, 2 tokens"
+    rows = [
+        Row("packs", shape, "run-steps/s", Spread(12.25, 9.834, 14.21, 0, 0), {"128 runs one after another": ratio}),
+        Row(
+            "sharpness",
+            search,
+            "tokens/s",
+            Spread(270.0, 70.1, 740.0, 0, 0),
+            {},
+            ("ten iterations of SciPy's L-BFGS-B",),
+        ),
+    ]
+    output().print(bench_table(rows, "cpu", 6))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 100
+    for what, value in (
+        (shape, "12.2 [9.83, 14.2] run-steps/s"), ("  128 runs one after another", "1,230 [1,000, 2,340] ×"),
+        (search, "270 [70.1, 740] tokens/s"), ("  ten iterations of SciPy's L-BFGS-B", "gives other values, not timed"),
+    ):  # fmt: skip
+        assert any(line.startswith(what) and line.rstrip().endswith(value) for line in lines), what
 
 
 def test_what_is_short_is_repeated_and_its_first_pass_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +143,7 @@ def test_all_parts_in_miniature(tmp_path: Path) -> None:
         "sharpness": {"ten iterations of SciPy's L-BFGS-B"},
         "packs": {"3 runs one after another"},
     }
-    assert len(re.findall(r"3 runs one after another: \S+ \[\S+, \S+\] ×", asked.output)) == 2
+    assert len(re.findall(r"3 runs one after another +\S+ \[\S+, \S+\] ×", asked.output)) == 2
     assert tuple(PARTS) == NAMED
 
 
@@ -124,7 +152,7 @@ def test_a_peer_with_other_values_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "_cast", lambda x, _: x.clone())
     asked = invoke("elements", "--device", "cpu", "--rounds", "6")
     assert asked.exit_code == 1
-    assert asked.output.count("torch's casts: gives other values, not timed") == 3
+    assert len(re.findall("torch's casts +gives other values, not timed", asked.output)) == 3
     for share in (2.0, 0.25):  # more than there is; so little that it hardly searched
         monkeypatch.setattr(module, "lbfgsb_logit_sharpness", _finds(share))
         (row,) = bench(["sharpness"], "cpu", 6)

@@ -64,7 +64,7 @@ def test_a_sweep_trains_shows_a_table_and_draws_a_figure(study: Path, tmp_path: 
         "e8m7",
         "(baseline)",
         "e4m3",
-        "2/2 [34–100]",
+        "2/2 [16–100]",
         "no_progress",
         "e8m7, the baseline, diverged in all of its 4 runs, so nothing is learnt",
         "Figure:",

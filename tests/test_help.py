@@ -310,6 +310,48 @@ def test_an_import_that_hangs_does_not_keep_control_c_away(monkeypatch: pytest.M
         module._between_imports(signal.SIGINT, importing)
 
 
+HALF_OPEN = (
+    "h5netcdf.core._open_h5py = lambda *_, **__: signal.raise_signal(signal.SIGINT)\n    h5netcdf.File('x.nc', 'w')"
+)
+HALF_CLOSED = (
+    "class Backend(h5py.File):\n        def close(self):\n            super().close()\n"
+    "            signal.raise_signal(signal.SIGINT)\n    h5py.File = Backend\n    h5netcdf.File('x.nc', 'w').close()"
+)
+NEVER_STOPPED = "h5netcdf.File.__new__(h5netcdf.File)\n    signal.raise_signal(signal.SIGINT)"
+
+
+@pytest.mark.parametrize(
+    ("work", "told"),
+    [(HALF_OPEN, False), (HALF_CLOSED, False), (NEVER_STOPPED, True)],
+    ids=["open", "closed", "before"],
+)
+def test_a_file_that_control_c_left_half_done_says_nothing(work: str, told: bool, tmp_path: Path) -> None:
+    """h5netcdf's finaliser misses what such a file never got; of one that no Ctrl-C cut off its errors are told."""
+    code = (
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport signal, h5py, h5netcdf.core, exmy.cli\n"
+        f"def main():\n    {work}\n    print('went on')\n"
+        "exmy.cli.main = main\nfrom exmy.__main__ import program\nprogram()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, "")
+    assert ("Exception ignored in" in done.stderr) is told, done.stderr
+    assert told or done.stderr == ""
+
+
+@pytest.mark.parametrize("late", ["os.kill(os.getpid(), signal.SIGINT)", "m._again()"])
+def test_control_c_after_the_last_line_leaves_no_other(late: str) -> None:
+    """While Python waits for a thread; a new one, and one that was to come again once a finaliser was through."""
+    code = (
+        "import os, signal, sys, threading, time, exmy.cli\nfrom exmy import __main__ as m\n"
+        "def work():\n    time.sleep(0.3)\n    {thread}\n    time.sleep(0.3)\n"
+        "def main():\n    print('the last line')\n    threading.Thread(target=work).start()\n    {main}\n    sys.exit(130)\n"
+        "exmy.cli.main = main\nm.program()"
+    )
+    code = code.format(**({"thread": late, "main": "pass"} if "kill" in late else {"thread": "pass", "main": late}))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "the last line\n", "")
+
+
 def test_what_else_is_lost_in_a_finaliser_is_told() -> None:
     code = (
         "import exmy.cli\nclass File:\n    def __del__(self): 1 / 0\n"

@@ -369,6 +369,22 @@ def test_the_command_shows_each_operand(name: str) -> None:
         assert (rule.format or getattr(recipe.body, role).name) in shown.output
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mxfp", "; near it: mxfp8, mxfp6, mxfp4)"), ("fp8-hybrd", "; near it: fp8-hybrid, "), ("e9m3", "; near it: e8m3, "),
+        ("xyz", "; near it: mxfp4, "), ("fp8", "; near it: e5m2, e4m3fn, "), ("native-bf17", "; there are native-bf16, "),
+        ("e4m3fn@rwo", "; for example e4m3fn@block128)"),
+    ],
+)  # fmt: skip
+def test_an_unknown_name_has_one_hint(name: str, hint: str) -> None:
+    with pytest.raises(ValueError, match="is neither a \\[recipes\\] table") as refused:
+        resolve_recipe(name)
+    said = str(refused.value)
+    assert hint in said
+    assert sum(said.count(words) for words in ("near it", "nearest", "there are", "for example")) == 1
+
+
 def test_the_command_lists_them_and_refuses_others(tmp_path: Path) -> None:
     listed = CliRunner().invoke(main, ["recipes", "list"])
     assert listed.exit_code == 0
@@ -376,6 +392,7 @@ def test_the_command_lists_them_and_refuses_others(tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, ["recipes", "show", "nvfp5"])
     assert refused.exit_code == 2
     assert "near it: nvfp4" in refused.output
+    assert len(refused.output.splitlines()) == 1
     path = tmp_path / "study.toml"
     path.write_text(AXES.format(axes=""))
     own = CliRunner().invoke(main, ["recipes", "show", "mine", "--study", str(path)])

@@ -183,7 +183,7 @@ def test_counts_and_intervals_of_some_seeds_are_those_of_python(visit: Any) -> N
     for line in table(page, "multiple"):
         assert (line["runs"], line["chosen_runs"]) == ("8", "5")
         assert int(line["chosen_diverged"]) == int(at["k"].sel(recipe=line["recipe"]))
-        assert float(line["chosen_wilson_high"]) == pytest.approx(
+        assert float(line["chosen_rate_high"]) == pytest.approx(
             float(at["rate_upper"].sel(recipe=line["recipe"])), abs=1e-5
         )
     assert "chosen seeds" in page.inner_html("figure[data-name=multiple] svg")
@@ -272,7 +272,7 @@ def test_a_cell_of_the_heat_map_shows_its_runs(visit: Any, full: Path) -> None:
     page.mouse.down()
     page.mouse.up()
     runs = figure.locator(".runs")
-    assert runs.locator("h3").inner_text() == "e8m1 at learning rate 0.004: 1/12 [1–35 %] diverged"
+    assert runs.locator("h3").inner_text() == "e8m1 at learning rate 0.004: 1/12 [0–38 %] diverged"
     rows = [row.split("\t") for row in runs.locator("tbody tr").all_inner_texts()]
     assert [row[0] for row in rows] == [str(seed) for seed in range(12)]
     assert [row[3] for row in rows] == ["yes, at step 299", *["no"] * 11]
@@ -291,7 +291,7 @@ def test_a_cell_is_reached_by_keyboard(visit: Any, full: Path) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     runs = page.locator("figure[data-name=heat] .runs h3")
-    assert runs.inner_text() == "e8m7 at learning rate 0.0005: 0/12 [0–24 %] diverged"
+    assert runs.inner_text() == "e8m7 at learning rate 0.0005: 0/12 [0–26 %] diverged"
     assert page.evaluate("document.activeElement.dataset.cell") == "0.0|e8m7|0.0005"
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")

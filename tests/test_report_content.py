@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from exmy.report.content import content
 from exmy.report.formulas import diagram, formats_of, grid
@@ -145,15 +146,13 @@ def test_verdicts_are_those_of_exmy_verdict(real: tuple[dict[str, Any], xr.DataT
     assert cards["e8m1"]["numbers"]["loss_penalty"] == pytest.approx(best[0] - best[1], rel=1e-6)
 
 
-def test_shares_intervals_are_wilsons() -> None:
-    """Wilson 1927 by hand: of 2 in 8, (2 + z²/2 ± z sqrt(2·6/8 + z²/4)) / (8 + z²)."""
-    limits = content([(STUDY, with_coordinates(make_tree(recipes=1, rates=1, seeds=8)))])["wilson"]
+def test_shares_intervals_are_those_of_the_verdicts() -> None:
+    """Clopper and Pearson 1934: of 2 in 8 the shares of which so many, or so few, come up in 2.5 % of trials; of 0, by hand."""
+    limits = content([(STUDY, with_coordinates(make_tree(recipes=1, rates=1, seeds=8)))])["limits"]
     assert len(limits) == 9
-    z = 1.959963984540054
-    half = z * (2 * 6 / 8 + z**2 / 4) ** 0.5
-    assert limits[8][2] == pytest.approx(
-        [(2 + z**2 / 2 - half) / (8 + z**2), (2 + z**2 / 2 + half) / (8 + z**2)], abs=1e-5
-    )
+    interval = binomtest(2, 8).proportion_ci(0.95, method="exact")
+    assert limits[8][2] == pytest.approx([interval.low, interval.high], abs=1e-5)
+    assert limits[8][0] == pytest.approx([0, 1 - 0.025 ** (1 / 8)], abs=1e-5)
     assert limits[3][0][0] == 0
     assert limits[3][3][1] == 1
     assert [len(row) for row in limits] == [0, *range(2, 10)]

@@ -90,6 +90,37 @@ def test_every_run_has_its_mark(figures: list[Figure], tmp_path: Path) -> None:
     assert drawn == summary.sizes["run"]
 
 
+def test_curves_mark_the_runs_that_diverged_at_their_step(figures: list[Figure], tmp_path: Path) -> None:
+    """By hand, at the one learning rate: losses of 4, of no number and of 99, at steps 10, 20 and 30; and what the marks mean."""
+    tree = with_coordinates(make_tree(recipes=2, rates=1, seeds=4, steps=60, fate="train"))
+    summary, history = tree["summary"].to_dataset(), tree["history"].to_dataset().transpose("run", "step", ...)
+    found = summary["recipe"].values == "e8m7"
+    chosen = np.flatnonzero(found)[:3]
+    loss, diverged, step = (
+        history["train_loss"].values.copy(), np.zeros(found.size, bool), np.full(found.size, np.nan)
+    )  # fmt: skip
+    for run, at, value in zip(chosen, (10, 20, 30), (4.0, np.nan, 99.0), strict=True):
+        loss[run, at:], diverged[run], step[run] = value, True, at
+    tree["history"] = xr.DataTree(history.assign(train_loss=(("run", "step"), loss)))
+    attrs = summary["diverged"].attrs
+    tree["summary"] = xr.DataTree(summary.assign(diverged=("run", diverged, attrs), diverged_step=("run", step)))
+    draw(tree, tmp_path, "png")
+    curves = next(figure for figure in figures if figure.axes[0].get_ylabel().startswith("training"))
+    axes = curves.axes[0]
+    points = {
+        str(line.get_marker()): np.asarray(line.get_xydata())[0].tolist()
+        for line in axes.lines
+        if line.get_linestyle() == "None"
+    }
+    (own,) = set(points) - {"x", "^"}
+    edge = axes.get_ylim()[1]
+    assert points[own] == pytest.approx([10, 4.0])
+    assert (points["x"][0], points["^"][0]) == (20, 30)
+    assert points["x"][1] == points["^"][1] == pytest.approx(0.98 * edge)
+    said = [text.get_text() for text in curves.legends[0].get_texts()]
+    assert said[-3:] == ["open: diverged here", "not finite here", "diverged above"]
+
+
 def test_close_learning_rates_keep_their_runs_and_their_labels_apart(figures: list[Figure], tmp_path: Path) -> None:
     """Rates 4 % apart, beside one four octaves above: each mark stands nearest to its own rate, and no label on another."""
     tree = with_coordinates(make_tree(recipes=3, rates=9, seeds=2, fate="train"))

@@ -416,12 +416,12 @@ def test_the_table_by_hand() -> None:
     np.testing.assert_array_equal(table.rate, [[0, 1 / 3], [1, 1]])
     np.testing.assert_array_equal(table.final_loss_mean, [[4.0, 1.5], [5.0, NAN]])  # the diverged 5.0 counts, NaN can't
     np.testing.assert_array_equal(table.finite, [[1, 2], [1, 0]])
-    third = binomtest(1, 3).proportion_ci(method="wilson")
-    assert table.rate_lower.values[0, 1] == pytest.approx(third.low, abs=1e-15)
-    assert table.rate_upper.values[0, 1] == pytest.approx(third.high, abs=1e-15)
     exact = binomtest(1, 3).proportion_ci(method="exact")
-    assert table.exact_lower.values[0, 1] == pytest.approx(exact.low, rel=1e-9)
-    assert table.exact_upper.values[0, 1] == pytest.approx(exact.high, rel=1e-9)
+    assert table.rate_lower.values[0, 1] == pytest.approx(exact.low, rel=1e-9)
+    assert table.rate_upper.values[0, 1] == pytest.approx(exact.high, rel=1e-9)
+    third = binomtest(1, 3).proportion_ci(method="wilson")
+    assert table.wilson_lower.values[0, 1] == pytest.approx(third.low, abs=1e-15)
+    assert table.wilson_upper.values[0, 1] == pytest.approx(third.high, abs=1e-15)
     assert table.attrs["definition"] == "spike"
     for variable in table.data_vars.values():
         assert {"units", "long_name"} <= set(variable.attrs)
@@ -434,5 +434,5 @@ def test_a_cell_without_runs_is_empty_not_stable() -> None:
     )
     table = stability_table(summary)
     np.testing.assert_array_equal(table.n, [[1, 0], [0, 1]])
-    for name in ("rate", "rate_lower", "rate_upper", "exact_lower", "exact_upper", "final_loss_mean"):
+    for name in ("rate", "rate_lower", "rate_upper", "wilson_lower", "wilson_upper", "final_loss_mean"):
         np.testing.assert_array_equal(table[name].isnull(), [[False, True], [True, False]])

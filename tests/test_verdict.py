@@ -111,7 +111,8 @@ def test_a_verdict_has_all_that_it_promises_with_what_it_means() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["none diverged", "all diverged", "one seed", "NaN everywhere", "missing cells", "no pair"]
+    "name",
+    ["none diverged", "all diverged", "one seed", "NaN everywhere", "missing cells", "no pair", "not at that rate"],
 )
 def test_degenerate_studies_have_a_clear_answer(name: str) -> None:
     """Never an exception or a verdict, always a sentence and the counts that it rests on."""
@@ -122,6 +123,7 @@ def test_degenerate_studies_have_a_clear_answer(name: str) -> None:
         "NaN everywhere": runs({"a": [[NAN] * 4], "b": [[NAN] * 4]}, initial=NAN),
         "missing cells": runs({"a": [[2.0, None], [None, 2.0]], "b": [[None, 1.9], [1.8, 1.9]]}),
         "no pair": runs({"a": [[2.0, None]], "b": [[None, 1.9]]}),
+        "not at that rate": runs({"a": [[2.0, 2.0], [None, None]], "b": [[2.5, 2.5], [1.9, 1.9]]}),
     }[name]
     from train.seed_cube import seed_grid
 
@@ -131,7 +133,8 @@ def test_degenerate_studies_have_a_clear_answer(name: str) -> None:
     said = {
         "none diverged": "of 4 pairs", "all diverged": "more than half of b's runs diverged at each learning rate",
         "one seed": "of 1 pair ", "NaN everywhere": "more than half of b's runs diverged at each learning rate",
-        "missing cells": "of 1 pair ", "no pair": "they share no seed there",
+        "missing cells": "of 1 pair ", "no pair": "they share no seed there; train a on b's seeds at that rate",
+        "not at that rate": "undecided: a was not trained there; train a on b's seeds at that rate",
     }  # fmt: skip
     assert said[name] in text
     if name in ("all diverged", "NaN everywhere"):

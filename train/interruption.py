@@ -49,8 +49,14 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            before = self._before.get(number)
+            if not callable(before):
+                raise KeyboardInterrupt
+            before(
+                number, frame
+            )  # Python's raises the same; the command line's waits for an import, and knows what was cut off
+            return
         if self.number is None:
             self.number = number

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
 from formats import FloatFormat, Rounding, ScaledFormat
+from formats.names import FAMILIES
 from formats.rounding import Overflow, check_overflow
 from formats.scaled import Granularity, ScaleRule
 from formats.spec import ElementFormat
@@ -77,12 +78,9 @@ def resolve_recipe(
         if name in tables or named_table(name) is not None:
             told = str(error)
             raise ValueError(told if told.startswith("recipe ") else f"recipe {name!r}: {told}") from None
-        near = difflib.get_close_matches(
-            name, [*tables, *NAMED, *NATIVE_RECIPES, "e8m7", "e4m3fn", "e5m2"], n=3, cutoff=0.4
-        )
-        hint = f"; near it: {', '.join(near)}" if near else ""
+        told = _hinted(name, error, tables)
         raise ValueError(
-            f"recipe {name!r} is neither a [recipes] table, a named recipe, native-* nor a format ({error}){hint}"
+            f"recipe {name!r} is neither a [recipes] table, a named recipe, native-* nor a format ({told})"
         ) from None
     head = body if table.lm_head in (None, BODY) else place(table.lm_head)
     attention, mlp = place(table.attention), place(table.mlp)
@@ -98,6 +96,18 @@ def resolve_recipe(
         name, body_, head_, attention, mlp, products, kept, first, last, form, _elsewhere(table), scale, _state(table)
     )
     return _with_before(recipe, table, tables, within)
+
+
+def _hinted(name: str, error: ValueError, tables: Mapping[str, RecipeTable]) -> str:
+    """What is wrong with a format's name, and one hint: of recipes and formats together, unless the error has another."""
+    problem, formats_hint, formats = str(error).partition("; the nearest formats are ")
+    if not formats_hint and ";" in problem:
+        return problem
+    nearest = formats.split(", ") if formats else []
+    known = [*tables, *NAMED, *NATIVE_RECIPES, *nearest, "e8m7", "e4m3fn", "e5m2"]
+    near = difflib.get_close_matches(name, dict.fromkeys(known), n=3, cutoff=0.4) or nearest
+    near = list(dict.fromkeys([*FAMILIES.get(name.lower(), ()), *near]))
+    return f"{problem}; near it: {', '.join(near)}" if near else problem
 
 
 def _table(name: str, tables: Mapping[str, RecipeTable]) -> RecipeTable:

@@ -76,7 +76,7 @@ def seed_shares(evidence: Evidence) -> Figure:
     highest = 0.0
     for y, (_, part, recipe, rate) in enumerate(rows):
         cell = tables[id(part)].sel(recipe=recipe, learning_rate=rate)
-        low, value, high = (100 * float(cell[name]) for name in ("exact_lower", "rate", "exact_upper"))
+        low, value, high = (100 * float(cell[name]) for name in ("rate_lower", "rate", "rate_upper"))
         style = looks[recipe]
         panel.plot([low, high], [y, y], color=style.colour, lw=1.6, zorder=2, solid_capstyle="butt")
         panel.plot([value], [y], zorder=3, **style.point)

@@ -18,7 +18,7 @@ from exmy.report.formulas import diagram, formats_of, grid, resolved
 from exmy.report.looks import BACKGROUNDS, page_looks
 from exmy.report.packing import packed
 from exmy.report.series import Room, curves, layers, signals
-from exmy.report.verdicts import group_verdicts, wilson_limits
+from exmy.report.verdicts import group_verdicts, share_limits
 from exmy.verdict import KEPT
 from train import Study, study_runs
 from train.seed_cube import crossed_words, seed_labels
@@ -49,7 +49,7 @@ def content(studies: Sequence[tuple[Study, xr.DataTree | None]]) -> dict[str, An
         "studies": parts,
         "facets": [*(facet for facet in facets if facet not in POOLED), *POOLED],
         "looks": page_looks(recipes, studies[0][0].reference),
-        "wilson": wilson_limits(max((part["most"] for part in parts), default=0)),
+        "limits": share_limits(max((part["most"] for part in parts), default=0)),
         "backgrounds": BACKGROUNDS,
     }
 

@@ -35,7 +35,7 @@ const multiple = {
     const base = panel.group.verdicts.baseline, keys = Object.keys(base);
     const line = (recipe, verdict, numbers) => { const c = ofSeeds(panel, recipe, base.learning_rate); return [recipe, verdict, ...keys.map(key => numbers[key]), c.n, c.k, c.low, c.high]; };
     return {
-      head: ["recipe", "verdict", ...keys, "chosen_runs", "chosen_diverged", "chosen_wilson_low", "chosen_wilson_high"],
+      head: ["recipe", "verdict", ...keys, "chosen_runs", "chosen_diverged", "chosen_rate_low", "chosen_rate_high"],
       rows: [...multiple.cards(panel).map(card => line(card.recipe, card.state, card.numbers)), line(panel.study.baseline, "baseline", base)],
     };
   },
@@ -89,7 +89,7 @@ function divergenceRates(svg, panel, cards, base, x, y, width, line) {
   const place = scaled(0, 1, x + 6, width - 12), rate = base.learning_rate;
   frame(svg, rate === null ? "Diverged" : `Diverged at ${word(rate, 3)}`, state.keep.seed ? "share of runs, chosen seeds" : "share of runs", [0, 0.25, 0.5, 0.75, 1].map(v => [place(v), percent(v)]), x, y, width, cards.length, line);
   cards.forEach((card, i) => {
-    // Of all seeds it is the verdict's interval; of some, as in the heat map, Wilson's.
+    // Of all seeds it is the verdict's number; of some, as in the heat map, the same interval of theirs.
     const top = y + 30 + line * i, some = recipe => { const c = ofSeeds(panel, recipe, rate); return [c.n ? c.k / c.n : null, c.low, c.high]; };
     const of = (recipe, numbers) => state.keep.seed ? some(recipe) : [numbers.rate, numbers.rate_low, numbers.rate_high];
     interval(svg, place, top + 10, of(panel.study.baseline, base), css("soft"), false);

@@ -123,7 +123,7 @@ function cellTable(panel, frame) {
       Number.isFinite(cell.loss) ? cell.loss.toFixed(3) : "non-finite", make("br"), make("small", {}, counted(cell)));
     return make("td", {class: cell.k === cell.n ? "every" : cell.k ? "some" : ""}, button);
   }));
-  details.append(make("p", {class: "soft"}, "Mean final training loss in nats/token; under it k/n, runs that diverged of all runs, and the 95 % Wilson interval of that share."
+  details.append(make("p", {class: "soft"}, "Mean final training loss in nats/token; under it k/n, runs that diverged of all runs, and the 95 % interval of that share, Clopper and Pearson's."
     + (bits ? ` On this text 1 nat/token is ${word(bits)} bits/byte.` : "")));
   details.append(make("div", {class: "wide"}, make("table", {}, make("thead", {}, make("tr", {}, make("th", {scope: "col"}, "recipe"), ...rates.map(rate => make("th", {scope: "col"}, "lr " + word(rate, 3))))),
     make("tbody", {}, ...recipes.map(line)))));

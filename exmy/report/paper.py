@@ -46,6 +46,11 @@ LETTERS: dict[Any, Any] = {
 }  # fmt: skip
 DPI = 600
 GREY = "#555555"
+FATES = {
+    "open: diverged here": "o",
+    "not finite here": "x",
+    "diverged above": "^",
+}  # and at the recipe's own marker, where it has one
 SMALLEST = 3.8  # points, of letters in a cell; where even these don't fit, its colour says it
 
 
@@ -95,14 +100,17 @@ def _sheet(height: float, rows: int = 1, columns: int = 1, **how: Any) -> tuple[
     return figure, list(figure.subplots(rows, columns, squeeze=False, **how).ravel())
 
 
-def _legend(figure: Figure, looks: dict[str, Look], present: Sequence[str]) -> None:
+def _legend(figure: Figure, looks: dict[str, Look], present: Sequence[str], fates: Sequence[str] = ()) -> None:
     handles = [
         Line2D([], [], color=look.colour, ls=look.dashes, marker=look.marker, label=_plain(name))
         for name, look in looks.items()
         if name in present
     ]
+    handles += [
+        Line2D([], [], ls="", marker=FATES[name], color=GREY, mfc="none", mew=0.7, label=name) for name in fates
+    ]
     if len(handles) > 1:
-        figure.legend(handles=handles, loc="outside lower center", ncols=_columns(present))
+        figure.legend(handles=handles, loc="outside lower center", ncols=_columns([*present, *fates]))
 
 
 def _columns(names: Sequence[str]) -> int:
@@ -111,9 +119,9 @@ def _columns(names: Sequence[str]) -> int:
     return int(np.clip((72 * COLUMN + gap) // (line_and_gaps + letter * max(map(len, names))), 1, 3))
 
 
-def _key_height(runs: xr.Dataset) -> float:
-    """Inches that a legend of the runs' recipes takes, so that it takes nothing from what is drawn."""
-    names = in_order(runs["recipe"])
+def _key_height(runs: xr.Dataset, fates: Sequence[str] = ()) -> float:
+    """Inches that a legend of the runs' recipes and of their fates takes, so that it takes nothing from what is drawn."""
+    names = [*in_order(runs["recipe"]), *fates]
     return 0.15 * math.ceil(len(names) / _columns(names))
 
 
@@ -263,15 +271,24 @@ def _curves(
     if sharpness is not None and "logit_sharpness" in sharpness:
         probes = sharpness["logit_sharpness"].sortby("epsilon").isel(epsilon=-1).transpose("run", "probe_step")
     probed = probes is not None and bool(np.isfinite(probes.values[at]).any())
-    figure, (top, *below) = _sheet(
-        (3.3 if probed else 2.2) + _key_height(runs.isel(run=at)), rows=2 if probed else 1, sharex=True
-    )
     finite = loss[at][np.isfinite(loss[at])]
     low, high = limits(np.append(finite, runs["unigram_entropy"].values), highest(history, runs), 0.04)
+    fates = _fates(runs, loss, steps, high)
+    shown = [name for name, (chosen, *_) in fates.items() if (chosen & at).any()]
+    figure, (top, *below) = _sheet(
+        (3.3 if probed else 2.2) + _key_height(runs.isel(run=at), shown), rows=2 if probed else 1, sharex=True
+    )
     for name, look in looks.items():
         own = at & (recipe == name)
         if own.any():
             _band(top, steps, smoothed(loss[own], window), look, high)
+        for fate, (chosen, x, y) in fates.items():
+            marker = look.marker if fate == "open: diverged here" else FATES[fate]
+            if (own & chosen).any():
+                top.plot(
+                    x[own & chosen], y[own & chosen], ls="", marker=marker, color=look.colour, mfc="none", mew=0.8, clip_on=False,
+                    zorder=3,
+                )  # fmt: skip
         if own.any() and probed and probes is not None:
             _band(below[0], probes["probe_step"].values, probes.values[own].astype(np.float64), look, np.inf)
     for value in np.unique(runs["unigram_entropy"].values[np.isfinite(runs["unigram_entropy"].values)]):
@@ -282,8 +299,19 @@ def _curves(
         _log_axis(axes)
         axes.set_ylabel("logit\nsharpness (%)")
     (below[-1] if below else top).set_xlabel("step")
-    _legend(figure, looks, in_order(runs["recipe"].isel(run=at)))  # not all recipes were trained at every rate
+    _legend(figure, looks, in_order(runs["recipe"].isel(run=at)), shown)  # not all recipes were trained at every rate
     return figure
+
+
+def _fates(runs: xr.Dataset, loss: Any, steps: Any, high: float) -> dict[str, tuple[Any, Any, Any]]:
+    """Of each kind of mark which runs have it, at which step and loss, as on the page: at the edge if above, or no number."""
+    diverged, step = runs["diverged"].values.astype(bool), runs["diverged_step"].values.astype(np.float64)
+    column = np.clip(np.searchsorted(steps, np.nan_to_num(step)), 0, steps.size - 1)
+    there, edge = loss[np.arange(column.size), column], high - 0.02 * abs(high)
+    finite, inside = np.isfinite(there), there <= edge
+    places = np.where(inside, there, edge)
+    kinds = (diverged & inside, diverged & ~finite, diverged & finite & ~inside)
+    return {name: (chosen, step, places) for name, chosen in zip(FATES, kinds, strict=True)}
 
 
 def _log_axis(axes: Axes) -> None:

@@ -91,13 +91,13 @@ function rateOf(panel) {
   return ratesOf(panel).reduce((best, rate) => Math.abs(Math.log(rate / asked)) < Math.abs(Math.log(best / asked)) ? rate : best);
 }
 
-/** Runs of a recipe at a learning rate, k of n diverged, Wilson's interval as Python made it, and the mean of finite final losses. */
+/** Runs of a recipe at a learning rate, k of n diverged, its exact interval as Python made it, and the mean of finite final losses. */
 function cellOf(panel, recipe, rate) {
   const runs = panel.runs.filter(run => recipeOf(panel, run) === recipe && panel.study.rate[run] === rate);
   const n = runs.length, k = runs.filter(run => panel.study.run.diverged[run]).length;
   const finite = runs.map(run => panel.study.run.final[run]).filter(Number.isFinite);
   const loss = finite.length ? finite.reduce((a, b) => a + b, 0) / finite.length : NaN;
-  const [low, high] = n ? content.wilson[n][k] : [NaN, NaN];
+  const [low, high] = n ? content.limits[n][k] : [NaN, NaN];
   return {recipe, rate, runs, n, k, low, high, loss, finite: finite.length};
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from exmy.verdict import measured_rows, sentence
-from train import seed_grid, verdict, wilson_interval
+from train import clopper_pearson_interval, seed_grid, verdict
 
 DRAWN = (
     "runs", "diverged", "rate", "rate_low", "rate_high", "window", "window_lowest", "window_highest", "window_censored_below",
@@ -69,10 +69,10 @@ def _places(found: xr.Dataset) -> range:
     return range(found.sizes["recipe"])
 
 
-def wilson_limits(most: int) -> list[list[list[float]]]:
-    """The 95 % limits of Wilson's interval of k of n, at [n][k], for n up to `most`: where the page looks them up."""
+def share_limits(most: int) -> list[list[list[float]]]:
+    """The 95 % limits of Clopper and Pearson's interval of k of n, at [n][k], n up to `most`: where the page looks them up."""
     limits: list[list[list[float]]] = []
     for n in range(most + 1):
-        low, high = wilson_interval(np.arange(n + 1), np.full(n + 1, n))
+        low, high = clopper_pearson_interval(np.arange(n + 1), np.full(n + 1, n))
         limits.append([[round(float(a), 5), round(float(b), 5)] for a, b in zip(low, high, strict=True)] if n else [])
     return limits
