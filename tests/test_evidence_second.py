@@ -205,7 +205,8 @@ def test_the_simulation_foretells_the_mean_and_not_the_run() -> None:
     failed = own.groupby("recipe")["diverged"].sum()
     told = readme("Does simulated FP8 stand for the hardware's?")
     assert f"{failed['fp8-hybrid']} and {failed['native-fp8']} of 128 runs fail" in told
-    assert f"correlate by {r:.2f}" in told
+    tf32 = np.corrcoef(natives["native-bf16"], natives["native-tf32"])[0, 1]
+    assert f"single runs' losses correlate by {r:.2f}, BF16's and TF32's by {tf32:.2f}" in told
     assert re.search(INTERVAL, told)[0] == verdict("hardware-loss")[0].removesuffix(" nats/token")  # type: ignore[index]
 
 
