@@ -371,6 +371,16 @@ def test_of_alarms_that_ring_as_often_all_are_named() -> None:
     )
 
 
+def judged_at_one_rate(folder: Path) -> tuple[str, str]:
+    """The page of a claim that looks at `RATE` alone, of 12 seeds, and its result."""
+    claim = CLAIM.format(
+        name="F4", study="fp8", recipe="fp8-hybrid", expect="higher", look=12, more=f"learning_rate = {RATE}"
+    )
+    (folder / "second.toml").write_text("alpha = 0.05\n" + claim)
+    text = make(folder, claims_file(folder), folder / "findings.md", folder / "second.toml")
+    return text, text[text.index("**Our claim, `F4`.**") :].split("**Our result.** ")[1].splitlines()[0]
+
+
 @pytest.mark.parametrize(("at_twice", "turned"), [(0.1, False), (-0.1, True), (0.0, False)])
 def test_a_verdict_that_turns_round_at_another_rate_says_so(tmp_path: Path, at_twice: float, turned: bool) -> None:
     """FP8 ends 0.1 higher at the rule's rate; at twice that as much higher, as much lower, or no higher."""
@@ -381,13 +391,7 @@ def test_a_verdict_that_turns_round_at_another_rate_says_so(tmp_path: Path, at_t
         return of_seed(run) + own * (cost + 0.001 * (run.seed % 2 - 0.5) * (1 if at_twice else (-1) ** (run.seed // 2)))
 
     make_study(tmp_path, "fp8", grid("native-bf16 fp8-hybrid", 12, [RATE, 2 * RATE]), loss)
-    more = f"learning_rate = {RATE}"
-    (tmp_path / "second.toml").write_text(
-        "alpha = 0.05\n"
-        + CLAIM.format(name="F4", study="fp8", recipe="fp8-hybrid", expect="higher", look=12, more=more)
-    )
-    text = make(tmp_path, claims_file(tmp_path), tmp_path / "findings.md", tmp_path / "second.toml")
-    result = text[text.index("**Our claim, `F4`.**") :].split("**Our result.** ")[1].splitlines()[0]
+    text, result = judged_at_one_rate(tmp_path)
     assert result.startswith("**Supported**")
     assert f"Training losses at the study's other rates, where no rule looks: {at_twice:+.4f} [" in result.replace(
         "-0.0000", "+0.0000"
@@ -406,13 +410,7 @@ def test_a_turn_is_told_over_all_looks_at_other_rates(tmp_path: Path) -> None:
         return of_seed(run) + (run.recipe.name != "native-bf16") * (turns + 1e-4 * (run.seed % 3))
 
     make_study(tmp_path, "fp8", grid("native-bf16 fp8-hybrid", 12, [RATE, 2 * RATE, 4 * RATE]), loss)
-    more = f"learning_rate = {RATE}"
-    (tmp_path / "second.toml").write_text(
-        "alpha = 0.05\n"
-        + CLAIM.format(name="F4", study="fp8", recipe="fp8-hybrid", expect="higher", look=12, more=more)
-    )
-    text = make(tmp_path, claims_file(tmp_path), tmp_path / "findings.md", tmp_path / "second.toml")
-    result = text[text.index("**Our claim, `F4`.**") :].split("**Our result.** ")[1].splitlines()[0]
+    text, result = judged_at_one_rate(tmp_path)
     (high,) = re.findall(r"rule looks: -0\.0099 \[-0\.\d+, ([+-]0\.\d+)\] at 2\^-7, \+0\.1001", result)
     assert float(high) < 0
     assert "other way round" not in text

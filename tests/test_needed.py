@@ -61,19 +61,18 @@ def test_of_a_hosts_ranks_one_says_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (refused.exit_code, refused.output) == (2, "")
 
 
+def printed(code: str) -> str:
+    """What a fresh Python prints that runs the code."""
+    where = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=where).stdout
+
+
 def test_it_takes_no_import_of_what_takes_long() -> None:
     code = (
         "import sys\nfrom exmy.needed import check_packages\ncheck_packages()\n"
         "print(sorted({'torch', 'numpy', 'matplotlib', 'plotly', 'jinja2', 'PIL'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.stdout == "[]\n"
+    assert printed(code) == "[]\n"
 
 
 @pytest.mark.parametrize("module", FOR_REPORTS)
@@ -91,11 +90,4 @@ def test_a_report_imports_nothing_else_of_others_that_a_sweep_has_not_by_then() 
         "after = {name.partition('.')[0] for name in sys.modules} - before - set(sys.stdlib_module_names)\n"
         "print(json.dumps([name for name in after if not name.startswith('_')]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert set(json.loads(done.stdout)) <= {*FOR_REPORTS, "mpl_toolkits"}
+    assert set(json.loads(printed(code))) <= {*FOR_REPORTS, "mpl_toolkits"}

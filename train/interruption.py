@@ -54,9 +54,8 @@ class Interruption:
             before = self._before.get(number)
             if not callable(before):
                 raise KeyboardInterrupt
-            before(
-                number, frame
-            )  # Python's raises the same; the command line's waits for an import, and knows what was cut off
+            # Python's raises the same; the command line's waits for an import, and knows what was cut off.
+            before(number, frame)
             return
         if self.number is None:
             self.number = number
