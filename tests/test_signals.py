@@ -150,13 +150,16 @@ def test_what_is_not_rounded_has_no_signals(recipe: str, text: Text) -> None:
 
 
 def test_native_fp16_gradients_flush_and_a_loss_scale_helps(text: Text) -> None:
+    """Of the first MLP's input: queries and keys of a first token have a gradient of zero, and processors round that to
+    different nothings."""
     shares = []
-    for scale in (1.0, 2.0**14):
-        slots = [dataclasses.replace(slot, loss_scale=scale * 2.0**-8) for slot in make_slots(["native-fp16"])]
+    for scale in (2.0**-14, 2.0**6):
+        slots = [dataclasses.replace(slot, loss_scale=scale) for slot in make_slots(["native-fp16"])]
         pack = Pack(make_program("native-fp16", signals_every=1), slots, text, CPU)
         pack.step()
-        shares.append(float(pack.signals.values["flushed"][0, 0, 0, 2]))
-    assert shares[0] > 0.01 > shares[1]
+        shares.append(float(pack.signals.values["flushed"][0, 0, 2, 2]))
+    assert shares[0] > 0.1, shares
+    assert shares[1] == 0
 
 
 WEIGHTS = ["e4m3", "native-bf16", "fp8-hybrid", "fp8-hybrid-row", "fp8-hybrid-delayed", "deepseek", "mxfp8", "nvfp4-nearest",
