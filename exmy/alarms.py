@@ -36,7 +36,8 @@ def run_alarms(directory: Path, horizon: float, false_alarms: float, json_file: 
     with busy("judging signals", 1) as shown:
         found = study_warnings(tree, horizon, false_alarms, on_progress=shown)
     console = output()
-    console.print(alarms_table(found))
+    if found.attrs["diverged"]:  # else it has nothing but false alarms
+        console.print(alarms_table(found))
     for line in notes(found):
         console.print(Text(line), soft_wrap=True)
     write_text(json_file, lambda: as_json(found))

@@ -34,19 +34,12 @@ def stability_tables(tree: xr.DataTree) -> Iterator[Table]:
 
 
 def lost_baselines(tree: xr.DataTree) -> Iterator[str]:
-    """A line for each group of runs whose baseline diverged in all: then the study is to blame, and no format."""
-    from exmy.groups import groups
+    """A line for each group of runs whose baseline diverged in all."""
+    from exmy.groups import groups, lost_baseline
 
     summary, baseline = tree["summary"].to_dataset(), str(tree.attrs["baseline"])
-    for group in groups(summary):
-        part = summary.isel(run=group.runs)
-        lost = part["diverged"].values[part["recipe"].values == baseline]
-        if lost.size and lost.all():
-            where = f" ({group.label})" if group.label else ""
-            yield (
-                f"{baseline}, the baseline, diverged in all of its {lost.size} runs{where}, so nothing is learnt of the other "
-                "recipes: take more steps, more text or other learning rates."
-            )
+    told = (lost_baseline(summary.isel(run=group.runs), baseline, group.label) for group in groups(summary))
+    yield from filter(None, told)
 
 
 def _stability_table(table: xr.Dataset, summary: xr.Dataset, baseline: str, where: str) -> Table:

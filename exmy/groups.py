@@ -40,6 +40,18 @@ def groups(summary: xr.Dataset) -> list[Group]:
     ]
 
 
+def lost_baseline(runs: xr.Dataset, baseline: str, where: str = "") -> str:
+    """A line where the baseline diverged in all of these runs: then the study is to blame, and no format. Else empty."""
+    lost = runs["diverged"].values[runs["recipe"].values == baseline]
+    if not lost.size or not lost.all():
+        return ""
+    runs_there = f"{lost.size} runs{f' ({where})' if where else ''}"
+    return (
+        f"{baseline}, the baseline, diverged in all of its {runs_there}, so nothing is learnt of the other recipes: take more "
+        "steps, more text or other learning rates."
+    )
+
+
 def _word(value: object) -> str:
     """As a study file would have it: 0, not 0.0."""
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

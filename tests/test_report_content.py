@@ -18,6 +18,7 @@ from exmy.report.content import content
 from exmy.report.formulas import diagram, formats_of, grid
 from exmy.report.looks import BACKGROUNDS, contrast, page_looks, visible
 from exmy.report.packing import bucketed, embedded, packed, rounded, strict
+from exmy.report.page import render
 from formats import get_format
 from tests.report_page import LONELY, RINGS, ROLES, STUDY, TENSORS, full_tree, numbers, with_coordinates
 from tests.test_figure import ENTROPY, NAN, make_tree
@@ -144,6 +145,18 @@ def test_verdicts_are_those_of_exmy_verdict(real: tuple[dict[str, Any], xr.DataT
         for name in ("e8m1", "native-bf16")
     ]
     assert cards["e8m1"]["numbers"]["loss_penalty"] == pytest.approx(best[0] - best[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(("baseline", "lost"), [("native-bf16", False), ("e4m7", True)])
+def test_a_baseline_that_always_diverges_is_told_before_the_verdicts(baseline: str, lost: bool) -> None:
+    """Of 56 runs native-bf16 lost none and e4m7 all, as the README has it."""
+    tree = open_study(REAL)
+    tree.attrs["baseline"] = baseline
+    page = render([(study_of(REAL), tree)])
+    assert ("e4m7, the baseline, diverged in all of its 56 runs, so nothing is learnt" in page) == lost
+    assert page.index("Is it as stable") < page.index("is undecided")
+    if lost:
+        assert page.index("diverged in all of its 56") < page.index("is undecided")
 
 
 def test_shares_intervals_are_those_of_the_verdicts() -> None:

@@ -157,6 +157,15 @@ def exmy(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["alarms", *map(str, arguments)])
 
 
+def test_where_no_run_diverged_there_is_no_table_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exmy.alarms.open_study", lambda _: study(fails=np.zeros(RUNS, bool)))
+    done = exmy(CPU, "--horizon", "20", "--json", tmp_path / "a.json")
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("0 of 40 runs diverged")
+    assert "No run diverged: there was nothing to warn of." in done.output
+    assert len(json.loads((tmp_path / "a.json").read_text())["signals"]) == 8
+
+
 def test_a_study_s_alarms_are_printed_with_intervals_and_what_they_rest_on(tmp_path: Path) -> None:
     done = exmy(CPU, "--horizon", "20", "--json", tmp_path / "a.json")
     assert done.exit_code == 0, done.output

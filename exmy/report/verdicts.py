@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from exmy.groups import lost_baseline
 from exmy.verdict import measured_rows, sentence
 from train import clopper_pearson_interval, seed_grid, verdict
 
@@ -24,7 +25,8 @@ STATES = ("less stable", "as stable", "more stable", "undecided")
 
 
 def group_verdicts(runs: xr.Dataset, baseline: str) -> dict[str, Any]:
-    """The baseline's row and a card for each other recipe; `why` instead of cards where nothing can be held against the baseline.
+    """The baseline's row and a card for each other recipe; `why` tells that nothing can be held against the baseline: instead
+    of cards where it has none, or before them where all of its runs diverged.
 
     runs: one group's, with what `seed_grid` takes.
     """
@@ -51,7 +53,8 @@ def group_verdicts(runs: xr.Dataset, baseline: str) -> dict[str, Any]:
         }
         for i in range(len(rows) - 1)
     ]  # fmt: skip
-    why = "" if cards else f"{baseline} is the only recipe here: there is nothing to hold against it."
+    alone = "" if cards else f"{baseline} is the only recipe here: there is nothing to hold against it."
+    why = lost_baseline(runs, baseline) or alone
     shown = {name: base[name] for name in DRAWN}
     tally = tallied(cards) if len(cards) > AT_A_GLANCE else {}
     settings = {name: found.attrs[name] for name in ("margin", "alpha", "allowed", "loss_margin", "confidence")}
