@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from train.rates import stability_table, wilson_interval
-from train.spikes import above_trend
+from train.spikes import above_trend, carried_forward
 from train.stability import (
     VARIABLES,
     DivergenceSettings,
@@ -171,6 +172,49 @@ def test_the_trend_is_polyfits_line_continued_by_one_step() -> None:
             # Either side of the score, the rule must decide differently; 1e-9 covers polyfit's own rounding.
             assert above_trend(loss, loss, score - 1e-9, 20)[run, step]
             assert not above_trend(loss, loss, score + 1e-9, 20)[run, step]
+
+
+def above_by_rationals(before: npt.NDArray[np.float64], value: float, sigma: float) -> bool | None:
+    """The rule in exact arithmetic, squared; None where a relative 1e-6 of either side would decide otherwise."""
+    y, n = [Fraction(float(v)) for v in before], len(before)
+    x = [Fraction(2 * i - n + 1, 2) for i in range(n)]
+    mean = sum(y) / n
+    slope = sum(a * b for a, b in zip(x, y, strict=True)) / sum(a * a for a in x)
+    left = sum((b - mean - slope * a) ** 2 for a, b in zip(x, y, strict=True)) / (n - 2)
+    above = Fraction(float(value)) - mean - slope * Fraction(n + 1, 2)
+    asked = Fraction(sigma) ** 2 * max(left, (Fraction(float(np.finfo(np.float32).eps)) * mean) ** 2)
+    # What FP64 loses of a residual is of the largest's size.
+    doubt = Fraction(1, 10**6) * asked + (n * Fraction(1, 10**15) * max(map(abs, [*y, Fraction(float(value))]))) ** 2
+    if above > 0 and abs(above**2 - asked) <= doubt + 2 * abs(above) * Fraction(1, 10**13) * max(map(abs, y)):
+        return None
+    return above > 0 and above**2 > asked
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1), window=st.integers(3, 24), level=st.sampled_from([0.0, 1e-3, 4.0, 1e4]),
+    noise=st.sampled_from([0.0, 1e-7, 0.05, 3.0]), fall=st.sampled_from([0.0, 8.0]), sigma=st.sampled_from([0.0, 1.0, 3.0, 6.0]),
+    odd=st.lists(st.tuples(st.integers(0, 299), st.sampled_from([1e30, -1e30, 1e8, 40.0, NAN, INF, -INF])), max_size=4),
+)  # fmt: skip
+def test_every_step_is_decided_as_by_rationals(
+    seed: int, window: int, level: float, noise: float, fall: float, sigma: float, odd: list[tuple[int, float]]
+) -> None:
+    """Curves that fall, noise of any size on any level, huge losses and none: over more than one stretch of running sums."""
+    rng = np.random.default_rng(seed)
+    loss = (level + fall * np.exp(-np.arange(300) / 40) + noise * rng.standard_normal((1, 300))).astype(np.float32)
+    loss[0, rng.integers(0, 300, 3)] += np.float32(6 * noise)
+    for at, value in odd:
+        loss[0, at] = value
+    values = loss.astype(np.float64)
+    course = carried_forward(values)
+    found = above_trend(course, values, sigma, window)
+    assert not found[0, :window].any()
+    for step in [*rng.integers(window, 300, 25).tolist(), *np.flatnonzero(found[0])[:10].tolist()]:
+        before, value = course[0, step - window : step], values[0, step]
+        if np.isfinite(before).all() and np.isfinite(value):
+            expected = above_by_rationals(before, value, sigma)
+            assert expected is None or found[0, step] == expected, step
+        else:
+            assert not found[0, step] or value == INF, step
 
 
 def test_known_spikes_are_found_and_nothing_else() -> None:
