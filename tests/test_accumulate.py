@@ -54,7 +54,7 @@ def operands(draw: st.DrawFn, names: tuple[str, str]) -> tuple[NDArray[np.float3
 
 
 @pytest.mark.parametrize("word", WORDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_every_element_is_the_formulas_in_rationals(word: str, data: st.DataObject) -> None:
     kinds = [("e4m3fn", "e4m3fn"), ("e5m2", "e4m3fn"), ("e8m7", "e5m2")]

@@ -105,7 +105,7 @@ def row(record: Mapping[str, Any], recipe: str) -> dict[str, Any]:
     exponents=st.tuples(st.floats(-16, 4), st.floats(-16, 4)), points=st.sampled_from(["auto", 1, 2, 5]),
     per_octave=st.sampled_from([2, 4]), rates=st.sampled_from([[1e-3], [1e-3, 1.6e-2], [3e-4, 1e-3, 2e-1]]),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_recipe_s_threshold_is_found_within_a_step_of_the_lattice(
     exponents: tuple[float, float],
     points: Any,

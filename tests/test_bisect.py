@@ -32,7 +32,7 @@ def search(
     threshold=st.floats(-80, 20), low=st.integers(-60, -20), width=st.integers(0, 24), points=st.integers(1, 16),
     per_octave=st.sampled_from([1, 4, 8]),
 )  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_threshold_is_found_within_one_step_in_a_bounded_number_of_rounds(
     threshold: float, low: int, width: int, points: int, per_octave: int
 ) -> None:
@@ -58,7 +58,7 @@ def test_the_threshold_is_found_within_one_step_in_a_bounded_number_of_rounds(
 
 
 @given(verdicts=st.lists(st.booleans(), min_size=130, max_size=130), points=st.integers(1, 16))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_verdicts_whatever_end_and_nothing_is_hidden(verdicts: list[bool], points: int) -> None:
     tried: dict[int, bool] = {}
 

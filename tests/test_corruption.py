@@ -114,7 +114,7 @@ def test_noise_at_a_position_is_the_same_whatever_the_share() -> None:
     np.testing.assert_array_equal(few[both], many[both])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.integers(1, 1000), min_size=1, max_size=50),
     st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)).filter(lambda shares: sum(shares) <= 1),

@@ -177,7 +177,7 @@ def test_small_hidden_states_are_enumerated_exactly(D: int, eps: float) -> None:
         assert float(got.lower[i]) == pytest.approx(expected, rel=1e-9, abs=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     D=st.integers(1, 7),
@@ -207,7 +207,7 @@ def test_the_bound_is_the_rise_itself_where_only_its_second_order_is_left(width:
     assert got == pytest.approx(math.log(0.6 + 0.4 * math.cosh(width)), rel=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6), D=st.integers(1, 7), V=st.integers(2, 9), width=st.sampled_from([1e-4, 0.1, 1.0, 20.0])
 )

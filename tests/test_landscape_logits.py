@@ -234,7 +234,7 @@ def test_boxes_are_small_up_to_a_half() -> None:
     assert torch.equal(percent[small][:3], logit_sharpness(logits, targets, (0.125, 0.25, 0.26))[small][:3])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.floats(-60, 60, width=32), min_size=2, max_size=12),
     st.integers(0, 11),

@@ -44,7 +44,7 @@ from train.resolve import resolve_recipe
 
 CPU = torch.device("cpu")
 PHASES = (Phase.explicit, Phase.generate)
-SMALL = settings(max_examples=10, deadline=None, derandomize=True, database=None, phases=PHASES)
+SMALL = settings(max_examples=10, derandomize=True, database=None, phases=PHASES)
 Singles = NDArray[np.float32]
 SIGNS = np.array([-1, 1], np.float32)
 

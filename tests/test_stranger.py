@@ -100,9 +100,7 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
     return content
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(content=studies())
 @example(content=WORKING)
 @example(
@@ -129,7 +127,7 @@ def test_any_study_is_read_or_refused_in_a_line(content: dict[str, Any], tmp_pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["study.toml"]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass")))
 )

@@ -37,7 +37,7 @@ def test_a_spike_of_one_step_is_seen_where_it_is(at: int) -> None:
     assert abs(x[y[0].argmax()] - at) < 20  # a bucket is 20 steps
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     curve=st.integers(1, 300).flatmap(
         lambda n: arrays(np.float64, (2, n), elements=st.floats(-1e3, 1e3) | st.just(NAN))

@@ -75,7 +75,7 @@ def trained() -> Tokenizer:
     return train_bpe(DOCUMENTS, SIZE - 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=50))
 def test_any_text_survives_the_round_trip(text: str) -> None:
     tokenizer = trained()

@@ -50,7 +50,7 @@ def blocks(draw: st.DrawFn, name: str, dtype: torch.dtype, n: int = 8) -> np.nda
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", [*BY_RULE, *WITH_OTHER_SCALES])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_two_oracles_agree(name: str, dtype: str, data: st.DataObject) -> None:
     """This one compares float64 numbers, that one divides rationals; neither calls the other, or a quantiser."""

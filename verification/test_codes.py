@@ -135,7 +135,7 @@ def test_one_exact_code_is_a_fraction_where_it_can_be(name: str) -> None:
     st.sampled_from(list(Overflow)),
     st.integers(1, 32),
 )
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_encode_agrees_with_the_reference(
     data: st.DataObject, f: ElementFormat, rounding: Rounding, overflow: Overflow, bits: int
 ) -> None:

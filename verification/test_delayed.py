@@ -30,7 +30,7 @@ def by_hand(amaxes: list[float], length: int, rule: str, largest: int, margin: i
 
 
 @pytest.mark.parametrize(("name", "largest"), [("e4m3fn@tensor", 448), ("e5m2@tensor", 57344), ("nvfp4", 2688)])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     amaxes=st.lists(AMAXES, max_size=9),
     length=st.integers(1, 4),

@@ -108,7 +108,7 @@ def spread(draw: st.DrawFn, values: Sequence[float], dtype: torch.dtype) -> Tens
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [*MX, *WITH_FP32_SCALES])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_equals_the_reference(name: str, dtype: torch.dtype, data: st.DataObject) -> None:
     f = scaled_format(name)
@@ -118,7 +118,7 @@ def test_equals_the_reference(name: str, dtype: torch.dtype, data: st.DataObject
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_nvfp4_equals_the_reference(dtype: torch.dtype, data: st.DataObject) -> None:
     x = data.draw(nasty_blocks(scaled_format("nvfp4"), dtype, 20))
@@ -135,7 +135,7 @@ def near_products(draw: st.DrawFn, dtype: torch.dtype, t: float) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_nvfp4_under_a_given_tensor_scale(dtype: torch.dtype, data: st.DataObject) -> None:
     low, high = (-20, 3) if dtype == torch.float16 else (-150, 110)
@@ -148,7 +148,7 @@ def test_nvfp4_under_a_given_tensor_scale(dtype: torch.dtype, data: st.DataObjec
 
 
 @pytest.mark.parametrize("name", [*MX, *SHORT, *LONG, *ODD_ONES])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_every_rounding_and_overflow_equals_the_reference(name: str, data: st.DataObject) -> None:
     f = scaled_format(name)
@@ -161,7 +161,7 @@ def test_every_rounding_and_overflow_equals_the_reference(name: str, data: st.Da
 
 
 @pytest.mark.parametrize("name", [*MX, *SHORT])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_stochastic_rounding_equals_the_reference(name: str, data: st.DataObject) -> None:
     f = scaled_format(name)

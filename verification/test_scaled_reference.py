@@ -24,7 +24,7 @@ def power_for(amax: Fraction, element: str, rule: str) -> Fraction:
 
 
 @given(AMAX | NEAR_POWERS, st.sampled_from(ELEMENTS))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_each_rule_by_the_inequality_that_defines_it(amax: Fraction, element: str) -> None:
     f = float_format(element)
     largest, top = Fraction(f.max), Fraction(2) ** f.emax
@@ -41,7 +41,7 @@ def test_each_rule_by_the_inequality_that_defines_it(amax: Fraction, element: st
 
 
 @given(st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=8), st.sampled_from(ELEMENTS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_rceil_and_ceil_never_clip_and_the_others_at_most_a_binade(values: list[float], element: str) -> None:
     amax = max(abs(Fraction(x)) for x in values)
     assume(amax > Fraction(2) ** -100)
