@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,16 +87,28 @@ def read_losses(path: Path, columns: dict[str, str | None]) -> tuple[pd.DataFram
         raise StudyError(f"{path}: is no CSV table ({why}); give one with a head, and a row a logged step") from None
     loss = columns["loss"]
     empty = frame[loss].str.strip() == "" if loss in frame.columns else pd.Series(False, index=frame.index)
-    return frame[~empty].apply(_typed, axis=0), int(empty.sum())
+    frame = frame[~empty].apply(lambda column: column.str.strip())
+    of_numbers = {columns[name] for name in ("step", "loss", "learning_rate", "grad_norm")}
+    for name in frame.columns:
+        if name in of_numbers:
+            frame[name] = _numbers_of(frame[name])
+        elif name == columns["seed"]:
+            frame[name] = _seeds_of(frame[name])
+    return frame, int(empty.sum())
 
 
-def _typed(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Numbers where all are; what is no number as it stands."""
-    words = column.str.strip()
+def _numbers_of(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Numbers where all are, an empty one NaN; else as it stands."""
     try:
-        return words.map(lambda word: float(word or "nan"))
+        return column.map(lambda word: float(word or "nan"))
     except ValueError:
-        return words
+        return column
+
+
+def _seeds_of(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Whole numbers where all are, so that 10 comes after 9; else as they stand: what is written otherwise is another seed."""
+    words = column.tolist()
+    return column.map(int) if all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", word) for word in words) else column
 
 
 def group_table(found: xr.Dataset) -> Table:

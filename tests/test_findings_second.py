@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from scipy import stats
 
 from exmy.claims import own_claims
 from exmy.findings import canvas, warnings_part
+from exmy.findings.contrast import validation_of
 from exmy.findings.make import make
 from exmy.findings.numbers import Number
 from exmy.findings.rows import in_lines
@@ -29,9 +32,9 @@ from exmy.findings.text import FINDINGS
 from exmy.findings.warnings_beyond import Before, Moving, best_moving, which_way
 from tests.synthetic_evidence import ENTROPY, STEPS, make_study
 from tests.test_findings import CLAIM, claims_file, grid, of_seed, rows
-from train import open_study
+from train import open_study, seed_grid
 from train.alarm_ranking import Alarm
-from train.claims import read_claims
+from train.claims import Claims, judge, read_claims
 from train.digest import write_digest
 from train.study import Run
 
@@ -39,6 +42,7 @@ HORIZON = (
     9.0  # what diverges here does so at the last step, 29: at step 20 all kinds of rows meet, and signals are measured
 )
 RATE = 2.0**-8
+NAN = float("nan")
 
 
 def fp8(run: Run) -> float:
@@ -400,6 +404,26 @@ def test_a_verdict_that_turns_round_at_another_rate_says_so(tmp_path: Path, at_t
     assert ("At 2^-7 the same is not shown." in result) == (at_twice == 0)
     summary = "of 1 looks at the same contrast at other rates, where no rule looks, these show the other way round"
     assert (f"{summary} (Bonferroni over all of them): `F4` at 2^-7." in text) == turned
+
+
+def test_a_claims_validation_loss_is_of_the_seeds_of_its_look(tmp_path: Path) -> None:
+    """10 seeds, a look at 8: seed 0 is lost, and seeds 8 and 9, which end 3 and 7 higher, are beyond the look."""
+    high = {8: 3.0, 9: 7.0}
+    own = np.array([NAN, *(0.1 + high.get(seed, 0.0) for seed in range(1, 10))])
+    cells = {"recipe": ["f"] * 10 + ["b"] * 10, "learning_rate": [RATE] * 20, "seed": [*range(10)] * 2}
+    losses = ("run", np.concatenate([2 + own, np.full(10, 2.0)]))
+    runs = xr.Dataset(
+        {"final_loss": losses, "final_validation_loss": losses, "diverged": ("run", [True] + [False] * 19)},
+        {name: ("run", values) for name, values in cells.items()},
+    )
+    cube = seed_grid(runs.assign(initial_loss=("run", [5.0] * 20)))
+    rule = {"name": "X", "claim": "c", "source": "s", "study": "s", "recipe": "f", "baseline": "b", "statistic": "loss",
+            "expect": "higher", "smallest_n": 8, "looks": [8]}  # fmt: skip
+    (judged,) = judge(Claims.model_validate({"claims": [rule]}), lambda _: cube)
+    evidence: Any = SimpleNamespace(parts=[SimpleNamespace(where={}, runs=runs, grid=cube)])
+    found = validation_of(judged, evidence)
+    assert found is not None
+    assert found.mean == pytest.approx(0.1)
 
 
 def test_a_turn_is_told_over_all_looks_at_other_rates(tmp_path: Path) -> None:

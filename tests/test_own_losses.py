@@ -172,6 +172,30 @@ def test_a_csv_of_unequal_runs(tmp_path: Path) -> None:
     assert [run["diverged_step"] for run in content["runs"]] == [None, None, None, 31.0, 21.0, 21.0]
 
 
+@pytest.mark.parametrize("names", [
+    ("20261127163825001", "20261127163825002"), ("1e3", "1000.0"), ("007", "7"), ("nan", "NaN"), ("inf", "Infinity"),
+])  # fmt: skip
+def test_names_of_runs_are_no_numbers(tmp_path: Path, names: tuple[str, str]) -> None:
+    """As FP64 each two of them would be one: 17 digits are more than it has."""
+    rows = [f"{name},{150 * i + t},2.0,x" for i, name in enumerate(names) for t in range(150)]
+    done = exmy(write(tmp_path / "losses.csv", rows), *COLUMNS, "--json", tmp_path / "found.json")
+    assert done.exit_code == 0, done.output
+    assert [run["run"] for run in json.loads((tmp_path / "found.json").read_text())["runs"]] == list(names)
+
+
+def test_groups_and_seeds_keep_their_words(tmp_path: Path) -> None:
+    """Groups of bits, the baseline named as it is written; seeds in whole numbers pair by number, others as they are written."""
+    for seeds, pairs in ((["0", "1", "2"], 3), (["a", "1", "01"], 3)):
+        rows = [f"{bits}-{seed},{t},2.0,{bits},{seed}" for bits in (8, 16) for seed in seeds for t in range(30)]
+        path = tmp_path / "losses.csv"
+        path.write_text("\n".join(["name,at,value,kind,seed", *rows]) + "\n")
+        columns = (*COLUMNS, "--group", "kind", "--seed", "seed", "--baseline", "16", "--json", tmp_path / "found.json")
+        done = exmy(path, *columns)
+        assert done.exit_code == 0, done.output
+        content = json.loads((tmp_path / "found.json").read_text())
+        assert [(of["group"], of["pairs"]) for of in content["groups"]] == [("8", pairs), ("16", 0)]
+
+
 @pytest.mark.parametrize(("arguments", "what"), [
     ((), "no column 'run' for the run; the columns are name, at, value, kind"),
     ((*COLUMNS, "--definition", "no_progress"), "give it, in nats/token"),

@@ -124,6 +124,22 @@ def test_runs_are_as_the_summary_has_them(real: tuple[dict[str, Any], xr.DataTre
         assert [column["values"][i] for i in column["of"]] == summary[facet].values.astype(str).tolist()
 
 
+def test_a_run_that_was_lost_has_no_validation_loss_from_before(real: tuple[dict[str, Any], xr.DataTree]) -> None:
+    """Run 0's evaluations end in NaN; run 1 ends a step before the last evaluation, whose column is padding."""
+    tree = real[1].copy()
+    evaluation, history = tree["evaluation"].to_dataset().load(), tree["history"].to_dataset().load()
+    loss = evaluation["validation_loss"].transpose("run", "eval_step").values.copy()
+    assert np.isfinite(loss[:2]).all()
+    loss[0, -2:] = loss[1, -1:] = NAN
+    last = history["last_step"].values.copy()
+    last[1] = evaluation["eval_step"].values[-1] - 2
+    tree["evaluation"] = xr.DataTree(evaluation.assign(validation_loss=(("run", "eval_step"), loss)))
+    tree["history"] = xr.DataTree(history.assign(last_step=("run", last)))
+    shown = numbers(content([(study_of(REAL), tree)])["studies"][0]["run"]["validation"])
+    assert np.isnan(shown[0])
+    np.testing.assert_allclose(shown[1:], [loss[1, -2], *loss[2:, -1]], rtol=CLOSE)
+
+
 def test_verdicts_are_those_of_exmy_verdict(real: tuple[dict[str, Any], xr.DataTree]) -> None:
     """The numbers of docs: e4m7 lost all of its 8 pairs, so McNemar's exact p is 2/2^8, and by Holm's steps 6 of those."""
     (group,) = real[0]["groups"]

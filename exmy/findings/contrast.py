@@ -10,9 +10,8 @@ import numpy as np
 from exmy.findings.numbers import Number
 from exmy.findings.studies import Evidence, Part, departures
 from exmy.findings.tables import NONE, headed, line, ranged, rate_words
-from train.claims import Claim, Judged
+from train.claims import Claim, Judged, rates_of
 from train.paired import Difference, paired
-from train.verdicts import reference_rate
 
 TRAINING, VALIDATION = "final_loss", "final_validation_loss"
 Losses = Mapping[int, float]
@@ -42,13 +41,15 @@ def told(of: Difference) -> str:
 
 
 def validation_of(of: Judged, evidence: Evidence) -> Difference | None:
-    """A claim's own contrast in the validation loss, on the seeds that it used; None of a claim that is not about losses."""
+    """A claim's own contrast in the validation loss, on the seeds that it used; None of a claim that is not about losses.
+
+    Of them those without a finite loss are left out: a claim counts them at the initial one, and there is none of validation.
+    """
     claim = of.claim
     if claim.statistic != "loss" or not of.looks:
         return None
-    training, validation = (_contrast(claim, evidence, variable) for variable in (TRAINING, VALIDATION))
-    seeds = sorted(training)[: of.used]
-    return mean_of({seed: validation[seed] for seed in seeds if seed in validation})
+    validation, used = _contrast(claim, evidence, VALIDATION), _seeds_of(claim, evidence)[: of.used]
+    return mean_of({seed: validation[seed] for seed in used if seed in validation})
 
 
 def at_other_rates(of: Judged, evidence: Evidence) -> list[tuple[float, Difference]]:
@@ -72,14 +73,29 @@ def at_other_rates(of: Judged, evidence: Evidence) -> list[tuple[float, Differen
 
 
 def _contrast(claim: Claim, evidence: Evidence, variable: str) -> Losses:
-    found = _of_part(claim, evidence, variable)
-    return less(found, _of_part(claim.elsewhere, evidence, variable)) if claim.elsewhere else found
+    found, *other = [
+        less(*(by_seed(part, name, rate, variable) for name in (claim.recipe, claim.baseline)))
+        for part, rate in _parts(claim, evidence)
+    ]
+    return less(found, *other) if other else found
 
 
-def _of_part(claim: Claim, evidence: Evidence, variable: str) -> Losses:
-    part = _part_of(claim, evidence)
-    rate = reference_rate(part.grid, claim.baseline, claim.learning_rate)
-    return less(*(by_seed(part, name, rate, variable) for name in (claim.recipe, claim.baseline)))
+def _parts(claim: Claim, evidence: Evidence) -> list[tuple[Part, float]]:
+    """The runs that a claim is about, and those that it is held against, each with its learning rate."""
+    parts = [_part_of(of, evidence) for of in (claim, claim.elsewhere) if of]
+    return list(zip(parts, rates_of(claim, [part.grid for part in parts]), strict=True))
+
+
+def _seeds_of(claim: Claim, evidence: Evidence) -> list[int]:
+    """The seeds that both recipes have at the claim's rates in all of its parts, lost ones too, in the order of its looks."""
+    shared: list[int] | None = None
+    for part, rate in _parts(claim, evidence):
+        there = (
+            part.grid["diverged"].sel(recipe=[claim.recipe, claim.baseline], learning_rate=rate).notnull().all("recipe")
+        )
+        own = part.grid["seed"].values[there.values].tolist()
+        shared = own if shared is None else [seed for seed in shared if seed in own]
+    return shared or []
 
 
 def _part_of(claim: Claim, evidence: Evidence) -> Part:

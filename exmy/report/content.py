@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from exmy.costs import with_validation
 from exmy.figure import highest, limits, reference_rate
 from exmy.groups import Group, groups
 from exmy.report.formulas import diagram, formats_of, grid, resolved
@@ -145,12 +146,7 @@ def _per_run(runs: xr.Dataset, tree: xr.DataTree) -> dict[str, Any]:
         "spikes": packed(runs["spike_score"].values),
     }
     if "evaluation" in tree.children:
-        loss = (
-            tree["evaluation"].to_dataset()["validation_loss"].transpose("run", "eval_step").values.astype(np.float64)
-        )
-        there = ~np.isnan(loss)
-        last = np.where(there.any(axis=1), loss.shape[1] - 1 - there[:, ::-1].argmax(axis=1), 0)
-        content["validation"] = packed(loss[np.arange(last.size), last])
+        content["validation"] = packed(with_validation(tree)["final_validation_loss"].values)
     return content
 
 
