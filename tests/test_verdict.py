@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner, Result
+from scipy import stats
 
 from exmy.cli import main
 from exmy.verdict import run_verdict, sentence
 from tests.test_windows import NAN, grid, runs
 from train import StudyError
+from train.equivalence import equivalent_rates
+from train.proportions import Pairs
 from train.verdicts import VARIABLES, VerdictSettings, break_even, reference_rate, verdict
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +95,46 @@ def test_break_even_by_its_formula() -> None:
     assert break_even(never, "a", "b", settings)[0] == math.inf
     assert break_even(never, "b", "a", settings)[0] == 0.0
     assert math.isnan(break_even(grid({"a": [[NAN]], "b": [[NAN]]}), "a", "b", settings)[0])
+
+
+def test_break_even_limits_hold_where_two_rates_are_nearly_as_good() -> None:
+    """a's better rate, by 0.001 at a spread of 0.05, loses 40 % of its runs and its other rate none: which is which is luck.
+
+    At the better one, both rates in both windows: (1 / 0.6 + 0.1) / (1 + 0.1).
+    """
+    rng, truth, held = np.random.default_rng(0), (1 / 0.6 + 0.1) / 1.1, 0
+    for _ in range(40):
+        losses = 2 + np.array([0.0, 0.001])[:, None] + 0.05 * rng.standard_normal((2, 2, 48))
+        failed = rng.random((2, 48)) < np.array([0.4, 0.0])[:, None]
+        cube = grid(
+            {"a": losses[0].tolist(), "b": losses[1].tolist()},
+            {"a": failed.tolist(), "b": np.zeros((2, 48), bool).tolist()},
+        )
+        _, low, high = break_even(cube, "a", "b", VerdictSettings(allowed=0.5))
+        held += low <= truth <= high
+    assert held == 40
+
+
+@pytest.mark.parametrize(("first", "second", "n"), [(3, 0, 50), (5, 0, 100), (1, 1, 40), (9, 3, 60)])
+def test_as_many_pairs_as_are_told_decide_if_the_truth_is_as_seen(first: int, second: int, n: int) -> None:
+    """The power of either test at the shares that were seen, summed over tables that these tests are asked about one by one."""
+    fails = {"a": [[i < first for i in range(n)]], "b": [[first <= i < first + second for i in range(n)]]}
+    losses = {name: [[2.0] * n] for name in fails}
+    needed = verdict(grid(losses, fails), "b")["pairs_needed"].sel(recipe="a").item()
+    assert needed > 0
+    for pairs, enough in ((int(needed), True), (int(0.9 * needed), False)):
+        powers = [0.0, 0.0]
+        b, c = np.meshgrid(np.arange(60), np.arange(60), indexing="ij")
+        rest = pairs - b - c
+        chance = stats.multinomial.pmf(
+            np.stack([b, c, rest], -1)[rest >= 0], pairs, [first / n, second / n, 1 - (first + second) / n]
+        )
+        for weight, one, other in zip(chance, b[rest >= 0].tolist(), c[rest >= 0].tolist(), strict=True):
+            if weight > 1e-5:
+                table = Pairs(0, one, other, pairs - one - other)
+                powers[0] += weight * (equivalent_rates(table, 0.1).p <= 0.05)
+                powers[1] += weight * (stats.binomtest(one, one + other).pvalue <= 0.05 if one + other else 0)
+        assert (max(powers) > 0.795) == enough, powers
 
 
 def test_break_even_limits_close_with_seeds() -> None:

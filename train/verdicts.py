@@ -21,9 +21,9 @@ costs `search_cost` runs:
 
 p: share diverged at the recipe's own optimum; w: octaves of its window, and g: of the grid's step, since each rate of a grid
 stands for half a step to either side; S: of the whole grid, and a step. On an even grid S / (w + g) is rates over rates in the
-window. A loss penalty is not in it: what a loss is worth in runs is another question. Its limits are those of p and w of both,
-each at a quarter of the error (Clopper and Pearson's; the window's own), at their worst: they cover at least as often as they
-say.
+window. A loss penalty is not in it: what a loss is worth in runs is another question. Its limits are those of p and w of both at
+their worst, p's (Clopper and Pearson's) at whichever rate may be the optimum: of each recipe the window, the rates and p have a
+sixth of the error each, so that they cover at least as often as they say.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import numpy as np
 import xarray as xr
 
 from train.equivalence import equivalent_rates, seeds_for_equivalence
-from train.optimum import loss_penalty, optimum, optimum_shift, spread
+from train.optimum import HALF, best_rates, loss_penalty, optimum, optimum_shift, spread
 from train.paired import holm
 from train.proportions import Pairs, clopper_pearson_interval, mcnemar, paired_interval, pairs_of, wilson_interval
 from train.sample_size import seeds_needed
@@ -50,7 +50,9 @@ HOLDS = ("as stable", "more stable")
 
 @dataclass(frozen=True)
 class VerdictSettings:
-    """What is asked. margin: of the shares of diverged runs; alpha: of any false verdict; allowed, loss_margin: of the window.
+    """What is asked. margin: of the shares of diverged runs; allowed, loss_margin: of the window.
+
+    alpha: of any recipe called as stable that differs by the margin; and of any called less or more stable that is not.
 
     learning_rate: where divergence is compared; the baseline's optimum if None.
     """
@@ -199,17 +201,21 @@ def break_even(grid: xr.Dataset, recipe: str, baseline: str, settings: VerdictSe
 
 def _cost(grid: xr.Dataset, name: str, settings: VerdictSettings) -> tuple[float, float, float]:
     """In runs: what one that trains costs with its search, the least and the most that it may; each at half of alpha."""
-    window = stable_window(grid, name, settings.allowed, settings.loss_margin, 1 - settings.alpha / 4)
+    error = settings.alpha / 6
+    window = stable_window(grid, name, settings.allowed, settings.loss_margin, 1 - error)
     best = optimum(grid, name)
     if not math.isfinite(best):
         return math.inf, _spent(0.0, window.at_most, grid, settings), math.inf
-    own = grid["diverged"].sel(recipe=name, learning_rate=best)
-    k, n = int(own.sum()), int(own.notnull().sum())
-    low, high = map(float, clopper_pearson_interval(k, n, 1 - settings.alpha / 4))
+    own, rates = grid["diverged"].sel(recipe=name).transpose("learning_rate", "seed"), grid["learning_rate"].values
+    k, n = own.sum("seed").values, own.notnull().sum("seed").values
+    low, high = clopper_pearson_interval(k, n, 1 - error)
+    # Among them rates at which more than half failed, where that may be luck: the optimum is one of those where fewer do.
+    may = np.isin(rates, best_rates(grid, name, error)) | ((2 * k > n) & (low <= HALF) & (k < n)) | (rates == best)
+    at = int(np.flatnonzero(rates == best)[0])
     return (
-        _spent(k / n, window.octaves, grid, settings),
-        _spent(low, window.at_most, grid, settings),
-        _spent(high, window.at_least, grid, settings),
+        _spent(int(k[at]) / int(n[at]), window.octaves, grid, settings),
+        _spent(float(low[may].min()), window.at_most, grid, settings),
+        _spent(float(high[may].max()), window.at_least, grid, settings),
     )
 
 
@@ -223,16 +229,15 @@ def _spent(share: float, octaves: float, grid: xr.Dataset, settings: VerdictSett
 
 
 def _needed(pairs: Pairs, settings: VerdictSettings) -> float:
-    """Pairs in all that would decide with 80 % power: that both are as stable where they are within the margin, or else that they
-    are not, if the truth is as seen; NaN where it would take more than are looked for.
+    """Pairs in all of which either question would be decided with 80 % power if the truth is as seen, that both are as stable or
+    that they are not; NaN where it would take more than are looked for.
     """
     n = max(1, pairs.n)
-    if abs(pairs.first - pairs.second) < settings.margin * n:
-        found = seeds_for_equivalence(settings.margin, (pairs.first + pairs.second) / n, 0.8, settings.alpha)
-    else:
-        shares = (pairs.both + pairs.second) / n, (pairs.both + pairs.first) / n
-        found = seeds_needed(*shares, alpha=settings.alpha, both=pairs.both / n)
-    return math.nan if found is None else float(found)
+    alone, apart = (pairs.first + pairs.second) / n, (pairs.first - pairs.second) / n
+    alike = seeds_for_equivalence(settings.margin, alone, 0.8, settings.alpha, apart=apart)
+    shares = (pairs.both + pairs.second) / n, (pairs.both + pairs.first) / n
+    different = seeds_needed(*shares, alpha=settings.alpha, both=pairs.both / n) if apart else None
+    return float(min((of for of in (alike, different) if of is not None), default=math.nan))
 
 
 def _state(row: dict[str, Any], alpha: float) -> str:
@@ -264,7 +269,7 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "p_differ_holm": ("1", "the same, adjusted for all recipes asked for", "Holm 1979"),
     "p_equivalent": ("1", "p-value that the rates differ by the margin", "two one-sided exact tests; see train.equivalence"),
     "p_equivalent_holm": ("1", "the same, adjusted for all recipes asked for", "Holm 1979"),
-    "pairs_needed": ("1", "pairs in all that would decide", "80 % power, if the truth is as seen, alike if within the margin"),
+    "pairs_needed": ("1", "pairs in all that would decide", "80 % power, if the truth is as seen"),
     "window": ("octaves", "stable window", "see train.window; NaN where no rate is in it"),
     "window_lowest": ("1", "lowest learning rate of the window", "of the grid"),
     "window_highest": ("1", "highest learning rate of the window", "of the grid"),
