@@ -44,7 +44,14 @@ from train.optimum import optimum_shift
 from train.paired import holm
 from train.proportions import Pairs, paired_interval, pairs_of
 from train.sensitivity import lr_sensitivity
-from train.sequential import Spending, flip_looks, repeated_interval, sign_looks, spending_bounds
+from train.sequential import (
+    LEAST_ALPHA,
+    Spending,
+    flip_looks,
+    repeated_interval,
+    sign_p_value,
+    spending_bounds,
+)
 from train.study import StudyError
 from train.verdicts import reference_rate
 from train.window import MARGIN, stable_window, window_difference
@@ -52,7 +59,6 @@ from train.window import MARGIN, stable_window, window_difference
 Statistic = Literal["divergence", "loss", "window", "sensitivity", "optimum_shift"]
 State = Literal["supported", "refuted", "undecided", "not tested"]
 Floats = npt.NDArray[np.float64]
-LEAST_P = 1e-6
 UNITS = {
     "divergence": "of runs",
     "loss": "nats/token",
@@ -302,7 +308,7 @@ def _of_rates(
     if claim.expect == "alike":
         return effect, *limits, _least_over_looks([_alike_rates(of, claim.margin or 0.0) for of in tables], planned)
     first, second = [of.first for of in tables], [of.second for of in tables]
-    return effect, *limits, _least_alpha(lambda a: sign_looks(first, second, times, a, claim.spending)[-1].rejected)
+    return effect, *limits, sign_p_value(first, second, times, claim.spending)
 
 
 def _of_losses(
@@ -319,9 +325,7 @@ def _of_losses(
     if claim.expect == "alike":
         each = [_alike_means(differences[:look], claim.margin or 0.0) for look in taken]
         return effect, low, high, _least_over_looks(each, planned)
-    rejected = _least_alpha(
-        lambda a: flip_looks(differences[:last], taken, times, a, claim.spending)[-1].rejected, monotone=True
-    )
+    rejected = _least_alpha(lambda a: flip_looks(differences[:last], taken, times, a, claim.spending)[-1].rejected)
     return effect, low, high, rejected
 
 
@@ -347,7 +351,7 @@ def _of_grids(claim: Claim, grid: xr.Dataset, taken: Sequence[int], alpha: float
     planned = len(claim.looks)
     looks = [grid.isel(seed=slice(look)) for look in taken]
     effect, low, high = _interval(claim, looks[-1], 1 - alpha / planned)
-    each = [_least_alpha(_excluding(claim, of), monotone=True) for of in looks]
+    each = [_least_alpha(_excluding(claim, of)) for of in looks]
     return effect, low, high, _least_over_looks(each, planned)
 
 
@@ -382,24 +386,12 @@ def _excluding(claim: Claim, grid: xr.Dataset) -> Callable[[float], bool]:
     return excludes
 
 
-def _least_alpha(rejects: Callable[[float], bool], *, monotone: bool = False) -> float:
-    """The least alpha at which, and at all above it, a test rejects, to 2 %; 1 where it never does, LEAST_P where always.
-
-    monotone: what rejects at one alpha does at all above, as nested intervals do. Tests of counts are not quite so: there it is
-    looked for from above, on a grid, and refined in its last step.
-    """
-    low, high = LEAST_P, 1.0
-    if rejects(LEAST_P) and monotone:
-        return LEAST_P
-    if not monotone:
-        for alpha in np.geomspace(1 - 1e-9, LEAST_P, 61).tolist():
-            if not rejects(alpha):
-                low = alpha
-                break
-            high = alpha
-        else:
-            return LEAST_P
-    while low < 0.98 * high and high > LEAST_P:
+def _least_alpha(rejects: Callable[[float], bool]) -> float:
+    """The least alpha at which a test rejects that does so at all above it, to 2 %; 1 of what never does, LEAST_ALPHA at least."""
+    low, high = LEAST_ALPHA, 1.0
+    if rejects(low):
+        return low
+    while low < 0.98 * high:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if rejects(middle) else (middle, high)
     return high if high < 0.99 else 1.0

@@ -47,6 +47,7 @@ Spending = Literal["obrien-fleming", "pocock"]
 
 NODES, NODES_LIMIT = 200, 4000
 PATTERNS = 2**17
+LEAST_ALPHA = 1e-6  # below which no p-value is told apart
 FAR = 10.0  # standard deviations beyond which no mass is followed: 1.5e-23
 
 
@@ -275,3 +276,30 @@ def sign_looks(
         if looks[-1].rejected:
             break
     return looks
+
+
+def sign_p_value(
+    first: Sequence[int], second: Sequence[int], times: Sequence[float], spending: Spending = "obrien-fleming"
+) -> float:
+    """The least alpha at which, and at all above it, `sign_looks` reject: a p-value that holds at all looks; 1 of what never does.
+
+    A boundary is a count, so that a little more alpha may lower an early one and leave less for a later one: what rejects at
+    one alpha need not at the next. Boundaries stay the same down to an alpha that does not pay for one of them; below that the
+    next ones are looked at.
+    """
+    p, alpha = 1.0, 1 - 1e-9
+    while alpha > LEAST_ALPHA:
+        looks = sign_looks(first, second, times, alpha, spending)
+        if not looks[-1].rejected:
+            break
+        paid = [(time, of.spent) for time, of in zip(times, looks, strict=False) if of.bound is not None]
+        p = min(alpha, max(_alpha_of(time, spent, spending) for time, spent in paid) * (1 + 1e-12))  # a rounding above
+        alpha = p * (1 - 1e-9)
+    return max(p, LEAST_ALPHA)
+
+
+def _alpha_of(time: float, spent: float, spending: Spending) -> float:
+    """The alpha of which `alpha_spent` at that time is `spent`."""
+    if spending == "pocock":
+        return spent / math.log1p((math.e - 1) * time)
+    return float(4 * stats.norm.sf(stats.norm.isf(spent / 4) * math.sqrt(time)))
