@@ -387,7 +387,7 @@ def _excluding(claim: Claim, grid: xr.Dataset) -> Callable[[float], bool]:
 
 
 def _least_alpha(rejects: Callable[[float], bool]) -> float:
-    """The least alpha at which a test rejects that does so at all above it, to 2 %; 1 of what never does, LEAST_ALPHA at least."""
+    """The least alpha at which a test rejects that does so at all above it, to 2 %; 1 if it never does, LEAST_ALPHA at least."""
     low, high = LEAST_ALPHA, 1.0
     if rejects(low):
         return low

@@ -281,7 +281,7 @@ def sign_looks(
 def sign_p_value(
     first: Sequence[int], second: Sequence[int], times: Sequence[float], spending: Spending = "obrien-fleming"
 ) -> float:
-    """The least alpha at which, and at all above it, `sign_looks` reject: a p-value that holds at all looks; 1 of what never does.
+    """The least alpha at which, and at all above it, `sign_looks` reject: a p-value that holds at all looks; 1 if they never do.
 
     A boundary is a count, so that a little more alpha may lower an early one and leave less for a later one: what rejects at
     one alpha need not at the next. Boundaries stay the same down to an alpha that does not pay for one of them; below that the
