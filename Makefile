@@ -33,7 +33,7 @@ study: $(READY)
 	$(if $(FOR_ALARMS),$(BIN)/exmy alarms studies/results/$(STUDY) --horizon 100 --false-alarms 0.05)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # The guide as a site, in docs/_build/html; a warning is an error, and notebooks are run. Half a minute.
 docs: $(READY)
