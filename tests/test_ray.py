@@ -175,6 +175,49 @@ def test_a_study_at_a_url_is_copied_and_what_is_damaged_or_gone_there_is_too(url
     assert not list(other.rglob("evil.nc")), "no name that a stranger chose"
 
 
+@pytest.mark.parametrize("url", ["memory://again-{}", "file://{}/url"])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_pack_that_is_another_at_the_url_is_fetched_again_and_no_other(
+    sealed: bool, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one name, since its runs and its R are the same: trained again, after the first was removed there."""
+    mine, copy = tmp_path / "mine" / "packs", tmp_path / "copy"
+    mine.mkdir(parents=True)
+    (copy / "packs").mkdir(parents=True)
+    remote = Remote(url.format(tmp_path))
+    again, kept = f"{'0' * 16}.nc", f"{'1' * 16}.nc"
+
+    def put(name: str, content: bytes, *, seal: bool = True) -> None:
+        (mine / name).write_bytes(content)
+        remote.send(mine.parent, f"packs/{name}")
+        if seal:
+            checksum = (mine / name).with_suffix(".sha256")
+            checksum.write_text(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+            remote.send(mine.parent, f"packs/{checksum.name}")
+
+    put(again, b"first")
+    put(kept, b"whole")
+    remote.fetch(copy)
+    if sealed:
+        put(again, b"other")  # as long as before
+    else:
+        put(again, b"longer than before", seal=False)
+        files, root = fsspec.core.url_to_fs(url.format(tmp_path))
+        files.rm_file(f"{root}/packs/{again.replace('.nc', '.sha256')}")
+        (mine / again).with_suffix(".sha256").unlink()
+    fetched: list[str] = []
+    real = Remote.fetch_pack
+    monkeypatch.setattr(
+        Remote, "fetch_pack", lambda self, directory, name: (fetched.append(name), real(self, directory, name))
+    )
+    for _ in range(2):
+        remote.fetch(copy)
+    assert fetched == [again]
+    assert {path.name: path.read_bytes() for path in (copy / "packs").iterdir()} == {
+        path.name: path.read_bytes() for path in mine.iterdir()
+    }
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [("nothing://bucket/a", "nothing://bucket/a: Protocol not known"), ("sftp://host/a", "sftp://host/a: ")],
