@@ -11,19 +11,24 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
 import pytest
+import torch
 from click.testing import CliRunner
 
 from exmy.cli import main
 from tests.test_execute import Recorder, tiny
 from tests.test_executors import Witness, alone, assert_same, four_packs
+from tests.test_schedule import DONE
 from train import StudyError, run_study
-from train.interruption import Interrupted
+from train.interruption import Interrupted, Interruption
 from train.one_pack import Setting
+from train.plan import plan
 from train.remote import Remote, is_url
+from train.schedule import Schedule
 
 __all__ = ["alone"]  # the fixture
 
@@ -100,6 +105,70 @@ def test_a_directory_that_a_worker_does_not_have_is_refused(tmp_path: Path) -> N
     for directory in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(StudyError, match=rf"{directory}: not the study's on .* a URL such as s3://"):
             on_ray._check_shared(Setting(study, directory, "cpu", {}))
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("faults", "lacking"),
+    [(2, 0), (3, 0), (5, 0), (99, 4)],
+    ids=["for a moment", "for a pack", "for three", "for good"],
+)
+def test_a_network_that_fails_costs_no_pack_and_no_more_is_claimed_than_is_here(
+    faults: int, lacking: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    """Four tasks of a cluster that is made up, all of which end with their packs at the URL."""
+    from train import on_ray
+
+    url, copy = f"file://{tmp_path}/url", tmp_path / "copy"
+    there, cancelled, left = tmp_path / "url" / "packs", [], [faults]
+    packs = plan(four_packs(), torch.device("cpu"))
+    there.mkdir(parents=True)
+    for pack in packs:
+        (there / f"{pack.hash}.nc").write_bytes(pack.hash.encode())
+    real = Remote.fetch_pack
+
+    def fetch_pack(remote: Remote, directory: Path, name: str) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise ConnectionResetError("Connection reset by peer")
+        real(remote, directory, name)
+
+    monkeypatch.setattr(Remote, "fetch_pack", fetch_pack)
+    monkeypatch.setattr(on_ray, "PAUSE", 0.0)
+    monkeypatch.setattr(on_ray, "_board", lambda: None)
+    monkeypatch.setattr(on_ray, "_news", lambda *_: None)
+    monkeypatch.setattr(on_ray, "_task", lambda *_: SimpleNamespace(remote=lambda *_: object()))
+    monkeypatch.setattr(on_ray.ray, "put", lambda of: of)
+    monkeypatch.setattr(on_ray.ray, "wait", lambda refs, **_: (refs[:1], refs[1:]))
+    monkeypatch.setattr(on_ray.ray, "get", lambda _: DONE)
+    monkeypatch.setattr(on_ray.ray, "cancel", lambda ref, **_: cancelled.append(ref))
+    schedule, witness, interruption = Schedule(packs, lambda *_: None), Witness(), Interruption()
+    texts: dict[str, Any] = {pack.program.dataset: None for pack in packs}
+    site = on_ray.OnRay("cpu", copy, Remote(url))
+    with caplog.at_level(logging.WARNING, "train.on_ray"):
+        site.train(schedule, Setting(four_packs(), copy, "cpu", {}), texts, 0, witness, interruption)
+    here = sorted(path.stem for path in copy.rglob("*.nc"))
+    assert here == sorted(witness.ended) == sorted(pack.hash for pack in schedule.finished)
+    assert len(here) == 4 - lacking
+    assert not cancelled
+    said = [record.message for record in caplog.records]
+    first = [line for line in said if line.endswith("tried again at the end")]
+    # Three tries for the first pack that fails, one for each that ends while one is owed.
+    assert len(first) == max(0, min(4, faults - 2))
+    if not lacking:
+        schedule.conclude(interruption)
+        assert said == first
+        return
+    with pytest.raises(StudyError) as refusal:
+        schedule.conclude(interruption)
+    assert (
+        said[-1]
+        == str(refusal.value)
+        == (
+            f"{url}: 4 packs finished there and can't be fetched (ConnectionResetError: Connection reset by peer): run the "
+            "sweep again, which fetches what is missing here"
+        )
+    )
 
 
 @needs_ray

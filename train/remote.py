@@ -58,7 +58,7 @@ class Remote:
         return cache_folder() / "studies" / f"{name}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
 
     def fetch(self, directory: Path) -> None:
-        """Make a directory a copy of the URL: packs that it lacks, or has otherwise, are fetched, those that the URL lacks removed.
+        """Make a directory a copy of the URL: packs that it lacks, or has otherwise, are fetched, what the URL lacks goes.
 
         A pack's name says which runs it has, and not with what results: its size and its checksum do.
         """
