@@ -138,10 +138,10 @@ def test_a_network_that_fails_costs_no_pack_and_no_more_is_claimed_than_is_here(
     monkeypatch.setattr(on_ray, "_board", lambda: None)
     monkeypatch.setattr(on_ray, "_news", lambda *_: None)
     monkeypatch.setattr(on_ray, "_task", lambda *_: SimpleNamespace(remote=lambda *_: object()))
-    monkeypatch.setattr(on_ray.ray, "put", lambda of: of)
-    monkeypatch.setattr(on_ray.ray, "wait", lambda refs, **_: (refs[:1], refs[1:]))
-    monkeypatch.setattr(on_ray.ray, "get", lambda _: DONE)
-    monkeypatch.setattr(on_ray.ray, "cancel", lambda ref, **_: cancelled.append(ref))
+    monkeypatch.setattr("ray.put", lambda of: of)
+    monkeypatch.setattr("ray.wait", lambda refs, **_: (refs[:1], refs[1:]))
+    monkeypatch.setattr("ray.get", lambda _: DONE)
+    monkeypatch.setattr("ray.cancel", lambda ref, **_: cancelled.append(ref))
     schedule, witness, interruption = Schedule(packs, lambda *_: None), Witness(), Interruption()
     texts: dict[str, Any] = {pack.program.dataset: None for pack in packs}
     site = on_ray.OnRay("cpu", copy, Remote(url))
@@ -276,9 +276,12 @@ def test_a_pack_that_is_another_at_the_url_is_fetched_again_and_no_other(
         (mine / again).with_suffix(".sha256").unlink()
     fetched: list[str] = []
     real = Remote.fetch_pack
-    monkeypatch.setattr(
-        Remote, "fetch_pack", lambda self, directory, name: (fetched.append(name), real(self, directory, name))
-    )
+
+    def fetch_pack(self: Remote, directory: Path, name: str) -> None:
+        fetched.append(name)
+        real(self, directory, name)
+
+    monkeypatch.setattr(Remote, "fetch_pack", fetch_pack)
     for _ in range(2):
         remote.fetch(copy)
     assert fetched == [again]

@@ -189,14 +189,14 @@ def test_a_stopped_rank_stops_all_and_a_killed_one_ends_all_in_a_line_and_nothin
 
 def test_alarms_ring_while_ranks_train_as_the_histories_say_afterwards(tmp_path: Path) -> None:
     study, out = tmp_path / "study.toml", tmp_path / "out"
-    alarms = (
-        '[alarms]\nthresholds = ["train_loss<5.4", "grad_norm>1e9", "kurtosis>0.5"]\n[signals]\nevery = 7\n'
+    alarms = '[alarms]\nthresholds = ["train_loss<5.4", "grad_norm>1e9", "kurtosis>0.5"]\n[signals]\nevery = 7\n'
+    study.write_text(
+        STUDY.replace("steps = 150", "steps = 40\nwarmup = 4").replace("every = 75", "every = 20") + alarms
     )
-    study.write_text(STUDY.replace("steps = 150", "steps = 40\nwarmup = 4").replace("every = 75", "every = 20") + alarms)
     ranks = finish(study, out)
     said = ended(ranks)
     assert [rank.returncode for rank in ranks] == [0, 0], said
-    losses = open_study(out)["history/train_loss"].values[0]
+    losses = open_study(out)["history"].to_dataset()["train_loss"].values[0]
     first = int(np.flatnonzero(losses < 5.4)[0])
     assert 0 < first < 39, "neither at once nor never"
     run = "fp8-hybrid-delayed, rate 0.01, seed 0 at step"
