@@ -12,8 +12,8 @@ import contextlib
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ def export_study(
     outs = [out for out in (zarr, netcdf, digest) if out is not None]
     for out in outs:
         _check_target(directory, out, netcdf, force=force)
+    _check_apart(outs)
     if zarr is not None:
         _check_zarr(zarr)
     if digest is not None:
@@ -74,6 +75,17 @@ def _check_target(directory: Path, out: Path, netcdf: Path | None, *, force: boo
         raise StudyError(f"{out}: a folder, and --netcdf writes a file; name another place")
     if out.exists() and not force:
         raise StudyError(f"{out}: there already; name another place, or replace it with --force")
+
+
+def _check_apart(outs: Sequence[Path]) -> None:
+    """StudyError where one would be written over another, or into it and go with it."""
+    for one, other in permutations(outs, 2):
+        if one.resolve() == other.resolve():
+            raise StudyError(
+                f"{one}: named for two exports, of which one would replace the other; name a place for each"
+            )
+        if one.resolve().is_relative_to(other.resolve()):
+            raise StudyError(f"{one}: lies in {other}, which is written too; name a place beside it")
 
 
 def _check_zarr(out: Path) -> None:

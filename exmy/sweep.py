@@ -118,10 +118,10 @@ def _hooks(study: Study, out: Path | str, *, tensorboard: bool, wandb: str | Non
         )
     if tensorboard:
         files = EventFiles(out)
-        hooks.append(Hook("TensorBoard", study, out, lambda: files, found=True))
+        hooks.append(Hook("TensorBoard", out, lambda: files, found=True))
     if wandb:
         runs = WandbRuns(out, wandb, study.name)
-        hooks.append(Hook("Weights & Biases", study, out, lambda: runs, found=False))
+        hooks.append(Hook("Weights & Biases", out, lambda: runs, found=False))
     return hooks
 
 

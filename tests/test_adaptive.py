@@ -339,6 +339,61 @@ def test_losses_are_held_against_each_other_and_count_as_no_worse_than_nothing_l
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"alarms": {"thresholds": ["grad_norm>5"]}},
+        {"signals": {"every": 2}},
+        {"probe": {"every": 0, "snapshots": ["e4m3"]}},
+        {"recipes": {"unused": {"base": "e4m3"}}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+@pytest.mark.parametrize("strategy", [SEEDS, {"kind": "bisect", "points": 2}], ids=lambda strategy: strategy["kind"])
+def test_what_is_only_recorded_may_change_between_rounds_and_counts_from_then_on(
+    strategy: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    truth = below({"e8m7": 0.02, "e4m3": 0.0007})
+    base = BASE | {"strategy": strategy, "axes": BASE["axes"] | {"seed": 3}}
+    whole = Pretended(tmp_path / "whole", truth)
+    record = run_strategy(Study.model_validate(base), tmp_path / "whole", "cpu", trainer=whole)
+    killed = Pretended(tmp_path / "out", truth, killed_in=3)
+    with pytest.raises(Killed):
+        run_strategy(Study.model_validate(base), tmp_path / "out", "cpu", trainer=killed)
+    wanted = Study.model_validate(base | changes)
+    again = Pretended(tmp_path / "out", truth)
+    assert run_strategy(wanted, tmp_path / "out", "cpu", trainer=again) | {"design": ""} == record | {"design": ""}
+    assert len(again.studies) == len(whole.studies) - 2, "the rounds so far are kept"
+    assert set(again.trained) == set(whole.trained)
+    for table in changes:
+        assert all(getattr(study, table) == getattr(wanted, table) for study in again.studies)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "axes"),
+    [
+        ({"e4m3": {"base": "e4m3fn"}}, {}),
+        ({"mine": {"base": "other"}, "other": {"base": "e4m3"}}, {}),
+        ({"mine": {"base": "e4m3", "lm_head": "other"}, "other": {"base": "e4m3"}}, {}),
+        ({"mine": {"base": "e4m3", "first_blocks": 1}, "native-bf16": {"base": "e4m3"}}, {}),
+        ({"mine": {"base": "e4m3"}, "other": {"base": "e4m3"}}, {"lm_head": ["other"]}),
+        ({"mine": {"base": "masked-e4m3"}, "e4m3": {"base": "e4m3fn"}}, {}),
+    ],
+    ids=["itself", "a base", "an LM head", "blocks that are kept", "an axis", "a named recipe's base"],
+)
+def test_a_recipe_on_which_another_rests_is_part_of_the_plan(
+    recipes: dict[str, Any], axes: dict[str, Any], tmp_path: Path
+) -> None:
+    *_, last = recipes
+    names = ["e8m7", "mine" if "mine" in recipes else "e4m3"]
+    base = BASE | {"strategy": SEEDS, "axes": BASE["axes"] | axes | {"recipe": names}, "recipes": recipes}
+    trainer = Pretended(tmp_path / "out", never)
+    run_strategy(Study.model_validate(base), tmp_path / "out", "cpu", trainer=trainer)
+    other = base | {"recipes": recipes | {last: {"base": "e5m2"}}}
+    with pytest.raises(StudyError, match=rf"recipes.{last}.base was 'e4m3(fn)?' when .*, and is 'e5m2'"):
+        run_strategy(Study.model_validate(other), tmp_path / "out", "cpu", trainer=trainer)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"strategy": SEEDS | {"looks": 5}}, r"strategy.looks was 4 when .* planned looks was taken, and is 5"),

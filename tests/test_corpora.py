@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -189,3 +190,15 @@ def test_of_few_documents_that_chance_would_all_train_on_one_is_held_out() -> No
     split = split_by_content(documents)
     assert len(split.validation) == 1
     assert sorted(split.train + split.validation) == sorted(documents)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_few_documents_that_chance_would_all_hold_out_one_is_trained_on(count: int) -> None:
+    """The one of the highest hash, copies of it too; one document alone is where its hash puts it, as before."""
+    documents = [text for i in range(400) if is_validation(text := f"{i}\n".encode())][:count]
+    split = split_by_content([*documents, *documents])
+    [trained] = set(split.train)
+    assert trained == max(documents, key=lambda text: hashlib.blake2b(text, digest_size=8).digest())
+    assert len(split.train) == 2
+    assert set(split.validation) == set(documents) - {trained}
+    assert split_by_content(documents[:1]).validation == documents[:1]

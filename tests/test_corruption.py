@@ -172,3 +172,5 @@ def test_in_words_only_what_is_corrupted() -> None:
     assert not Corruption()
     assert str(Corruption()) == ""
     assert str(Corruption(noise=0.1, duplicated=0.25)) == "noise 0.1, duplicated 0.25"
+    assert str(Corruption(noise=1, shuffled=1e-5)) == "noise 1, shuffled 1e-05"
+    assert str(Corruption(noise=0.10000001)) == "noise 0.10000001", "another text than that of 0.1"

@@ -84,6 +84,30 @@ def test_force_is_for_stores_alone(directory: Path, tmp_path: Path) -> None:
     assert (directory / "study.toml").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--digest", "x", "--zarr", "x"], "x: named for two exports"),
+        (["--netcdf", "x", "--digest", "x"], "x: named for two exports"),
+        (["--zarr", "sub/../x", "--netcdf", "x"], "x: named for two exports"),
+        (["--zarr", "link/x", "--digest", "sub/x"], "x: named for two exports"),
+        (["--zarr", "sub", "--digest", "sub/x"], "sub/x: lies in sub, which is written too"),
+        (["--digest", "link", "--netcdf", "sub/x"], "sub/x: lies in link, which is written too"),
+    ],
+)
+def test_two_exports_of_one_place_are_refused_before_any_work(
+    options: list[str], said: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to("sub")
+    monkeypatch.chdir(tmp_path)
+    refused = exported(directory, *options, *(["--force"] if said.startswith("sub") else []))
+    assert refused.exit_code == 2
+    [line] = refused.output.splitlines()
+    assert said in line
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "sub"]
+
+
 @pytest.mark.parametrize("option", ["--zarr", "--netcdf"])
 def test_one_that_fails_leaves_what_was_there(
     option: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

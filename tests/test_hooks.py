@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from exmy.cli import main
 from tests.test_execute import Recorder, Stopper, tiny
-from train import Study, open_study, run_study
+from train import Study, open_study, run_strategy, run_study
 from train.curves import Curves
 from train.hooks import Hook, Sink
 from train.tensorboard import EventFiles
@@ -66,7 +66,7 @@ class Stuck(Kept):
 
 
 def show(study: Study, directory: Path, sink: Sink, *, found: bool = True, observer: Recorder | None = None) -> None:
-    with Hook("The sink", study, directory, lambda: sink, found=found) as hook:
+    with Hook("The sink", directory, lambda: sink, found=found) as hook:
         run_study(study, directory, "cpu", observer or Recorder(), hooks=[hook])
 
 
@@ -119,7 +119,7 @@ def test_a_hook_that_hangs_does_not_keep_the_study(tmp_path: Path, caplog: pytes
     stuck = Stuck()
     stuck.go = threading.Event()
     study = tiny()
-    with Hook("The sink", study, tmp_path, lambda: stuck, found=False, patience=0.05) as hook:
+    with Hook("The sink", tmp_path, lambda: stuck, found=False, patience=0.05) as hook:
         run_study(study, tmp_path, "cpu", Recorder(), hooks=[hook])
     stuck.go.set()
     hook._thread.join()
@@ -136,6 +136,26 @@ def test_what_finished_before_is_told_where_it_is_asked_for(tmp_path: Path) -> N
     show(study, tmp_path, news, found=False)
     show(study, tmp_path, everything)
     assert (len(news.runs), len(everything.runs)) == (4, 8)
+
+
+@pytest.mark.parametrize("found", [False, True])
+@pytest.mark.parametrize(
+    "strategy",
+    [{"kind": "seeds", "looks": 2}, {"kind": "bisect", "points": 1, "rounds": 2, "octaves": 1}],
+    ids=lambda strategy: strategy["kind"],
+)
+def test_the_runs_of_every_round_are_told_and_each_once(strategy: dict[str, Any], found: bool, tmp_path: Path) -> None:
+    """Neither the seeds of a second look nor a rate of bisect's lattice is in the study as it was written."""
+    axes = {"recipe": ["e8m7", "e4m3"], "learning_rate": [1e-3], "seed": 1}
+    study = tiny(axes=axes, training={"steps": 4}, strategy=strategy, divergence={"definition": "non_finite"})
+    sink = Kept()
+    with Hook("The sink", tmp_path, lambda: sink, found=found) as hook:
+        run_strategy(study, tmp_path, "cpu", Recorder(), hooks=[hook])
+    written = set(study.identities())
+    stored = open_study(tmp_path)["history"].to_dataset()["run"].values.tolist()
+    assert len(stored) > 2, "a second round was trained"
+    assert not set(stored) <= written
+    assert sorted(run.identity for run in sink.runs) == sorted(stored)
 
 
 def test_event_files_read_back_are_the_histories(finished: Path) -> None:

@@ -11,19 +11,24 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
 import pytest
+import torch
 from click.testing import CliRunner
 
 from exmy.cli import main
 from tests.test_execute import Recorder, tiny
 from tests.test_executors import Witness, alone, assert_same, four_packs
+from tests.test_schedule import DONE
 from train import StudyError, run_study
-from train.interruption import Interrupted
+from train.interruption import Interrupted, Interruption
 from train.one_pack import Setting
+from train.plan import plan
 from train.remote import Remote, is_url
+from train.schedule import Schedule
 
 __all__ = ["alone"]  # the fixture
 
@@ -103,6 +108,70 @@ def test_a_directory_that_a_worker_does_not_have_is_refused(tmp_path: Path) -> N
 
 
 @needs_ray
+@pytest.mark.parametrize(
+    ("faults", "lacking"),
+    [(2, 0), (3, 0), (5, 0), (99, 4)],
+    ids=["for a moment", "for a pack", "for three", "for good"],
+)
+def test_a_network_that_fails_costs_no_pack_and_no_more_is_claimed_than_is_here(
+    faults: int, lacking: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    """Four tasks of a cluster that is made up, all of which end with their packs at the URL."""
+    from train import on_ray
+
+    url, copy = f"file://{tmp_path}/url", tmp_path / "copy"
+    there, cancelled, left = tmp_path / "url" / "packs", [], [faults]
+    packs = plan(four_packs(), torch.device("cpu"))
+    there.mkdir(parents=True)
+    for pack in packs:
+        (there / f"{pack.hash}.nc").write_bytes(pack.hash.encode())
+    real = Remote.fetch_pack
+
+    def fetch_pack(remote: Remote, directory: Path, name: str) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise ConnectionResetError("Connection reset by peer")
+        real(remote, directory, name)
+
+    monkeypatch.setattr(Remote, "fetch_pack", fetch_pack)
+    monkeypatch.setattr(on_ray, "PAUSE", 0.0)
+    monkeypatch.setattr(on_ray, "_board", lambda: None)
+    monkeypatch.setattr(on_ray, "_news", lambda *_: None)
+    monkeypatch.setattr(on_ray, "_task", lambda *_: SimpleNamespace(remote=lambda *_: object()))
+    monkeypatch.setattr("ray.put", lambda of: of)
+    monkeypatch.setattr("ray.wait", lambda refs, **_: (refs[:1], refs[1:]))
+    monkeypatch.setattr("ray.get", lambda _: DONE)
+    monkeypatch.setattr("ray.cancel", lambda ref, **_: cancelled.append(ref))
+    schedule, witness, interruption = Schedule(packs, lambda *_: None), Witness(), Interruption()
+    texts: dict[str, Any] = {pack.program.dataset: None for pack in packs}
+    site = on_ray.OnRay("cpu", copy, Remote(url))
+    with caplog.at_level(logging.WARNING, "train.on_ray"):
+        site.train(schedule, Setting(four_packs(), copy, "cpu", {}), texts, 0, witness, interruption)
+    here = sorted(path.stem for path in copy.rglob("*.nc"))
+    assert here == sorted(witness.ended) == sorted(pack.hash for pack in schedule.finished)
+    assert len(here) == 4 - lacking
+    assert not cancelled
+    said = [record.message for record in caplog.records]
+    first = [line for line in said if line.endswith("tried again at the end")]
+    # Three tries for the first pack that fails, one for each that ends while one is owed.
+    assert len(first) == max(0, min(4, faults - 2))
+    if not lacking:
+        schedule.conclude(interruption)
+        assert said == first
+        return
+    with pytest.raises(StudyError) as refusal:
+        schedule.conclude(interruption)
+    assert (
+        said[-1]
+        == str(refusal.value)
+        == (
+            f"{url}: 4 packs finished there and can't be fetched (ConnectionResetError: Connection reset by peer): run the "
+            "sweep again, which fetches what is missing here"
+        )
+    )
+
+
+@needs_ray
 def test_a_cluster_that_is_not_there_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from train import on_ray
 
@@ -173,6 +242,52 @@ def test_a_study_at_a_url_is_copied_and_what_is_damaged_or_gone_there_is_too(url
     files.pipe_file(f"{root}/packs/evil.nc", b"no")
     remote.fetch(other)
     assert not list(other.rglob("evil.nc")), "no name that a stranger chose"
+
+
+@pytest.mark.parametrize("url", ["memory://again-{}", "file://{}/url"])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_pack_that_is_another_at_the_url_is_fetched_again_and_no_other(
+    sealed: bool, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one name, since its runs and its R are the same: trained again, after the first was removed there."""
+    mine, copy = tmp_path / "mine" / "packs", tmp_path / "copy"
+    mine.mkdir(parents=True)
+    (copy / "packs").mkdir(parents=True)
+    remote = Remote(url.format(tmp_path))
+    again, kept = f"{'0' * 16}.nc", f"{'1' * 16}.nc"
+
+    def put(name: str, content: bytes, *, seal: bool = True) -> None:
+        (mine / name).write_bytes(content)
+        remote.send(mine.parent, f"packs/{name}")
+        if seal:
+            checksum = (mine / name).with_suffix(".sha256")
+            checksum.write_text(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+            remote.send(mine.parent, f"packs/{checksum.name}")
+
+    put(again, b"first")
+    put(kept, b"whole")
+    remote.fetch(copy)
+    if sealed:
+        put(again, b"other")  # as long as before
+    else:
+        put(again, b"longer than before", seal=False)
+        files, root = fsspec.core.url_to_fs(url.format(tmp_path))
+        files.rm_file(f"{root}/packs/{again.replace('.nc', '.sha256')}")
+        (mine / again).with_suffix(".sha256").unlink()
+    fetched: list[str] = []
+    real = Remote.fetch_pack
+
+    def fetch_pack(self: Remote, directory: Path, name: str) -> None:
+        fetched.append(name)
+        real(self, directory, name)
+
+    monkeypatch.setattr(Remote, "fetch_pack", fetch_pack)
+    for _ in range(2):
+        remote.fetch(copy)
+    assert fetched == [again]
+    assert {path.name: path.read_bytes() for path in (copy / "packs").iterdir()} == {
+        path.name: path.read_bytes() for path in mine.iterdir()
+    }
 
 
 @pytest.mark.parametrize(

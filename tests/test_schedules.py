@@ -31,6 +31,17 @@ def test_a_warm_up_climbs_evenly_and_what_falls_ends_at_its_final_fraction(
     assert rates[0][-1] == after[-1]
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_one_step_after_the_warm_up_is_the_last_and_has_the_final_fraction(schedule: str) -> None:
+    """The peak is the warm-up's last step's already."""
+    assert learning_rates([1.0], 5, 4, schedule, 0.1, 0.2)[:, 0].tolist() == [0.25, 0.5, 0.75, 1.0, 0.1]
+
+
+@pytest.mark.parametrize(("schedule", "only"), [("cosine", 1.0), ("linear", 1.0), ("constant", 1.0), ("wsd", 0.1)])
+def test_of_a_single_step_cosine_and_linear_have_the_peak(schedule: str, only: float) -> None:
+    assert learning_rates([1.0], 1, 0, schedule, 0.1).tolist() == [[only]]
+
+
 def test_a_constant_schedule_stays_at_the_peak() -> None:
     assert learning_rates([2.0], 5, 2, "constant", 0.1).tolist() == [[1.0], [2.0], [2.0], [2.0], [2.0]]
 

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 
 from train import Study, StudyError, open_study, run_study, store
+from train.derived import shared_attributes
 from train.plan import PlannedPack, plan, program_of
 from train.program import Progress
 from train.progress import RichObserver
@@ -122,6 +123,17 @@ def test_what_is_wrong_with_a_text_is_said_before_any_work(mine: Path, tmp_path:
     ):
         run_study(small(str(mine), model={"context": 8192}), tmp_path / "out", "cpu")
     assert not (tmp_path / "out" / "study.toml").exists()
+
+
+def test_the_attributes_of_a_study_say_where_its_packs_are_not_alike() -> None:
+    """Whichever comes first; a pack that says nothing of a thing is one more answer."""
+    one: dict[str, Any] = {"device": "CPU", "seconds": 1.0, "pack": "a"}
+    other = one | {"restarted_from_pack_size": 16, "peak_bytes": 5, "seconds": 2.0, "pack": "b"}
+    for packs, word in (([one, other, one], "absent | 16"), ([other, one], "16 | absent"), ([other, other], 16)):
+        found = shared_attributes(packs)
+        assert found.pop("seconds") == sum(pack["seconds"] for pack in packs)
+        assert found == {"device": "CPU", "restarted_from_pack_size": word, "peak_bytes": 5}
+    assert shared_attributes([one, one]) == {"device": "CPU", "seconds": 2.0}
 
 
 def test_results_say_what_the_text_was(mine: Path, tmp_path: Path) -> None:

@@ -187,6 +187,26 @@ def test_a_stopped_rank_stops_all_and_a_killed_one_ends_all_in_a_line_and_nothin
     assert np.isfinite(disturbed["history/train_loss"]).all()
 
 
+def test_alarms_ring_while_ranks_train_as_the_histories_say_afterwards(tmp_path: Path) -> None:
+    study, out = tmp_path / "study.toml", tmp_path / "out"
+    alarms = '[alarms]\nthresholds = ["train_loss<5.4", "grad_norm>1e9", "kurtosis>0.5"]\n[signals]\nevery = 7\n'
+    study.write_text(
+        STUDY.replace("steps = 150", "steps = 40\nwarmup = 4").replace("every = 75", "every = 20") + alarms
+    )
+    ranks = finish(study, out)
+    said = ended(ranks)
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    losses = open_study(out)["history"].to_dataset()["train_loss"].values[0]
+    first = int(np.flatnonzero(losses < 5.4)[0])
+    assert 0 < first < 39, "neither at once nor never"
+    run = "fp8-hybrid-delayed, rate 0.01, seed 0 at step"
+    rang = sorted(line for line in said[0].splitlines() if line.startswith("alarm "))
+    assert [line.rpartition(" (")[0] for line in rang] == [
+        f"alarm kurtosis>0.5: {run} 0", f"alarm train_loss<5.4: {run} {first}",
+    ]  # fmt: skip
+    assert "alarm " not in said[1], "rank 0 speaks for all"
+
+
 def test_what_is_refused_ends_every_rank_before_any_work(tmp_path: Path) -> None:
     study = tmp_path / "study.toml"
     study.write_text(STUDY.replace("sequences = 4", "sequences = 3"))

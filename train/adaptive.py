@@ -23,6 +23,7 @@ from train.bisect import nearest
 from train.cells import blocks_of, changed
 from train.durable import atomically
 from train.merge import differences
+from train.named_recipes import named_table
 from train.plan import pick_device
 from train.planned_looks import first_look, next_look
 from train.stable_rates import first_round, next_round
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from train.observer import Observer
 
 Trainer = Callable[[Study], xr.Dataset]
+
+KEPT = "native-bf16"  # of first and last blocks, where a recipe doesn't name it
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +94,8 @@ def round_under_way(study: Study, directory: Path, device: torch.device) -> Stud
                 "%s: the study has changed: its rounds are chosen anew, and finished runs count in them", directory
             )
         return fresh
-    return changed(recorded, name=study.name, execution=study.execution.model_dump(mode="json", exclude_unset=True))
+    axes = recorded.model_dump(mode="json", exclude_none=True, exclude_unset=True)["axes"]
+    return changed(fresh, axes=axes, more=blocks_of(recorded))
 
 
 def _trainer(
@@ -116,12 +120,31 @@ def _base(study: Study) -> Study:
 
 
 def _content(study: Study) -> dict[str, Any]:
-    """What a study's rounds follow from: all but its name, how it is executed, and the rounds."""
+    """What a study's rounds follow from: all but its name, how it is executed, what is only recorded, and the rounds."""
     content = tomllib.loads(_base(study).to_toml())
     first = {"strategy": {"kind": study.strategy.kind, **study.strategy.as_table()}, "reference": study.reference}
+    content["probe"].pop("snapshots", None)
+    used = _recipes_of(study)
+    content["recipes"] = {name: table for name, table in content.get("recipes", {}).items() if name in used}
     return first | {
-        key: value for key, value in content.items() if key not in (*first, "name", "baseline", "execution")
+        key: value
+        for key, value in content.items()
+        if key not in (*first, "name", "baseline", "execution", "signals", "alarms")
     }
+
+
+def _recipes_of(study: Study) -> set[str]:
+    """Every name that may be a recipe's on which a run rests: words of axes, of their tables, and of tables that these name."""
+    extra = [value for axes in study.blocks for values in (axes.model_extra or {}).values() for value in values]
+    waiting: list[Any] = [*study.recipes_named, *extra, KEPT]
+    used: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if isinstance(name, str) and name not in used:
+            used.add(name)
+            table = study.recipes.get(name) or named_table(name)
+            waiting += table.given().values() if table else ()
+    return used
 
 
 def _same_design(fresh: Study, recorded: Study) -> bool:

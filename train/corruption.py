@@ -48,7 +48,12 @@ class Corruption:
         return any(getattr(self, kind) for kind in KINDS)
 
     def __str__(self) -> str:
-        return ", ".join(f"{f.name} {getattr(self, f.name):g}" for f in fields(self) if getattr(self, f.name))
+        """Shares that differ have words that differ; six digits where they say it."""
+        shares = {f.name: getattr(self, f.name) for f in fields(self)}
+        words = {
+            name: short if float(short := f"{share:g}") == share else repr(share) for name, share in shares.items()
+        }
+        return ", ".join(f"{name} {words[name]}" for name, share in shares.items() if share)
 
 
 @dataclass(frozen=True, eq=False)

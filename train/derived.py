@@ -80,17 +80,17 @@ def summary_of(judgement: xr.Dataset, last_step: xr.DataArray, number: Callable[
 
 
 def shared_attributes(packs: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-    """Provenance over all packs: a value that all share, or every different one, joined by " | "; seconds are added up, and of
-    peaks the highest counts.
+    """Provenance over all packs: a value that all share, or every different one, joined by " | ", "absent" too; seconds are
+    added up, and of peaks the highest counts.
     """
     shared: dict[str, Any] = {}
-    for key in map(str, packs[0]):
+    for key in dict.fromkeys(str(key) for attrs in packs for key in attrs):
         values = [attrs[key] for attrs in packs if key in attrs]
         if key in ("seconds", "seconds_first_step"):
             shared[key] = float(sum(values))
         elif key == "peak_bytes":
             shared[key] = max(values)
         elif key not in ("pack", "created"):
-            distinct = list(dict.fromkeys(values))
+            distinct = list(dict.fromkeys(attrs.get(key, "absent") for attrs in packs))
             shared[key] = distinct[0] if len(distinct) == 1 else " | ".join(map(str, distinct))
     return shared

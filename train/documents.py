@@ -71,7 +71,7 @@ def split_by_content(documents: list[bytes]) -> Documents:
     """Documents split by a hash of their contents, order kept; fewer than 20 are cut into pieces first.
 
     Neither side is left empty where there are two different documents: chance leaves one out of 30 texts of 32 documents
-    without a held-out one, and then it is the one of the lowest hash.
+    without a held-out one, and then it is the one of the lowest hash; where it would hold out all, the one of the highest is not.
     """
     documents = [document for document in documents if document]
     if len(documents) < FEW_DOCUMENTS:
@@ -79,6 +79,8 @@ def split_by_content(documents: list[bytes]) -> Documents:
         documents = [piece for document in documents for piece in pieces(document, limit)]
     ranks = [_rank(document) for document in documents]
     border = max(VALIDATION_SHARE * 2**64, min(ranks, default=0) + 1)
+    if len(set(ranks)) > 1:
+        border = min(border, max(ranks))
     train = [d for d, rank in zip(documents, ranks, strict=True) if rank >= border]
     return Documents(train, [d for d, rank in zip(documents, ranks, strict=True) if rank < border])
 

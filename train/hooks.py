@@ -1,6 +1,7 @@
 """Finished packs shown elsewhere, TensorBoard or Weights & Biases, by an observer that never stands in the training's way.
 
 A hook is given packs as they lie in the study's directory, so that what it shows is what is stored, wherever they were trained.
+Which runs are the study's it reads there too, in study.toml, which has each round of a strategy before that is planned.
 It works in a thread of its own. When it fails, for want of network or disk, that is a line in the log, and it is given no more.
 """
 
@@ -17,7 +18,7 @@ from typing import Protocol
 from train.curves import Curves, curves_of
 from train.plan import PlannedPack
 from train.program import PackResult, Progress
-from train.store import PACKS, pack_files, read_pack
+from train.store import PACKS, STUDY_FILE, pack_files, read_pack, runs_of, study_of
 from train.study import Study
 
 PATIENCE = 60.0  # seconds that the end of a study waits for its hooks
@@ -36,17 +37,19 @@ class Sink(Protocol):
 
 
 class Hook:
-    """Gives each pack of a study that is finished, before or now, to a sink; an observer, and a context that ends its thread.
+    """Gives each finished run of a study to a sink, once; an observer, and a context that ends its thread.
 
     called: what the log calls it. found: packs that the directory holds already are given too.
     """
 
     def __init__(
-        self, called: str, study: Study, directory: Path, sink: Callable[[], Sink], *, found: bool, patience: float = PATIENCE
+        self, called: str, directory: Path, sink: Callable[[], Sink], *, found: bool, patience: float = PATIENCE
     ) -> None:  # fmt: skip
-        self._called, self._study, self._directory, self._open = called, study, directory, sink
+        self._called, self._directory, self._open = called, directory, sink
         self._found, self._patience = found, patience
-        self._packs: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._files: queue.SimpleQueue[Path | None] = (
+            queue.SimpleQueue()
+        )  # packs, and study.toml where a round is planned
         self._off = threading.Event()
         self._thread = threading.Thread(target=self._work, name=f"exmy-{called}", daemon=True)
 
@@ -57,17 +60,18 @@ class Hook:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._packs.put(None)
+        self._files.put(None)
         self._thread.join(self._patience)
         if self._thread.is_alive():
             self._off.set()
             log.warning("%s has not taken all runs after %.0f s: left to itself", self._called, self._patience)
 
     def planned(self, packs: list[PlannedPack], finished: int, device: str) -> None:  # noqa: ARG002
-        """What is there already."""
+        """The study as it is now, and what is there already."""
+        self._files.put(self._directory / STUDY_FILE)
         if self._found:
             for path in pack_files(self._directory):
-                self._packs.put(path)
+                self._files.put(path)
 
     def pack_started(self, pack: PlannedPack) -> None:
         """Nothing: curves are whole or not there."""
@@ -77,24 +81,36 @@ class Hook:
 
     def pack_finished(self, pack: PlannedPack, result: PackResult) -> None:  # noqa: ARG002
         """A pack's file is there."""
-        self._packs.put(self._directory / PACKS / f"{pack.hash}.nc")
+        self._files.put(self._directory / PACKS / f"{pack.hash}.nc")
 
     def _work(self) -> None:
         try:
             sink = self._open()
             try:
-                while (path := self._packs.get()) is not None:
-                    self._show(path, sink)
+                self._show_all(sink)
             finally:
                 sink.close()
         except Exception as error:  # whatever it is, it is the hook's and not the training's
             said = " ".join(str(error).split()) or type(error).__name__
             log.warning("%s: %s; it is left out from here on, and the training goes on", self._called, said[:300])
 
-    def _show(self, path: Path, sink: Sink) -> None:
-        planned = {run.identity for run in self._study.runs()}
-        for curves in curves_of(self._study, read_pack(path)):
+    def _show_all(self, sink: Sink) -> None:
+        planned: set[str] = set()
+        shown: set[str] = set()
+        while (path := self._files.get()) is not None:
+            if path.name == STUDY_FILE:
+                study = study_of(self._directory)
+                planned = set(study.identities())
+            else:
+                self._show(study, path, planned, shown, sink)
+
+    def _show(self, study: Study, path: Path, planned: set[str], shown: set[str], sink: Sink) -> None:
+        pack = read_pack(path)
+        if (planned - shown).isdisjoint(runs_of(pack)):
+            return
+        for curves in curves_of(study, pack):
             if self._off.is_set():
                 return
-            if curves.identity in planned:
+            if curves.identity in planned and curves.identity not in shown:
                 sink.write(curves)
+                shown.add(curves.identity)

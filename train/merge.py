@@ -177,7 +177,7 @@ def _chosen(directories: Sequence[Path], wanted: set[str], bar: Waiting) -> tupl
                     f"{path}: trained on another text {text[0]!r} ({sha256[:12]}) than {first} ({known[:12]}): "
                     "runs on two texts are no one study"
                 )
-            new = [run for run in pack.runs if run in wanted - seen]
+            new = [run for run in pack.runs if run in wanted and run not in seen]
             seen.update(new)
             if new:
                 chosen[path] = new

@@ -17,6 +17,7 @@ import pickle
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +34,11 @@ from train.local import count_workers
 from train.observer import Observer
 from train.one_pack import FAILURES, Report, Setting, Trainer, one_line
 from train.pack_sizes import Lowered, Splits, read_lowered, read_splits
-from train.plan import PlannedPack, pick_device, plan
+from train.plan import PlannedPack, counted, pick_device, plan
 from train.program import Progress
 from train.provenance import device_name
 from train.remote import Remote, is_url
-from train.schedule import RETRIES, Schedule
+from train.schedule import RETRIES, Schedule, named
 from train.store import PACKS, STUDY_FILE, study_text
 from train.study import Study, StudyError
 from train.text import Text
@@ -45,6 +46,7 @@ from train.watch import memory_in_use
 
 IN_FLIGHT = 10_000
 TICK = 1.0  # seconds between two looks at the board, from either side
+FETCHES, PAUSE = 3, 2.0  # how often a finished pack is fetched from the URL, and seconds between
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +164,7 @@ class OnRay:
 
     def __init__(self, device: str, directory: Path, remote: Remote | None) -> None:
         self.device, self.directory, self._remote = device, directory, remote
+        self._owed: list[tuple[PlannedPack, Report]] = []  # finished, and still to be fetched
 
     def fetch(self) -> None:
         """Make the directory a copy of the URL, if there is one."""
@@ -212,6 +215,7 @@ class OnRay:
                 while not told and len(tasks) < IN_FLIGHT and (pack := schedule.take()) is not None:
                     tasks[task.remote(pack, common, of_texts[pack.program.dataset], url, board)] = pack
                 if not tasks:
+                    self._settle(schedule, begun, observer, told)
                     return
                 done, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=TICK)
                 _news(board, schedule, begun, observer)
@@ -239,13 +243,54 @@ class OnRay:
         if report.end == "interrupted" and not told:
             schedule.lost(pack, "was stopped by a signal")
             return
-        if self._remote and report.end == "finished":
-            self._remote.fetch_pack(self.directory, f"{pack.hash}.nc")
-        schedule.hear(pack, report)
-        if report.result is not None:
-            if pack.hash not in begun:  # it was over before it was looked at
-                observer.pack_started(pack)
-            observer.pack_finished(pack, report.result)
+        # Where one is owed already, the others don't wait for the network.
+        if report.end == "finished" and (why := self._fetch(pack, 1 if self._owed else FETCHES)):
+            log.warning("%s: finished, and not fetched (%s): tried again at the end", named(pack), why)
+            self._owed.append((pack, report))
+            return
+        _tell(pack, report, schedule, begun, observer)
+
+    def _fetch(self, pack: PlannedPack, times: int) -> str:
+        """Bring a finished pack from the URL, if there is one; why it is not here after so many tries, else nothing."""
+        if not self._remote:
+            return ""
+        for left in reversed(range(times)):
+            try:
+                self._remote.fetch_pack(self.directory, f"{pack.hash}.nc")
+                return ""
+            except Exception as error:  # each file system has errors of its own
+                why = one_line(error)
+            if left:
+                time.sleep(PAUSE)
+        return why
+
+    def _settle(self, schedule: Schedule, begun: set[str], observer: Observer, told: bool) -> None:
+        """Packs that are owed, once nothing else is to be done; what can't be fetched is no finished pack of this sweep."""
+        lacking: list[PlannedPack] = []
+        why = ""
+        for pack, report in self._owed:
+            if said := self._fetch(pack, 1 if lacking else FETCHES):
+                lacking.append(pack)
+                why = said
+            else:
+                _tell(pack, report, schedule, begun, observer)
+        if lacking and self._remote:
+            why = (
+                f"{self._remote.url}: {counted(len(lacking), 'pack')} finished there and can't be fetched ({why}): run the sweep "
+                "again, which fetches what is missing here"
+            )
+            log.error("%s", why)
+        for pack in lacking:
+            schedule.hear(pack, Report("interrupted") if told else Report("stopped", message=why))
+        self._owed.clear()
+
+
+def _tell(pack: PlannedPack, report: Report, schedule: Schedule, begun: set[str], observer: Observer) -> None:
+    schedule.hear(pack, report)
+    if report.result is not None:
+        if pack.hash not in begun:  # it was over before it was looked at
+            observer.pack_started(pack)
+        observer.pack_finished(pack, report.result)
 
 
 def _news(board: Any, schedule: Schedule, begun: set[str], observer: Observer) -> None:

@@ -14,6 +14,7 @@ import logging
 import posixpath
 import re
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,12 @@ class Remote:
         return cache_folder() / "studies" / f"{name}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
 
     def fetch(self, directory: Path) -> None:
-        """Make a directory a copy of the URL: packs that it lacks are fetched, those that the URL lacks are removed."""
+        """Make a directory a copy of the URL: packs that it lacks, or has otherwise, are fetched, what the URL lacks goes.
+
+        A pack's name says which runs it has, and not with what results: its size and its checksum do.
+        """
         try:
-            there = {posixpath.basename(path) for path in self._listed(PACKS)}
+            there = self._sizes(PACKS)
             for name in (STUDY_FILE, PACK_SIZES_FILE):
                 if self._files.exists(self._at(name)):
                     self._get(name, directory / name)
@@ -69,15 +73,16 @@ class Remote:
                 if path.name not in there:
                     path.unlink()
                     path.with_suffix(CHECKSUM).unlink(missing_ok=True)
-            for name in sorted(filter(PACK.fullmatch, there)):
-                if not (directory / PACKS / name).exists():
-                    self.fetch_pack(directory, name)
+            for name in self._other(directory / PACKS, there):
+                self.fetch_pack(directory, name)
         except Exception as error:  # each file system has errors of its own
             raise StudyError(f"{self.url}: can't be read ({type(error).__name__}: {error})") from None
 
     def fetch_pack(self, directory: Path, name: str) -> None:
-        """A pack and its checksum, if it has one."""
-        seal = Path(name).with_suffix(CHECKSUM).name
+        """A pack and its checksum, if it has one; what was there under its name goes first, so that no two are mixed."""
+        seal = _seal(name)
+        for one in (name, seal):
+            (directory / PACKS / one).unlink(missing_ok=True)
         if self._files.exists(self._at(PACKS, seal)):
             self._get(f"{PACKS}/{seal}", directory / PACKS / seal)
         self._get(f"{PACKS}/{name}", directory / PACKS / name)
@@ -98,15 +103,31 @@ class Remote:
 
     def send_pack(self, directory: Path, name: str) -> None:
         """A pack, its checksum first."""
-        self.send(directory, f"{PACKS}/{Path(name).with_suffix(CHECKSUM).name}")
+        self.send(directory, f"{PACKS}/{_seal(name)}")
         self.send(directory, f"{PACKS}/{name}")
 
-    def _listed(self, folder: str) -> list[str]:
+    def _other(self, packs: Path, there: Mapping[str, int | None]) -> list[str]:
+        """The packs at the URL that a folder lacks, or has of another size, or with another checksum."""
+        names = sorted(filter(PACK.fullmatch, there))
+        other = {
+            name for name in names if _size(packs / name) is None or there[name] not in (None, _size(packs / name))
+        }
+        sealed = [name for name in names if name not in other and _seal(name) in there]
+        # All at once, where the file system can: one after the other, thousands of small files take minutes.
+        seals = self._files.cat_ranges([self._at(PACKS, _seal(name)) for name in sealed], None, None, on_error="raise")
+        other.update(
+            name for name, seal in zip(sealed, seals, strict=True) if _content(packs / _seal(name)) != bytes(seal)
+        )
+        return [name for name in names if name in other]
+
+    def _sizes(self, folder: str) -> dict[str, int | None]:
+        """What a folder at the URL has, and how large it is, where the file system tells."""
         self._files.invalidate_cache()
         try:
-            return list(self._files.ls(self._at(folder), detail=False))
+            files = self._files.ls(self._at(folder), detail=True)
         except FileNotFoundError:
-            return []
+            return {}
+        return {posixpath.basename(file["name"]): file.get("size") for file in files}
 
     def _get(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +136,19 @@ class Remote:
 
     def _at(self, *parts: str) -> str:
         return "/".join([self._root, *parts])
+
+
+def _seal(name: str) -> str:
+    """The checksum's file of a pack's."""
+    return Path(name).with_suffix(CHECKSUM).name
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _protocols(files: Any) -> tuple[str, ...]:

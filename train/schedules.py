@@ -35,14 +35,15 @@ def learning_rates(
 ) -> NDArray[np.float64]:
     """The learning rate of every step and run, [steps, R].
 
-    Step s of the warm-up has (s + 1) / warmup of the peak; the last step of one that falls has exactly final_fraction of it.
+    Step s of the warm-up has (s + 1) / warmup of the peak; the last step of one that falls has exactly final_fraction of it, but
+    where that is the only step: cosine and linear begin at the peak.
     """
-    decay = decay_steps(steps, decay_fraction)
+    decay, falls = decay_steps(steps, decay_fraction), steps - 1 - warmup
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        progress = (step - warmup) / max(1, steps - 1 - warmup)
+        progress = (step - warmup) / falls if falls else float(warmup > 0)
         if schedule == "cosine":
             left = 0.5 * (1 + math.cos(math.pi * progress))
         elif schedule == "linear":

@@ -26,11 +26,12 @@ from train.interruption import Interrupted, Interruption
 from train.local import train_here
 from train.observer import Observer
 from train.one_pack import Report, Setting, Trainer
-from train.pack import train_pack
+from train.pack import Pack, train_pack
 from train.plan import PlannedPack, plan, program_of
 from train.program import PackResult, Program, Progress
 from train.provenance import device_name
 from train.ranks import Ranks, Spread, joined
+from train.rings import listener
 from train.schedule import Schedule
 from train.sharded_pack import ShardedPack
 from train.site import Here
@@ -143,8 +144,14 @@ class Leader(Trainer):
         shared.heard = False
         if ranks.agree([0])[0]:
             raise StudyError(f"{text.name}: another rank read other tokens than rank 0; give all hosts the same text")
-        result = _train(ranks, shared.way, pack, text, SharedCheckpointer(ranks, checkpointer), on_progress)
+        alarms = listener(self.setting.study, pack)  # to what is alike on all ranks: it asks none of them
+        result = _train(
+            ranks, shared.way, pack, text, SharedCheckpointer(ranks, checkpointer),
+            alarms.telling(on_progress) if alarms else on_progress, alarms.after_step if alarms else None,
+        )  # fmt: skip
         shared.heard = True
+        if alarms:
+            alarms.listen()  # what was measured after the last report
         return result
 
 
@@ -166,7 +173,7 @@ def _follow(study: Study, ranks: Ranks, way: Way, cache: Path | None) -> None:
 
 def _train(
     ranks: Ranks, way: Way, pack: PlannedPack, text: Text, checkpointer: SharedCheckpointer,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None, on_measured: Callable[[Pack], None] | None = None,
 ) -> PackResult:  # fmt: skip
     made: list[WidePack] = []
 
@@ -175,8 +182,9 @@ def _train(
         return made[0]
 
     result = train_pack(
-        pack.program, pack.slots, text, ranks.device, on_progress=on_progress, checkpointer=checkpointer, make=make
-    )
+        pack.program, pack.slots, text, ranks.device, on_progress=on_progress, checkpointer=checkpointer, make=make,
+        on_measured=on_measured,
+    )  # fmt: skip
     made[0].check_alike()
     return result
 
