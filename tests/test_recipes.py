@@ -174,6 +174,26 @@ def test_all_products_takes_activations_rules_for_both_operands_of_attention() -
     assert {rule for _, _, rule in rules.items()} == {OperandRule(None)}
 
 
+@pytest.mark.parametrize(
+    ("table", "form"),
+    [
+        (RecipeTable(base="native-bf16", softmax="e4m3"), "math"),
+        (RecipeTable(base="e4m3", products="all"), "math"),
+        (RecipeTable(base="e4m3", products="all", softmax="e4m3", attention_form="math"), "math"),
+        (RecipeTable(base="native-bf16", softmax="none", attention_form="fused"), "fused"),
+        (RecipeTable(base="native-bf16", gelu="e4m3"), "fused"),
+    ],
+)
+def test_attention_is_written_out_where_something_inside_it_is_rounded(table: RecipeTable, form: str) -> None:
+    assert resolve_recipe("mine", {"mine": table}).attention_form == form
+
+
+def test_what_attention_rounds_in_fp64_has_the_identity_that_it_had() -> None:
+    """FP64 has no fused kernel, so softmax acted there from the first."""
+    recipe = resolve_recipe("mine", {"mine": RecipeTable(base="native-fp64", softmax="e4m3")})
+    assert recipe.arithmetic == ["native-fp64:nearest_even:fp64"] * 2 + ["softmax=e4m3"]
+
+
 # As axes of a study.
 
 AXES = """
@@ -279,6 +299,11 @@ def test_a_schedule_of_precision_goes_both_ways(tmp_path: Path) -> None:
         (RecipeTable(base="native-bf16", output="fp16"), "native-bf16 leaves its products in BF16"),
         (RecipeTable("e4m3", "e4m3", "e4m3", kahan=True), "name a format for master"),
         (RecipeTable(base="native-tf32", mlp="e8m12"), "switch is one for both"),
+        (
+            RecipeTable(base="native-bf16", softmax="e4m3", attention_form="fused"),
+            "softmax = 'e4m3' rounds inside attention, which one fused kernel can't: take attention_form = 'math'",
+        ),
+        (RecipeTable(base="e4m3", products="all", attention_form="fused"), "products = 'all' rounds inside attention"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(table: RecipeTable, message: str) -> None:

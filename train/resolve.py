@@ -33,6 +33,8 @@ from train.operands import (
 from train.recipe import (
     NATIVE_PREFIX,
     NATIVE_RECIPES,
+    AttentionForm,
+    Carrier,
     Elsewhere,
     LinearPrecision,
     Native,
@@ -90,10 +92,11 @@ def resolve_recipe(
     body_, head_, attention, mlp, products, kept = _one_switch(name, [body, head, attention, mlp, products, kept])
     assert body_ is not None
     assert head_ is not None
-    form = "math" if products is not None else table.attention_form or "fused"
+    elsewhere = _elsewhere(table)
+    form = _attention_form(name, table, products, elsewhere, body_.structure.carrier)
     scale = None if table.loss_scale == "dynamic" else float(table.loss_scale or 1.0)
     recipe = Recipe(
-        name, body_, head_, attention, mlp, products, kept, first, last, form, _elsewhere(table), scale, _state(table)
+        name, body_, head_, attention, mlp, products, kept, first, last, form, elsewhere, scale, _state(table)
     )
     return _with_before(recipe, table, tables, within)
 
@@ -308,6 +311,20 @@ def _attention_products(name: str, table: RecipeTable, linear: LinearPrecision) 
     k = replace(k, hadamard=dy.hadamard, signs=dy.signs)
     rules = Rules(ProductRules(x, x), ProductRules(dy, k), rules.wgrad)
     return replace(linear, structure=replace(structure, rules=rules), weight=linear.activation)
+
+
+def _attention_form(
+    name: str, table: RecipeTable, products: LinearPrecision | None, elsewhere: Elsewhere, carrier: Carrier
+) -> AttentionForm:
+    """Written out where anything inside it is rounded, which the fused kernel never does; in FP64 it is so by itself."""
+    inside = "products = 'all'" if products else f"softmax = {elsewhere.softmax!r}" if elsewhere.softmax else None
+    if inside is None:
+        return table.attention_form or "fused"
+    if table.attention_form == "fused":
+        raise ValueError(
+            f"recipe {name!r}: {inside} rounds inside attention, which one fused kernel can't: take attention_form = 'math'"
+        )
+    return "math" if products or carrier != "fp64" else table.attention_form or "fused"
 
 
 def _one_switch(name: str, places: list[LinearPrecision | None]) -> list[LinearPrecision | None]:
