@@ -275,6 +275,21 @@ def test_a_schedule_of_precision_goes_both_ways(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "state", "scale"),
+    [
+        (RecipeTable(base="ms-amp-o2", before="ms-amp-o2", until=5), resolve_recipe("ms-amp-o2").state, 1.0),
+        (RecipeTable(base="ms-amp-o2", before="native-bf16", until=5), resolve_recipe("ms-amp-o2").state, 1.0),
+        (RecipeTable(base="e4m3", before="native-fp16-scaled", until=5, loss_scale="dynamic"), StateFormats(), None),
+        (RecipeTable(base="native-fp16-scaled", before="native-bf16", until=5), StateFormats(), None),
+    ],
+)
+def test_loss_scale_and_state_are_of_a_whole_run(table: RecipeTable, state: StateFormats, scale: float | None) -> None:
+    recipe = resolve_recipe("mine", {"mine": table})
+    assert recipe.before is not None
+    assert (recipe.state, recipe.loss_scale, recipe.before.loss_scale) == (state, scale, scale)
+
+
+@pytest.mark.parametrize(
     ("table", "message"),
     [
         (RecipeTable("e4m3", "e4m3"), "says no format for gradient"),
@@ -296,6 +311,16 @@ def test_a_schedule_of_precision_goes_both_ways(tmp_path: Path) -> None:
         (RecipeTable("e4m3", "e4m3", "e4m3", before="e8m7"), "has before and no until"),
         (RecipeTable("e4m3", "e4m3", "e4m3", until=5), "has until and no before"),
         (RecipeTable(base="native-fp64", before="e8m7", until=5), "FP64 is for a whole run"),
+        (
+            RecipeTable(base="native-bf16", before="native-fp16-scaled", until=5),
+            "sets loss_scale, and loss scale and state are of a whole run: say them in 'mine' itself, alike",
+        ),
+        (
+            RecipeTable(base="native-bf16", before="native-fp16-scaled", until=5, loss_scale=1024.0),
+            "'native-fp16-scaled', which comes before it, sets loss_scale",
+        ),
+        (RecipeTable(base="native-bf16", before="ms-amp-o2", until=5), "sets the optimiser's formats, and loss scale"),
+        (RecipeTable(base="ms-amp-o1", before="ms-amp-o2", until=5), "say them in 'mine' itself, alike"),
         (RecipeTable(base="native-bf16", output="fp16"), "native-bf16 leaves its products in BF16"),
         (RecipeTable("e4m3", "e4m3", "e4m3", kahan=True), "name a format for master"),
         (RecipeTable(base="native-tf32", mlp="e8m12"), "switch is one for both"),

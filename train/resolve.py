@@ -142,6 +142,15 @@ def _with_before(
         raise ValueError(f"recipe {recipe.name!r}: {table.before!r}, which comes before it, has a schedule of its own")
     if "fp64" in recipe.structure.carriers | before.structure.carriers:
         raise ValueError(f"recipe {recipe.name!r}: FP64 is for a whole run or none of it, so it has no schedule")
+    for what, is_lost in (
+        ("loss_scale", before.loss_scale not in (1.0, recipe.loss_scale)),
+        ("the optimiser's formats", before.state not in (StateFormats(), recipe.state)),
+    ):
+        if is_lost:
+            raise ValueError(
+                f"recipe {recipe.name!r}: {table.before!r}, which comes before it, sets {what}, and loss scale and state are of "
+                f"a whole run: say them in {recipe.name!r} itself, alike"
+            )
     if before.loss_scale != recipe.loss_scale:
         before = replace(before, loss_scale=recipe.loss_scale)
     return replace(recipe, before=before, until=table.until)
