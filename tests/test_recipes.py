@@ -174,6 +174,27 @@ def test_all_products_takes_activations_rules_for_both_operands_of_attention() -
     assert {rule for _, _, rule in rules.items()} == {OperandRule(None)}
 
 
+@pytest.mark.parametrize("role", ["activation", "weight", "gradient"])
+@pytest.mark.parametrize("rounding", ["stochastic", "toward_zero"])
+def test_a_roles_rounding_acts_on_bf16_as_on_e8m7_which_is_the_same(role: str, rounding: str) -> None:
+    changes = {f"{role}_rounding": rounding}
+    bf16, e8m7 = (resolve_recipe(name, None, changes).body.structure for name in ("bf16", "e8m7"))
+    assert bf16 == e8m7
+    assert bf16.rules is not None
+    by_role = {of: {rule.rounding.value for rule in rules} for of, rules in bf16.rules.by_role().items()}
+    assert by_role == {of: {rounding if of == role else "nearest_even"} for of in by_role}
+
+
+def test_a_product_that_takes_bf16_for_a_narrower_format_rounds_it_to_nearest_even() -> None:
+    """What a role's rounding is a remedy for; a product's own rounding says otherwise."""
+    for given, expected in ((None, "nearest_even"), ("stochastic", "stochastic")):
+        table = RecipeTable(base="nvfp4", wgrad=ProductTable(activation="bf16", gradient="bf16", rounding=given))
+        rules = resolve_recipe("mine", {"mine": table}).body.structure.rules
+        assert rules is not None
+        assert [rule.rounding.value for rule in rules.wgrad] == [expected] * 2
+        assert rules.dgrad.first.rounding == "stochastic"
+
+
 @pytest.mark.parametrize(
     ("table", "form"),
     [

@@ -223,7 +223,9 @@ def _rule(table: RecipeTable, product: Product, role: Role, given: ProductTable,
     name = getattr(given, role) or own
     f = described(name)
     word = given.rounding or getattr(table, f"{role}_rounding") or table.rounding or Rounding.NEAREST_EVEN
-    rounding = Rounding.NEAREST_EVEN if name == "bf16" and not (given.rounding or table.rounding) else Rounding(word)
+    # Of a product that alone takes BF16: what the others' format needs is no remedy there.
+    mixed = name == "bf16" and f != described(own) and not (given.rounding or table.rounding)
+    rounding = Rounding.NEAREST_EVEN if mixed else Rounding(word)
     if isinstance(f, ElementFormat) and not f.signed:
         raise ValueError(f"{name} has no sign, and operands have: take a signed format")
     delayed = None
