@@ -364,8 +364,25 @@ class Study(Table):
                 raise ValueError(
                     f"a recipe's name and a text's path have at most {10 * NAME_LIMIT} characters, which print; got {name!r}"
                 )
-        for _ in self._settings(axes):  # every combination of axes makes valid tables
-            pass
+        self._check_values(axes)
+
+    def _check_values(self, axes: Axes) -> None:
+        """ValueError where a combination of axes makes no valid tables, or two values of one axis are read as the same."""
+        extra = axes.model_extra or {}
+        known: dict[tuple[str, str], Any] = {}
+
+        def read(key: str, meaning: Any, value: Any) -> None:
+            first = known.setdefault((key, repr(meaning)), value)
+            if str(first) != str(value):  # as written they all differ
+                raise ValueError(f"axes.{key}: {first!r} and {value!r} mean the same: leave one out")
+
+        for values, (model, _, _, chosen) in zip(itertools.product(*extra.values()), self._settings(axes), strict=True):
+            for (key, tick), value in zip(chosen.items(), values, strict=True):
+                if key not in AXES:  # a preset is what it comes to
+                    read(key, model.model_dump(exclude={"preset"}) if key == "preset" else tick, value)
+        for key in AXES:
+            for value in extra.get(key, []):
+                read(key, getattr(WORDS.validate_python({key: value}), key), value)
 
     @property
     def blocks(self) -> list[Axes]:
