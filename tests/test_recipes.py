@@ -254,6 +254,13 @@ def test_words_of_recipes_are_axes_of_a_study(tmp_path: Path) -> None:
     assert {r.loss_scale for r in mine} == {1.0, 1024.0, None}
 
 
+def test_a_word_on_an_axis_is_what_a_table_reads_it_as(tmp_path: Path) -> None:
+    (off,) = {r.state.kahan for r in read(tmp_path, 'kahan = ["false"]\nmaster = ["bf16"]')}
+    assert off is False
+    assert {r.loss_scale for r in read(tmp_path, 'loss_scale = ["64"]')} == {64.0}
+    assert {r.first_blocks for r in read(tmp_path, 'first_blocks = ["1"]')} == {1}
+
+
 def test_a_plan_has_what_recipes_say_beyond_their_products(tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     axes = 'loss_scale = [1, 1024, "dynamic"]\nbefore = ["native-bf16"]\nuntil = [7]\nmaster = ["bf16"]\nkahan = [true]'

@@ -234,14 +234,15 @@ def _tick(key: str, word: Any, tables: tuple[Table, ...]) -> Any:
     return ("+".join(value) or "none") if isinstance(value, list) else value
 
 
-def _check_words(changes: Mapping[str, Any]) -> None:
-    """ValueError, in a line, for words of recipes that mean nothing."""
+def _read_words(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Words of recipes as their table reads them; ValueError, in a line, for those that mean nothing."""
     try:
-        WORDS.validate_python(dict(changes))
+        table = WORDS.validate_python(dict(changes))
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         raise ValueError(f"axes.{first['loc'][0]}: {message}, got {first['input']!r}") from None
+    return {key: getattr(table, key) for key in changes}
 
 
 def _check_axis(key: str) -> None:
@@ -351,7 +352,6 @@ class Study(Table):
     def _check_block(self, axes: Axes) -> None:
         """ValueError for recipes that mean nothing, axes without values, names that don't print, tables that can't be."""
         for changes in _recipe_changes(axes):
-            _check_words(changes)
             for name in axes.recipe:
                 self._resolved(name, changes)
         for key in axes.model_extra or {}:
@@ -382,7 +382,7 @@ class Study(Table):
                     read(key, model.model_dump(exclude={"preset"}) if key == "preset" else tick, value)
         for key in AXES:
             for value in extra.get(key, []):
-                read(key, getattr(WORDS.validate_python({key: value}), key), value)
+                read(key, _read_words({key: value})[key], value)
 
     @property
     def blocks(self) -> list[Axes]:
@@ -413,7 +413,7 @@ class Study(Table):
         """`recipe`, made once for all runs that have it."""
         key = (name, json.dumps(changes, sort_keys=True))
         if key not in self._recipes:
-            self._recipes[key] = self.recipe(name, changes)
+            self._recipes[key] = self.recipe(name, _read_words(changes))
         return self._recipes[key]
 
     @property
