@@ -15,6 +15,7 @@ from formats.names import FAMILIES
 from formats.rounding import Overflow, check_overflow
 from formats.scaled import Granularity, ScaleRule
 from formats.spec import ElementFormat
+from train.idle_words import check_words
 from train.named_recipes import NAMED, named_table
 from train.operands import (
     OPERANDS,
@@ -70,7 +71,14 @@ def resolve_recipe(
     if changes:
         table = RecipeTable(**{**table.given(), **changes})
     within = (*_within, name)
+    recipe = _resolved(name, table, tables, within)
+    own = tables.get(name) or (None if name in NAMED else named_table(name))
+    if own is not None:
+        check_words(own, table, recipe, set(changes or ()), lambda other: _resolved(name, other, tables, within))
+    return recipe
 
+
+def _resolved(name: str, table: RecipeTable, tables: Mapping[str, RecipeTable], within: tuple[str, ...]) -> Recipe:
     def place(word: str | None) -> LinearPrecision | None:
         return None if word is None else resolve_recipe(word, tables, None, within).body
 
@@ -164,9 +172,12 @@ def _elsewhere(table: RecipeTable) -> Elsewhere:
 def _state(table: RecipeTable) -> StateFormats:
     words = (table.master, table.first_moment, table.second_moment, table.weight_gradient)
     master, first, second, gradient = (None if word in (None, NONE, "fp32") else word for word in words)
+    kept = any((master, first, second))
     if table.kahan and master is None:
         raise ValueError("kahan keeps what master weights lose, and FP32 ones lose nothing: name a format for master")
-    rounding, of = table.state_rounding or "nearest_even", table.state_of or "all"
+    # Of what there is nothing, nothing is said: neither word is of a state in FP32, nor a rounding of a gradient's.
+    rounding = (table.state_rounding if kept else None) or "nearest_even"
+    of = (table.state_of if kept or gradient else None) or "all"
     return StateFormats(master, first, second, gradient, rounding, bool(table.kahan), of)
 
 
@@ -186,6 +197,10 @@ def _linear(table: RecipeTable) -> LinearPrecision:
     if accumulation is not None and any(isinstance(f, ScaledFormat) and f.scale != "fp32" for f in taken):
         raise ValueError(
             f"accumulate {accumulation.name} takes elements with FP32 scales or none: MX and NVFP4 sum in FP32 here"
+        )
+    if table.delayed and table.delayed_roles == ():
+        raise ValueError(
+            f"delayed = {table.delayed} and delayed_roles = [] names no operand: name some, or leave it out for all three"
         )
     if table.delayed and not rules.is_delayed:
         raise ValueError(
