@@ -281,6 +281,24 @@ def test_what_is_no_product_is_rounded_where_the_recipe_says(text: Text) -> None
     assert moved == 0
 
 
+@pytest.mark.parametrize(("words", "hears"), [({}, True), ({"softmax": "e2m1fn"}, False)])
+def test_softmaxs_format_acts_by_itself(words: dict[str, str], hears: bool, text: Text) -> None:
+    """With queries and keys of zero each of t tokens has the weight 1/t, and E2M1, whose least value is 1/2, has none but zero
+    from four tokens on: then what went before changes nothing, the token's own attention included.
+    """
+    recipe = resolve_recipe("mine", {"mine": RecipeTable(base="native-fp32", **words)})  # type: ignore[arg-type]
+    pack = Pack(program_for(recipe), [slot(recipe, 0)], text, CPU)
+    with torch.no_grad():
+        for i in range(WIDE.layers):
+            parts_of(pack.operands[f"h.{i}.attn.qkv"])[0][..., : 2 * WIDE.width] = 0
+    tokens = pack.held_out[0][0]
+    other = tokens.clone()
+    other[:, :: WIDE.context] = (other[:, :: WIDE.context] + 1) % WIDE.vocabulary  # every sequence's first token
+    mine, theirs = (pack._hidden(t)[1].view(-1, WIDE.context, WIDE.width) for t in (tokens, other))
+    assert not torch.equal(mine[:, 2], theirs[:, 2])  # a third is rounded to a half
+    assert torch.equal(mine[:, 3:], theirs[:, 3:]) != hears
+
+
 def start_of_one(pack: Pack, tokens: Tensor) -> Tensor:
     wte, wpe = (quantize(pack.parameters[name].detach(), "e5m1") for name in ("wte", "wpe"))
     return quantize(wte[0][tokens[0]] + wpe[0].repeat(tokens.shape[1] // WIDE.context, 1), "e5m2")[None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from exmy.cli import main
 from formats import FloatFormat
 from train.loss_scale import DynamicLossScale
-from train.named_recipes import NAMED, PREFIXES
+from train.named_recipes import BF16, NAMED, PREFIXES, named_table
 from train.numerics import power_of_two_above
 from train.operands import Delayed, OperandRule
 from train.plan import plan
@@ -174,6 +175,178 @@ def test_all_products_takes_activations_rules_for_both_operands_of_attention() -
     assert {rule for _, _, rule in rules.items()} == {OperandRule(None)}
 
 
+@pytest.mark.parametrize("role", ["activation", "weight", "gradient"])
+@pytest.mark.parametrize("rounding", ["stochastic", "toward_zero"])
+def test_a_roles_rounding_acts_on_bf16_as_on_e8m7_which_is_the_same(role: str, rounding: str) -> None:
+    changes = {f"{role}_rounding": rounding}
+    bf16, e8m7 = (resolve_recipe(name, None, changes).body.structure for name in ("bf16", "e8m7"))
+    assert bf16 == e8m7
+    assert bf16.rules is not None
+    by_role = {of: {rule.rounding.value for rule in rules} for of, rules in bf16.rules.by_role().items()}
+    assert by_role == {of: {rounding if of == role else "nearest_even"} for of in by_role}
+
+
+def test_a_product_that_takes_bf16_for_a_narrower_format_rounds_it_to_nearest_even() -> None:
+    """What a role's rounding is a remedy for; a product's own rounding says otherwise."""
+    for given, expected in ((None, "nearest_even"), ("stochastic", "stochastic")):
+        table = RecipeTable(base="nvfp4", wgrad=ProductTable(activation="bf16", gradient="bf16", rounding=given))
+        rules = resolve_recipe("mine", {"mine": table}).body.structure.rules
+        assert rules is not None
+        assert [rule.rounding.value for rule in rules.wgrad] == [expected] * 2
+        assert rules.dgrad.first.rounding == "stochastic"
+
+
+@pytest.mark.parametrize(
+    ("table", "form"),
+    [
+        (RecipeTable(base="native-bf16", softmax="e4m3"), "math"),
+        (RecipeTable(base="e4m3", products="all"), "math"),
+        (RecipeTable(base="e4m3", products="all", softmax="e4m3", attention_form="math"), "math"),
+        (RecipeTable(base="native-bf16", softmax="none", attention_form="fused"), "fused"),
+        (RecipeTable(base="native-bf16", gelu="e4m3"), "fused"),
+    ],
+)
+def test_attention_is_written_out_where_something_inside_it_is_rounded(table: RecipeTable, form: str) -> None:
+    assert resolve_recipe("mine", {"mine": table}).attention_form == form
+
+
+def test_what_attention_rounds_in_fp64_has_the_identity_that_it_had() -> None:
+    """FP64 has no fused kernel, so softmax acted there from the first."""
+    recipe = resolve_recipe("mine", {"mine": RecipeTable(base="native-fp64", softmax="e4m3")})
+    assert recipe.arithmetic == ["native-fp64:nearest_even:fp64"] * 2 + ["softmax=e4m3"]
+
+
+# Words that do nothing.
+
+SIMULATED = "does nothing beside native-bf16, the hardware's own products: name formats for the operands"
+HADAMARD = "does nothing without hadamard: name the products whose operands are rotated"
+KEEPS = "does nothing to what the optimiser keeps, which is FP32 here: name a format for master, first_moment"
+IDLE: list[tuple[str, dict[str, Any], str]] = [
+    ("native-bf16", {"rounding": "stochastic"}, f"rounding = 'stochastic' {SIMULATED}"),
+    ("native-bf16", {"weight_rounding": "toward_zero"}, SIMULATED),
+    ("native-bf16", {"hadamard": ("wgrad",)}, f"hadamard = ['wgrad'] {SIMULATED}"),
+    ("native-bf16", {"hadamard": ("wgrad",), "hadamard_size": 64}, SIMULATED),
+    ("native-bf16", {"delayed": 16}, SIMULATED),
+    ("native-bf16", {"multiply": "fp8"}, SIMULATED),
+    ("native-bf16", {"products": "all"}, SIMULATED),
+    ("native-bf16", {"overflow": "nonsaturating"}, SIMULATED),
+    ("native-bf16", {"dgrad": ProductTable(rounding="stochastic")}, f"dgrad.rounding = 'stochastic' {SIMULATED}"),
+    ("native-fp16", {"output": "fp32"}, "output = 'fp32' does nothing beside native-fp16, the hardware's own products"),
+    ("native-fp64", {"output": "bf16"}, "output = 'bf16' does nothing beside native-fp64"),
+    ("e4m3", {"products": "all", "attention": "native-bf16"}, "does nothing where attention's linears are native"),
+    ("e4m3", {"kept": "native-fp32"}, "kept = 'native-fp32' does nothing without first_blocks or last_blocks: say how many"),
+    ("nvfp4-all", {"kept": "e8m7"}, "does nothing without first_blocks or last_blocks"),
+    ("e4m3", {"hadamard_size": 64}, f"hadamard_size = 64 {HADAMARD}"),
+    ("e4m3", {"hadamard_signs": "step"}, HADAMARD),
+    ("fp8-hybrid", {"delayed_margin": 3}, "delayed_margin = 3 does nothing without delayed: say of how many steps"),
+    ("fp8-hybrid", {"delayed_rule": "most_recent"}, "does nothing without delayed"),
+    ("fp8-hybrid", {"delayed_roles": ("weight",)}, "delayed_roles = ['weight'] does nothing without delayed"),
+    ("fp8-hybrid", {"delayed_roles": (), "delayed": 16}, "delayed_roles = [] names no operand: name some, or leave it out"),
+    ("e4m3", {"state_rounding": "stochastic"}, f"{KEEPS} or second_moment"),
+    ("e4m3", {"state_rounding": "stochastic", "weight_gradient": "e5m2"}, f"{KEEPS} or second_moment"),
+    ("e4m3", {"state_of": "linears", "master": "fp32"}, f"{KEEPS}, second_moment or weight_gradient"),
+    ("mxfp4", {"gradient_rounding": "toward_zero"}, "where every product that takes them has a rounding of its own, or BF16"),
+    (
+        "e4m3",
+        {"rounding": "stochastic", **{f"{role}_rounding": "toward_zero" for role in ("activation", "weight", "gradient")}},
+        "does nothing where all operands have roundings of their own: leave it out",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "words", "message"), IDLE)
+def test_a_word_that_does_nothing_is_refused_with_what_it_needs(base: str, words: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as refusal:
+        resolve_recipe("mine", {"mine": RecipeTable(base=base, **words)})
+    assert str(refusal.value).startswith("recipe 'mine': ")
+    assert "\n" not in str(refusal.value)
+
+
+OTHERS: dict[str, list[Any]] = {
+    "rounding": ["stochastic", "toward_zero"], "activation_rounding": ["stochastic"], "weight_rounding": ["stochastic"],
+    "gradient_rounding": ["toward_zero"], "overflow": ["nonsaturating"], "output": ["bf16", "fp16", "fp32"],
+    "accumulate": ["hopper-fp8"], "multiply": ["fp8"], "delayed": [7], "delayed_margin": [-2], "delayed_rule": ["most_recent"],
+    "delayed_roles": [("activation",), ("weight", "gradient")], "hadamard": [("forward",), ("dgrad", "wgrad")],
+    "hadamard_size": [128], "hadamard_signs": ["step"], "lm_head": ["e3m2"], "attention": ["e3m2"], "mlp": ["e3m2"],
+    "first_blocks": [3], "last_blocks": [3], "kept": ["e3m2"], "products": ["all"], "attention_form": ["math"], "gains": ["e3m2"],
+    "residual": ["e3m2"], "softmax": ["e3m2"], "gelu": ["e3m2"], "embedding": ["e3m2"], "loss_scale": [3.0, "dynamic"],
+    "master": ["e6m9"], "first_moment": ["e6m9"], "second_moment": ["e6m9"], "weight_gradient": ["e6m9"],
+    "state_rounding": ["toward_zero", "stochastic"], "state_of": ["linears"], "kahan": [True], "before": ["e3m2"], "until": [5],
+    "forward": [ProductTable(rounding="toward_zero")], "dgrad": [ProductTable(rounding="toward_zero")],
+    "wgrad": [ProductTable(rounding="toward_zero")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("base", [*NAMED, "bf16", "e4m3", "e4m3fn@tensor", "native-fp16", "native-tf32", "native-fp64"])
+def test_each_word_of_a_table_acts_or_is_refused(base: str) -> None:
+    """Whatever a table says that its base does not is in the identity of its runs."""
+    plain, has, name = resolve_recipe(base), dict[str, Any](), base
+    while found := named_table(name):
+        has, name = found.given() | has, found.base or ""
+    for word, values in OTHERS.items():
+        for value in values:
+            try:
+                recipe = resolve_recipe("mine", {"mine": RecipeTable(base=base, **{word: value})})
+            except ValueError:
+                continue
+            if recipe.arithmetic == plain.arithmetic:  # it says what is so already
+                assert has.get(word) == value or (word, value) == ("output", plain.body.structure.output), (word, value)
+
+
+def test_words_that_a_base_brings_along_or_that_ask_for_nothing_are_not_refused() -> None:
+    tables = {
+        "idle": RecipeTable(base="native-bf16", hadamard=("wgrad",), hadamard_size=64),
+        "native": RecipeTable(BF16, BF16, BF16, base="nvfp4", products="linears", overflow="saturate", hadamard=(), delayed=0),
+        "whole": RecipeTable(base="ms-amp-o1", master="none", weight_gradient="none", state_of="all"),
+        "heir": RecipeTable(base="idle"),
+        "now": RecipeTable(base="fp8-hybrid-delayed", delayed=0),
+        "plain": RecipeTable(base="nvfp4", hadamard=(), last_blocks=0),
+    }  # fmt: skip
+    meant = {name: resolve_recipe(name, tables).arithmetic for name in tables if name != "idle"}
+    assert meant["heir"] == resolve_recipe("native-bf16").arithmetic
+    assert meant["now"] == resolve_recipe("fp8-hybrid").arithmetic
+    with pytest.raises(ValueError, match="hadamard = \\['wgrad'\\] does nothing"):
+        resolve_recipe("idle", tables)
+
+
+@pytest.mark.parametrize(
+    ("words", "axes"),
+    [
+        ({"kept": "e8m7"}, {"first_blocks": 0}),
+        ({"kept": "e8m7"}, {"last_blocks": 2}),
+        ({"delayed_margin": 1, "delayed_roles": ("weight",)}, {"delayed": 0}),
+        ({"state_rounding": "stochastic", "state_of": "linears"}, {"master": "none"}),
+        ({"state_of": "linears"}, {"weight_gradient": "none"}),
+        ({"rounding": "stochastic"}, {"rounding": "stochastic"}),
+    ],
+)
+def test_what_a_word_needs_may_come_from_an_axis(words: dict[str, Any], axes: dict[str, Any]) -> None:
+    assert resolve_recipe("mine", {"mine": RecipeTable(base="fp8-hybrid", **words)}, axes).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("base", "axes"),
+    [
+        (
+            "native-bf16",
+            {"products": "all", "gradient_rounding": "stochastic", "overflow": "nonsaturating", "delayed": 16},
+        ),
+        ("e4m3", {"kept": "e5m2", "hadamard_size": 64, "delayed_margin": 3, "delayed_rule": "most_recent"}),
+        ("e4m3", {"state_rounding": "stochastic", "state_of": "linears"}),
+        ("native-fp16", {"output": "fp32"}),
+    ],
+)
+def test_an_axis_of_no_concern_to_a_recipe_changes_nothing_and_is_not_told(base: str, axes: dict[str, Any]) -> None:
+    plain, other = resolve_recipe(base), resolve_recipe(base, None, axes)
+    assert (other.description, other.arithmetic) == (plain.description, plain.arithmetic)
+    assert other.state == plain.state
+
+
+def test_masked_and_stochastic_are_of_formats() -> None:
+    with pytest.raises(ValueError, match="rounding = 'toward_zero' does nothing beside native-fp32"):
+        resolve_recipe("masked-native-fp32")
+
+
 # As axes of a study.
 
 AXES = """
@@ -211,6 +384,13 @@ def test_words_of_recipes_are_axes_of_a_study(tmp_path: Path) -> None:
     assert {r.lm_head.label for r in mine} == {mine[0].body.label, "native-bf16"}
     assert {(r.first_blocks, r.kept is None) for r in mine} == {(0, True), (1, False)}
     assert {r.loss_scale for r in mine} == {1.0, 1024.0, None}
+
+
+def test_a_word_on_an_axis_is_what_a_table_reads_it_as(tmp_path: Path) -> None:
+    (off,) = {r.state.kahan for r in read(tmp_path, 'kahan = ["false"]\nmaster = ["bf16"]')}
+    assert off is False
+    assert {r.loss_scale for r in read(tmp_path, 'loss_scale = ["64"]')} == {64.0}
+    assert {r.first_blocks for r in read(tmp_path, 'first_blocks = ["1"]')} == {1}
 
 
 def test_a_plan_has_what_recipes_say_beyond_their_products(tmp_path: Path) -> None:
@@ -255,6 +435,21 @@ def test_a_schedule_of_precision_goes_both_ways(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "state", "scale"),
+    [
+        (RecipeTable(base="ms-amp-o2", before="ms-amp-o2", until=5), resolve_recipe("ms-amp-o2").state, 1.0),
+        (RecipeTable(base="ms-amp-o2", before="native-bf16", until=5), resolve_recipe("ms-amp-o2").state, 1.0),
+        (RecipeTable(base="e4m3", before="native-fp16-scaled", until=5, loss_scale="dynamic"), StateFormats(), None),
+        (RecipeTable(base="native-fp16-scaled", before="native-bf16", until=5), StateFormats(), None),
+    ],
+)
+def test_loss_scale_and_state_are_of_a_whole_run(table: RecipeTable, state: StateFormats, scale: float | None) -> None:
+    recipe = resolve_recipe("mine", {"mine": table})
+    assert recipe.before is not None
+    assert (recipe.state, recipe.loss_scale, recipe.before.loss_scale) == (state, scale, scale)
+
+
+@pytest.mark.parametrize(
     ("table", "message"),
     [
         (RecipeTable("e4m3", "e4m3"), "says no format for gradient"),
@@ -276,9 +471,24 @@ def test_a_schedule_of_precision_goes_both_ways(tmp_path: Path) -> None:
         (RecipeTable("e4m3", "e4m3", "e4m3", before="e8m7"), "has before and no until"),
         (RecipeTable("e4m3", "e4m3", "e4m3", until=5), "has until and no before"),
         (RecipeTable(base="native-fp64", before="e8m7", until=5), "FP64 is for a whole run"),
+        (
+            RecipeTable(base="native-bf16", before="native-fp16-scaled", until=5),
+            "sets loss_scale, and loss scale and state are of a whole run: say them in 'mine' itself, alike",
+        ),
+        (
+            RecipeTable(base="native-bf16", before="native-fp16-scaled", until=5, loss_scale=1024.0),
+            "'native-fp16-scaled', which comes before it, sets loss_scale",
+        ),
+        (RecipeTable(base="native-bf16", before="ms-amp-o2", until=5), "sets the optimiser's formats, and loss scale"),
+        (RecipeTable(base="ms-amp-o1", before="ms-amp-o2", until=5), "say them in 'mine' itself, alike"),
         (RecipeTable(base="native-bf16", output="fp16"), "native-bf16 leaves its products in BF16"),
         (RecipeTable("e4m3", "e4m3", "e4m3", kahan=True), "name a format for master"),
         (RecipeTable(base="native-tf32", mlp="e8m12"), "switch is one for both"),
+        (
+            RecipeTable(base="native-bf16", softmax="e4m3", attention_form="fused"),
+            "softmax = 'e4m3' rounds inside attention, which one fused kernel can't: take attention_form = 'math'",
+        ),
+        (RecipeTable(base="e4m3", products="all", attention_form="fused"), "products = 'all' rounds inside attention"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(table: RecipeTable, message: str) -> None:

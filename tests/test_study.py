@@ -196,6 +196,15 @@ def test_no_clipping_is_infinity_however_it_is_written(tmp_path: Path) -> None:
     assert [run.training.clip for run in axis.runs()][:4] == [1.0, 1.0, math.inf, math.inf]
 
 
+def test_presets_on_an_axis_that_come_to_one_model_are_refused() -> None:
+    """A preset is no part of an identity, and all that these two say is written otherwise."""
+    study = {"axes": {"recipe": ["e8m7"], "learning_rate": [1e-3], "preset": ["gpt2-3m", "gpt2-11m"], "clip": [1, 2]}}
+    sizes = {"layers": 1, "heads": 2, "width": 16}
+    with pytest.raises(ValueError, match=r"axes\.preset: 'gpt2-3m' and 'gpt2-11m' mean the same: leave one out"):
+        Study.model_validate(study | {"model": sizes})
+    assert len(set(Study.model_validate(study | {"model": {"layers": 1, "heads": 2}}).identities())) == 4
+
+
 def test_kinds_without_decay_are_a_list_or_one_word_on_an_axis(tmp_path: Path) -> None:
     listed = SMALL.replace("warmup = 5", 'warmup = 5\nno_decay = ["head", "gains", "head"]')
     assert read_study(write(tmp_path, listed)).training.no_decay == ["gains", "head"]
@@ -289,6 +298,21 @@ def test_set_changes_axes(tmp_path: Path) -> None:
         ("[training]", "[execution]\ncheckpoint_seconds = nan\n[training]", r"checkpoint_seconds must be .* got nan"),
         ("[training]", "[execution]\ncheckpoint_seconds = 'never'\n[training]", r"checkpoint_seconds.*'auto'.*'never'"),
         ("seed = 3", "seed = 3\nwidth = [16, 17]", r"width must be a multiple of heads=2, got 17"),
+        ("seed = 3", 'seed = 3\nclip = ["none", inf]', r"axes.clip: 'none' and inf mean the same: leave one out"),
+        ("seed = 3", "seed = 3\nsteps = [100, 1e2]", r"axes.steps: 100 and 100.0 mean the same"),
+        ("seed = 3", "seed = 3\nlayers = [2, 1, 2.0]", r"axes.layers: 2 and 2.0 mean the same"),
+        (
+            "seed = 3",
+            'seed = 3\nno_decay = ["gains+head", "head+gains"]',
+            r"axes.no_decay: 'gains\+head' and 'head\+gains'",
+        ),
+        ("seed = 3", 'seed = 3\ntied = [true, "true"]\nlayers = [1, 2]', r"axes.tied: True and 'true' mean the same"),
+        (
+            "seed = 3",
+            'seed = 3\nmaster = "bf16"\nkahan = [false, "false"]',
+            r"axes.kahan: False and 'false' mean the same",
+        ),
+        ("seed = 3", "seed = 3\nloss_scale = [1, 1.0]", r"axes.loss_scale: 1 and 1.0 mean the same"),
         ("seed = 3", "seed = 3\nnoise = [0, 2]", r"study.toml:9: axes.noise: .*less than or equal to 1, got 2"),
         ("[axes]", "[axes", r"study.toml: not a TOML file"),
     ],

@@ -15,6 +15,7 @@ from formats.names import FAMILIES
 from formats.rounding import Overflow, check_overflow
 from formats.scaled import Granularity, ScaleRule
 from formats.spec import ElementFormat
+from train.idle_words import check_words
 from train.named_recipes import NAMED, named_table
 from train.operands import (
     OPERANDS,
@@ -33,6 +34,8 @@ from train.operands import (
 from train.recipe import (
     NATIVE_PREFIX,
     NATIVE_RECIPES,
+    AttentionForm,
+    Carrier,
     Elsewhere,
     LinearPrecision,
     Native,
@@ -68,7 +71,14 @@ def resolve_recipe(
     if changes:
         table = RecipeTable(**{**table.given(), **changes})
     within = (*_within, name)
+    recipe = _resolved(name, table, tables, within)
+    own = tables.get(name) or (None if name in NAMED else named_table(name))
+    if own is not None:
+        check_words(own, table, recipe, set(changes or ()), lambda other: _resolved(name, other, tables, within))
+    return recipe
 
+
+def _resolved(name: str, table: RecipeTable, tables: Mapping[str, RecipeTable], within: tuple[str, ...]) -> Recipe:
     def place(word: str | None) -> LinearPrecision | None:
         return None if word is None else resolve_recipe(word, tables, None, within).body
 
@@ -90,10 +100,11 @@ def resolve_recipe(
     body_, head_, attention, mlp, products, kept = _one_switch(name, [body, head, attention, mlp, products, kept])
     assert body_ is not None
     assert head_ is not None
-    form = "math" if products is not None else table.attention_form or "fused"
+    elsewhere = _elsewhere(table)
+    form = _attention_form(name, table, products, elsewhere, body_.structure.carrier)
     scale = None if table.loss_scale == "dynamic" else float(table.loss_scale or 1.0)
     recipe = Recipe(
-        name, body_, head_, attention, mlp, products, kept, first, last, form, _elsewhere(table), scale, _state(table)
+        name, body_, head_, attention, mlp, products, kept, first, last, form, elsewhere, scale, _state(table)
     )
     return _with_before(recipe, table, tables, within)
 
@@ -139,6 +150,15 @@ def _with_before(
         raise ValueError(f"recipe {recipe.name!r}: {table.before!r}, which comes before it, has a schedule of its own")
     if "fp64" in recipe.structure.carriers | before.structure.carriers:
         raise ValueError(f"recipe {recipe.name!r}: FP64 is for a whole run or none of it, so it has no schedule")
+    for what, is_lost in (
+        ("loss_scale", before.loss_scale not in (1.0, recipe.loss_scale)),
+        ("the optimiser's formats", before.state not in (StateFormats(), recipe.state)),
+    ):
+        if is_lost:
+            raise ValueError(
+                f"recipe {recipe.name!r}: {table.before!r}, which comes before it, sets {what}, and loss scale and state are of "
+                f"a whole run: say them in {recipe.name!r} itself, alike"
+            )
     if before.loss_scale != recipe.loss_scale:
         before = replace(before, loss_scale=recipe.loss_scale)
     return replace(recipe, before=before, until=table.until)
@@ -152,9 +172,12 @@ def _elsewhere(table: RecipeTable) -> Elsewhere:
 def _state(table: RecipeTable) -> StateFormats:
     words = (table.master, table.first_moment, table.second_moment, table.weight_gradient)
     master, first, second, gradient = (None if word in (None, NONE, "fp32") else word for word in words)
+    kept = any((master, first, second))
     if table.kahan and master is None:
         raise ValueError("kahan keeps what master weights lose, and FP32 ones lose nothing: name a format for master")
-    rounding, of = table.state_rounding or "nearest_even", table.state_of or "all"
+    # Of what there is nothing, nothing is said: neither word is of a state in FP32, nor a rounding of a gradient's.
+    rounding = (table.state_rounding if kept else None) or "nearest_even"
+    of = (table.state_of if kept or gradient else None) or "all"
     return StateFormats(master, first, second, gradient, rounding, bool(table.kahan), of)
 
 
@@ -174,6 +197,10 @@ def _linear(table: RecipeTable) -> LinearPrecision:
     if accumulation is not None and any(isinstance(f, ScaledFormat) and f.scale != "fp32" for f in taken):
         raise ValueError(
             f"accumulate {accumulation.name} takes elements with FP32 scales or none: MX and NVFP4 sum in FP32 here"
+        )
+    if table.delayed and table.delayed_roles == ():
+        raise ValueError(
+            f"delayed = {table.delayed} and delayed_roles = [] names no operand: name some, or leave it out for all three"
         )
     if table.delayed and not rules.is_delayed:
         raise ValueError(
@@ -211,7 +238,9 @@ def _rule(table: RecipeTable, product: Product, role: Role, given: ProductTable,
     name = getattr(given, role) or own
     f = described(name)
     word = given.rounding or getattr(table, f"{role}_rounding") or table.rounding or Rounding.NEAREST_EVEN
-    rounding = Rounding.NEAREST_EVEN if name == "bf16" and not (given.rounding or table.rounding) else Rounding(word)
+    # Of a product that alone takes BF16: what the others' format needs is no remedy there.
+    mixed = name == "bf16" and f != described(own) and not (given.rounding or table.rounding)
+    rounding = Rounding.NEAREST_EVEN if mixed else Rounding(word)
     if isinstance(f, ElementFormat) and not f.signed:
         raise ValueError(f"{name} has no sign, and operands have: take a signed format")
     delayed = None
@@ -308,6 +337,20 @@ def _attention_products(name: str, table: RecipeTable, linear: LinearPrecision) 
     k = replace(k, hadamard=dy.hadamard, signs=dy.signs)
     rules = Rules(ProductRules(x, x), ProductRules(dy, k), rules.wgrad)
     return replace(linear, structure=replace(structure, rules=rules), weight=linear.activation)
+
+
+def _attention_form(
+    name: str, table: RecipeTable, products: LinearPrecision | None, elsewhere: Elsewhere, carrier: Carrier
+) -> AttentionForm:
+    """Written out where anything inside it is rounded, which the fused kernel never does; in FP64 it is so by itself."""
+    inside = "products = 'all'" if products else f"softmax = {elsewhere.softmax!r}" if elsewhere.softmax else None
+    if inside is None:
+        return table.attention_form or "fused"
+    if table.attention_form == "fused":
+        raise ValueError(
+            f"recipe {name!r}: {inside} rounds inside attention, which one fused kernel can't: take attention_form = 'math'"
+        )
+    return "math" if products or carrier != "fp64" else table.attention_form or "fused"
 
 
 def _one_switch(name: str, places: list[LinearPrecision | None]) -> list[LinearPrecision | None]:

@@ -234,14 +234,15 @@ def _tick(key: str, word: Any, tables: tuple[Table, ...]) -> Any:
     return ("+".join(value) or "none") if isinstance(value, list) else value
 
 
-def _check_words(changes: Mapping[str, Any]) -> None:
-    """ValueError, in a line, for words of recipes that mean nothing."""
+def _read_words(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Words of recipes as their table reads them; ValueError, in a line, for those that mean nothing."""
     try:
-        WORDS.validate_python(dict(changes))
+        table = WORDS.validate_python(dict(changes))
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         raise ValueError(f"axes.{first['loc'][0]}: {message}, got {first['input']!r}") from None
+    return {key: getattr(table, key) for key in changes}
 
 
 def _check_axis(key: str) -> None:
@@ -351,7 +352,6 @@ class Study(Table):
     def _check_block(self, axes: Axes) -> None:
         """ValueError for recipes that mean nothing, axes without values, names that don't print, tables that can't be."""
         for changes in _recipe_changes(axes):
-            _check_words(changes)
             for name in axes.recipe:
                 self._resolved(name, changes)
         for key in axes.model_extra or {}:
@@ -364,8 +364,25 @@ class Study(Table):
                 raise ValueError(
                     f"a recipe's name and a text's path have at most {10 * NAME_LIMIT} characters, which print; got {name!r}"
                 )
-        for _ in self._settings(axes):  # every combination of axes makes valid tables
-            pass
+        self._check_values(axes)
+
+    def _check_values(self, axes: Axes) -> None:
+        """ValueError where a combination of axes makes no valid tables, or two values of one axis are read as the same."""
+        extra = axes.model_extra or {}
+        known: dict[tuple[str, str], Any] = {}
+
+        def read(key: str, meaning: Any, value: Any) -> None:
+            first = known.setdefault((key, repr(meaning)), value)
+            if str(first) != str(value):  # as written they all differ
+                raise ValueError(f"axes.{key}: {first!r} and {value!r} mean the same: leave one out")
+
+        for values, (model, _, _, chosen) in zip(itertools.product(*extra.values()), self._settings(axes), strict=True):
+            for (key, tick), value in zip(chosen.items(), values, strict=True):
+                if key not in AXES:  # a preset is what it comes to
+                    read(key, model.model_dump(exclude={"preset"}) if key == "preset" else tick, value)
+        for key in AXES:
+            for value in extra.get(key, []):
+                read(key, _read_words({key: value})[key], value)
 
     @property
     def blocks(self) -> list[Axes]:
@@ -396,7 +413,7 @@ class Study(Table):
         """`recipe`, made once for all runs that have it."""
         key = (name, json.dumps(changes, sort_keys=True))
         if key not in self._recipes:
-            self._recipes[key] = self.recipe(name, changes)
+            self._recipes[key] = self.recipe(name, _read_words(changes))
         return self._recipes[key]
 
     @property
