@@ -23,7 +23,7 @@ from train import StudyError, open_study
 from train.digest import has_digest, write_digest
 from train.directory import is_digest, pack_names
 from train.durable import PART, atomically
-from train.store import ENGINE
+from train.store import ENGINE, PACKS
 from train.waiting import Waiting
 
 ZARR_MARKS = (".zgroup", "zarr.json")  # of a store, in format 2 and 3
@@ -44,6 +44,8 @@ def export_study(
     _check_apart(outs)
     if zarr is not None:
         _check_zarr(zarr)
+    if netcdf is not None:
+        _check_netcdf(netcdf)
     if digest is not None:
         _check_digest(directory, digest)
     wholes = [out for out in (zarr, netcdf) if out is not None]
@@ -71,6 +73,8 @@ def _check_target(directory: Path, out: Path, netcdf: Path | None, *, force: boo
         raise StudyError(f"{out}: there is no folder {out.absolute().parent}; make it, or name another place")
     if directory.resolve().is_relative_to(out.resolve()):
         raise StudyError(f"{out}: the study itself lies there; name another place")
+    if out.resolve().is_relative_to((directory / PACKS).resolve()):
+        raise StudyError(f"{out}: the study's own packs lie there; name another place")
     if out.is_dir() and out == netcdf:
         raise StudyError(f"{out}: a folder, and --netcdf writes a file; name another place")
     if out.exists() and not force:
@@ -94,6 +98,15 @@ def _check_zarr(out: Path) -> None:
     is_store = out.is_dir() and (not any(out.iterdir()) or any((out / mark).exists() for mark in ZARR_MARKS))
     if out.exists() and not is_store:
         raise StudyError(f"{out}: no Zarr store, so --force does not replace it; name another place")
+
+
+def _check_netcdf(out: Path) -> None:
+    if not out.exists():
+        return
+    with out.open("rb") as file:
+        start = file.read(4)
+    if start != b"\x89HDF" and not start.startswith(b"CDF"):  # netCDF 4 is HDF5; before that, its own
+        raise StudyError(f"{out}: no netCDF file, so --force does not replace it; name another place")
 
 
 def _check_digest(directory: Path, out: Path) -> None:

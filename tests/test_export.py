@@ -137,6 +137,24 @@ def test_without_zarr_a_line_says_how_to_get_it(
     assert not list(tmp_path.iterdir())
 
 
+def test_force_replaces_no_file_that_is_another_thing(directory: Path, tmp_path: Path) -> None:
+    """The study's own files, its packs, and notes of the user's."""
+    (tmp_path / "notes.txt").write_text("mine")
+    pack = next((directory / "packs").glob("*.nc"))
+    for out, said in (
+        (directory / "study.toml", "no netCDF file, so --force does not replace it"),
+        (tmp_path / "notes.txt", "no netCDF file, so --force does not replace it"),
+        (pack, "the study's own packs lie there"),
+    ):
+        before = out.read_bytes()
+        refused = exported(directory, "--netcdf", out, "--force")
+        assert refused.exit_code == 2
+        assert refused.output == f"exmy: {out}: {said}; name another place\n"
+        assert out.read_bytes() == before
+    mine = tmp_path / "study.nc"
+    assert [exported(directory, "--netcdf", mine, "--force").exit_code for _ in range(2)] == [0, 0]
+
+
 def test_bad_requests_are_refused(directory: Path, tmp_path: Path) -> None:
     assert "name what to write: --zarr OUT, --netcdf OUT.nc, --digest OUT" in exported(directory).output
     assert exported(directory, "--zarr", tmp_path / "no" / "s.zarr").output.endswith("make it, or name another place\n")
