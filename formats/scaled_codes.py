@@ -68,7 +68,9 @@ def encode_scaled(
     group = scale.group.reshape(layout.group_shape)
     scales = group if described.scale == "fp32" else _scale_codes(described.scale, group)
     tensor = None if scale.tensor is None else scale.tensor.reshape(x.shape[:batch_dims])
-    return Scaled(described, encode(layout.join(q, x.shape), element), scales, tensor, axis, batch_dims)
+    # q is rounded already, by `overflow`: what is infinite now is to stay so.
+    elements = encode(layout.join(q, x.shape), element, overflow=Overflow.PROPAGATE)
+    return Scaled(described, elements, scales, tensor, axis, batch_dims)
 
 
 def decode_scaled(scaled: Scaled, dtype: torch.dtype = torch.float32) -> Tensor:
