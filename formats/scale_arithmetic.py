@@ -11,7 +11,9 @@ Magnitudes are FP32 numbers of either view, float or int32 pattern; x travels th
                 below it is all ones, hence odd)
 
    FP32's subnormals have no leading one. Shifted left by one, those from 2^-127 on do, as a binade with field 1, and all
-   others gain 1 in their field. The smaller ones stay at field 0: an exponent of at most -127, where E8M0 ends.
+   others gain 1 in their field. The smaller ones stay at field 0: an exponent of at most -127, where E8M0 ends. Not so where
+   the largest element is below 1, so that the exponent is a larger one: there the pattern, as an integer of less than 2^24,
+   becomes an FP32 number exactly, which has a leading one, and whose field is 148 more than that of the subnormal.
 
 2. Quotients by powers of two are products with the inverse, 2^-127 included, which FP32 holds as a subnormal. They are
    exact where they are normal; smaller ones lie below 2^-126, far from what an element can tell from 0.
@@ -74,7 +76,8 @@ def power_of_two_scale(amax: Tensor, threshold: int, offset: int) -> tuple[Tenso
     amax: int32 patterns of FP32 magnitudes. The exponent is floor(log2(amax)) + (mantissa >= threshold) - offset, clamped
     to [-127, 127]; NaN, twice, where amax is inf or NaN; 2^-127 for a zero.
     """
-    coded = torch.where(amax < SMALLEST_NORMAL, amax << 1, amax + SMALLEST_NORMAL)  # bias 128: up to 2^31 - 1
+    small = amax << 1 if offset >= 0 else amax.to(torch.float32).view(torch.int32) - (148 << 23)
+    coded = torch.where(amax < SMALLEST_NORMAL, small, amax + SMALLEST_NORMAL)  # bias 128: up to 2^31 - 1
     exponent = torch.clamp(((coded - threshold) >> 23) - (127 + offset), -127, 127)
     finite = amax < INFINITY
     scale = torch.where(finite, _power_bits(exponent), NAN)

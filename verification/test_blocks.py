@@ -30,6 +30,7 @@ WITH_OTHER_SCALES = [
     "e2m1fn@block16",
     "e4m3fnuz@block8",
 ]
+ALL_BELOW_ONE = ["int8q8@block32:e8m0fnu", "e4m3fb30@block32:e8m0fnu"]
 EVERYWHERE = ["e4m3fn@tensor", "int8@tensor", "e4m3fn@tile4x8", "e2m1fn@tile2x16:e8m0fnu"]
 
 
@@ -49,7 +50,7 @@ def blocks(draw: st.DrawFn, name: str, dtype: torch.dtype, n: int = 8) -> np.nda
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", [*BY_RULE, *WITH_OTHER_SCALES])
+@pytest.mark.parametrize("name", [*BY_RULE, *WITH_OTHER_SCALES, *ALL_BELOW_ONE])
 @settings(max_examples=25)
 @given(data=st.data())
 def test_two_oracles_agree(name: str, dtype: str, data: st.DataObject) -> None:
@@ -93,7 +94,9 @@ def test_scales_at_the_steps_of_each_rule(rule: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", [*MX, *WITH_OTHER_SCALES, *EVERYWHERE, "mxfp4:rceil", "mxfp8_e4m3fn:even"])
+@pytest.mark.parametrize(
+    "name", [*MX, *WITH_OTHER_SCALES, *ALL_BELOW_ONE, *EVERYWHERE, "mxfp4:rceil", "mxfp8_e4m3fn:even"]
+)
 def test_ours_keeps_every_law(name: str, dtype: torch.dtype) -> None:
     report = verify(lambda x: quantize_scaled(x, name), name, input_dtype=dtype)
     assert report.passed, str(report)

@@ -222,6 +222,46 @@ def test_scale_rules_at_every_power_of_two(name: str, rule: str) -> None:
     assert got.tolist() == [float(scale) for scale in want if scale is not None]
 
 
+ALL_BELOW_ONE = [
+    "int8q7@block2:e8m0fnu",
+    "int8q8@block32:e8m0fnu",
+    "e4m3fb30@block4:e8m0fnu",
+    "e2m1fb60@block32:e8m0fnu",
+]
+
+
+@pytest.mark.parametrize("rule", E8M0_RULES)
+@pytest.mark.parametrize("name", ALL_BELOW_ONE)
+def test_scale_rules_at_subnormal_amaxes_where_all_elements_are_below_one(name: str, rule: str) -> None:
+    """Scales above 2^-127 then, of the smallest amaxes too: every rule at all of both sides of each subnormal power of two."""
+    f = scaled_format(f"{name}:{rule}")
+    shape = torch.tensor([1.0, f.element.max, 1.5 * f.element.max, 2 - 2.0 ** -significant_bits(f.element)])
+    mantissas = (shape.view(torch.int32) & 0x7FFFFF).double() / 2**23 + 1
+    centres = (mantissas[:, None] * 2.0 ** torch.arange(0.0, 25.0, dtype=torch.float64)).round().to(torch.int32)
+    around = (centres[..., None] + torch.arange(-2, 3, dtype=torch.int32)).clamp(0, 1 << 25).unique()
+    x = around.view(torch.float32)
+    got = scales_of(x[:, None], f).group[:, 0]
+    assert got.tolist() == [float(quantize_group([value], f).scale or 0) for value in x.tolist()]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "scale", "right"),
+    [
+        # 3 * 2^-136 asks for 2^-134 / 2^-1, below 2^-127; of that it is 3/4 of int8q7's quantum, 2^-7, and 2^-136 a quarter
+        ("int8q7@block2:e8m0fnu:ceil", 2.0**-127, [2.0**-134, 0.0]),
+        # e4m3fb30's emax is 15 - 30, and -135 + 15 is no less than -127
+        ("e4m3fb30@block4:e8m0fnu", 2.0**-120, [3 * 2.0**-136, 2.0**-136]),
+    ],
+)
+def test_a_subnormal_amax_by_hand_compiled_or_not(name: str, scale: float, right: list[float]) -> None:
+    torch._dynamo.reset()
+    x = torch.tensor([3 * 2.0**-136, 2.0**-136])
+    for how in (quantize_scaled, torch.compile(quantize_scaled, fullgraph=True)):
+        assert how(x, name).tolist() == right
+    assert scales_of(x, name).group.tolist() == [scale]
+
+
 @pytest.mark.parametrize("name", ["e4m3fn@row", "e5m2@row", "e2m1fn@row", "e5m10@row"])
 def test_fp32_scales_are_rounded_once(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
