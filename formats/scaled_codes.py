@@ -14,7 +14,7 @@ from formats.groups import against, lay_out
 from formats.rounding import DEFAULT_RANDOM_BITS, Overflow, Rounding
 from formats.scale_arithmetic import HALF_OF_SMALLEST_NORMAL, MAGNITUDE, NAN
 from formats.scaled import ScaledFormat
-from formats.scaled_constants import resolve
+from formats.scaled_constants import is_long, resolve
 from formats.scaled_steps import DTYPES, GroupScale, dtype_name, find_scale, prepare, rounded, times_anything
 from formats.spec import Format
 
@@ -84,7 +84,7 @@ def decode_scaled(scaled: Scaled, dtype: torch.dtype = torch.float32) -> Tensor:
     group = group.reshape(layout.reduced)
     tensor = None if scaled.tensor_scale is None else against(scaled.tensor_scale, scaled.batch_dims, len(layout.view))
     scale = GroupScale(group, None, tensor, f.scale, False)
-    return layout.join(times_anything(q, scale, dtype).to(dtype), shape)
+    return layout.join(times_anything(q, scale, dtype, is_long(f.element.canonical_name)).to(dtype), shape)
 
 
 def _scale_codes(name: str, scales: Tensor) -> Tensor:
