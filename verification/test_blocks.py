@@ -29,9 +29,10 @@ WITH_OTHER_SCALES = [
     "e4m3fn@block128",
     "e2m1fn@block16",
     "e4m3fnuz@block8",
+    "int8q7@row",
 ]
 ALL_BELOW_ONE = ["int8q8@block32:e8m0fnu", "e4m3fb30@block32:e8m0fnu"]
-EVERYWHERE = ["e4m3fn@tensor", "int8@tensor", "e4m3fn@tile4x8", "e2m1fn@tile2x16:e8m0fnu"]
+EVERYWHERE = ["e2m1fn@tensor:e4m3fn", "e4m3fn@tensor", "int8@tensor", "e4m3fn@tile4x8", "e2m1fn@tile2x16:e8m0fnu"]
 
 
 @st.composite
@@ -81,6 +82,14 @@ def test_a_quotient_beside_a_decision_point_is_on_its_side() -> None:
             for a, d in zip(x, scales, strict=True)
         ]
         assert got.tolist() == [float(side) for side in exact]
+
+
+def test_fp32_scales_end_at_fp32s_largest_number() -> None:
+    """Where elements end below 1, amax / largest may lie beyond it (formats.scaled.ScaleRule.AMAX)."""
+    top = float(np.finfo(np.float32).max)
+    assert scales_of(scaled_format("int8q7@row"), np.array([top, 127 / 128 * top])).tolist() == [top, top]
+    assert tensor_scale(scaled_format("e2m1fb20@block16:e4m3fn"), top) == top
+    assert quantize_group([top, 1.0], "int8q7@row").scale == Fraction(top)
 
 
 @pytest.mark.parametrize("rule", ["floor", "ceil", "rceil", "nearest", "even"])
