@@ -29,6 +29,11 @@ def block_size(f: ScaledFormat) -> int:
     return f.elements_per_scale or ROW
 
 
+def beside_others(f: ScaledFormat) -> int:
+    """Where in a block one element is made another than the rest: the second place, or the only one."""
+    return min(1, block_size(f) - 1)
+
+
 def decision_blocks(f: ScaledFormat, dtype: torch.dtype, level: str) -> list[Tensor]:
     """Finite blocks of the dtype, the same every time, as the tensors [B, n] to be given: where a scale is one for the tensor, or
     another stands above those of blocks, several small ones, so that there are several such scales.

@@ -211,3 +211,17 @@ def test_questions_about_blocks_that_make_no_sense_are_refused() -> None:
             verify(lambda x: x, "mxfp4", **question)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="int16@row: elements have at most 8 bits here, got 16"):
         verify(lambda x: x, "int16@row")
+
+
+@pytest.mark.parametrize("name", ["e4m3fn@block1", "int8@tile1x1:e8m0fnu", "e2m1fn@block1:e4m3fn"])
+def test_groups_of_one_element_are_judged(name: str) -> None:
+    def sets_nan_to_zero(x: Tensor) -> Tensor:
+        return torch.nan_to_num(quantize_scaled(x, name), nan=0.0)
+
+    report = verify(lambda x: quantize_scaled(x, name), name, level="quick")
+    assert report.passed, str(report)
+    assert report.conventions["nan"] == report.conventions["infinity"] == "block"
+    wrong = verify(sets_nan_to_zero, name, level="quick")
+    if scaled_format(name).element.has_nan:
+        assert "element 0 of its block" in str(wrong)
+    assert wrong.conventions["nan"] == "other"
