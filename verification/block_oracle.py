@@ -81,7 +81,7 @@ def tensor_scale(f: ScaledFormat, amax: float) -> float:
     """NVFP4's: amax / (largest element * 448) to FP32; float64 divides once, and FP32 numbers are too short to notice."""
     if not np.isfinite(amax):
         return float("nan")
-    return float(_fp32_scales(np.float64(amax / (oracle.finite_values(f.element)[-1] * NARROW_MAX))))
+    return float(_fp32_scales(np.array(amax / (oracle.finite_values(f.element)[-1] * NARROW_MAX))))
 
 
 def scales_of(f: ScaledFormat, amax: Floats, t: float = 1.0) -> Floats:
