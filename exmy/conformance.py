@@ -194,11 +194,24 @@ def _counterexample(report: Report, verdict: Verdict, anchor: str) -> Counterexa
 
 
 def command(report: Report) -> str:
-    """What judges the same again."""
-    given = ["--takes", "codes"] if report.input_dtype == "codes" else ["--input", report.input_dtype]
-    rounding = [] if report.claimed == USUAL else ["--rounding", report.claimed]
-    level = [] if report.level == "conditional" else ["--level", report.level]
-    return shlex.join(["exmy", "verify", report.implementation, report.format, *given, *rounding, *level])
+    """What judges the same again: every option that was asked for, and for a function of the user's how it is called."""
+    asked = {"rounding": "found", **report.question}
+    if asked["rounding"] == "found" and report.claimed != USUAL:
+        asked["rounding"] = report.claimed
+    decodes = report.input_dtype == "codes"
+    given = ["--takes", "codes"] if decodes else ["--input", report.input_dtype]
+    given += [] if report.level == "conditional" else ["--level", report.level]
+    usual = {"rounding": "found", "overflow": "found", "zero": "found", "subnormals": "found", "rule": "found"}
+    if ":" in report.implementation:
+        asked["device"] = report.device
+        usual |= {"takes": "codes" if decodes else "tensor", "gives": "values", "device": "cpu"}
+    for option, word in usual.items():
+        if asked.get(option, word) != word:
+            given += [f"--{option}", asked[option]]
+    for option, number in (("bias", 0.0), ("seconds", 60.0)):
+        if float(asked.get(option, number)) != number:
+            given += [f"--{option}", asked[option]]
+    return shlex.join(["exmy", "verify", report.implementation, report.format, *given])
 
 
 def facts(failure: Failure, dtype: str) -> tuple[tuple[str, str], ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from formats import element_format
 from formats.rounding import DETERMINISTIC
+from train.durable import atomically
 from verification.vector_sets import as_csv, as_hex, decoding_vectors, vectors
 
 
@@ -50,20 +54,26 @@ def write_vectors(
         for line in lines:
             click.echo(line)
     else:
-        partial = out.with_name(f"{out.name}.partial")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+        with _place(out) as place, place.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
     return found.sizes["vector"]
+
+
+def _place(out: Path) -> AbstractContextManager[Path]:
+    """Where to write: aside, to be renamed; itself where it is a pipe or a device, which a file would take the place of."""
+    return nullcontext(out) if _is_special(out) else atomically(out.resolve())
+
+
+def _is_special(out: Path) -> bool:
+    return out.exists() and not out.is_file()
 
 
 def _check_place(out: Path) -> None:
     """OSError now, and not after the work, where `out` can't be written."""
     if out.is_dir():
         raise IsADirectoryError(21, "Is a directory")
-    partial = out.with_name(f"{out.name}.partial")
-    partial.open("w").close()
-    partial.unlink()
+    if not _is_special(out):
+        with tempfile.TemporaryFile(dir=out.resolve().parent):
+            return
+    if not os.access(out, os.W_OK):
+        raise PermissionError(13, "Permission denied")

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from formats.scaled import ScaledFormat, is_scaled_name
 from verification import Report, compare, read_certificates, verify, write_certificates
 from verification.adapters import OURS, Adapter, adapters, fits, known, load_function
 from verification.every_input import has_compiler
+from verification.harness import check, strongest_level
 from verification.points import CARRIERS
 from verification.question import FOUND
 
@@ -96,6 +97,7 @@ class Request:
         if self.certificate is not None and not os.access(self.certificate.parent, os.W_OK):
             raise PermissionError(13, "can't be written", str(self.certificate))
         if self.matrix is not None:
+            _check_options("--matrix", self.asked, "takes", "gives", "device")
             self.matrix.mkdir(parents=True, exist_ok=True)
 
     def kept(self) -> str:
@@ -117,10 +119,11 @@ def answer(request: Request) -> int:
     if request.matrix is not None:
         from exmy.conformance import write_matrix
 
+        listed = [] if request.certificates else everything(request.asked)
         found += [report for path in request.certificates for report in read_certificates(path)]
         if (kept := request.unfinished) is not None:
             known = {_asking(report): report for report in read_certificates(kept)} if kept.exists() else {}
-            found.extend(reports(everything(request.asked), _left_out, known))
+            found.extend(reports(listed, _left_out, known))
         for path in write_matrix(found, request.matrix):
             click.echo(path)
         if kept is not None:
@@ -130,6 +133,7 @@ def answer(request: Request) -> int:
         listed = (
             complete(asked) if request.is_whole else jobs(request.implementation or OUR_NAME, request.formats, asked)
         )
+        _check_jobs(listed, asked)
         for report in reports(listed):
             found.append(report)
     if request.certificate is not None:
@@ -141,6 +145,29 @@ def answer(request: Request) -> int:
     if request.against:
         click.echo("\n".join(compare(before, found)) or f"nothing differs from {request.against}")
     return 0 if request.matrix is not None or all(report.passed for report in found) else 1
+
+
+def _check_jobs(listed: list[Job], asked: Asked) -> None:
+    """ValueError, before the first is judged, for what one of them would be refused for; a word on those of a lower level."""
+    if asked.rule != FOUND and not any(is_scaled_name(job.format) for job in listed):
+        name = listed[0].format
+        raise ValueError(
+            f"--rule {asked.rule} is of scales, and {name} has none; leave it out, or name one such as mxfp4"
+        )
+    for job in listed:
+        job.check()
+    lower = [job for job in listed if job.asked.level != asked.level == "exhaustive"]
+    if lower:
+        kinds = dict.fromkeys("scaled formats" if is_scaled_name(j.format) else f"{j.dtype} inputs" for j in lower)
+        click.echo(f"of {' and '.join(kinds)} all can't be asked: they are judged at level conditional", err=True)
+
+
+def _check_options(name: str, asked: Asked, *options: str) -> None:
+    """ValueError for options of MODULE:FUNCTION where a library is judged, which is called as it has to be."""
+    for option in options:
+        word = getattr(asked, option)
+        if word != getattr(Asked, option):
+            raise ValueError(f"--{option} {word} is for MODULE:FUNCTION, and {name} is none; leave it out")
 
 
 def _left_out(job: Job, why: str) -> None:
@@ -161,13 +188,24 @@ class Job:
 
     def run(self, progress: Callable[[float], None]) -> Report:
         """Judge. ValueError, in one line, for a library that can't be imported."""
-        a = self.asked
         return verify(
-            self.make(), self.format, a.rounding, a.overflow, DTYPES[self.dtype], a.level,
-            zero=a.zero, subnormals=a.subnormals, rule=a.rule if is_scaled_name(self.format) else None,
-            claimed=self.claimed, takes=a.takes, gives=a.gives, device=a.device, seconds=a.seconds, bias=a.bias,
+            self.make(), **self._question, seconds=self.asked.seconds,
             name=self.implementation, version=self.version, progress=progress,
         )  # fmt: skip
+
+    def check(self) -> None:
+        """ValueError for what can't be judged."""
+        check(**self._question)
+
+    @property
+    def _question(self) -> dict[str, Any]:
+        a = self.asked
+        return {
+            "format": self.format, "rounding": a.rounding, "overflow": a.overflow, "input_dtype": DTYPES[self.dtype],
+            "level": a.level, "zero": a.zero, "subnormals": a.subnormals,
+            "rule": a.rule if is_scaled_name(self.format) else None, "claimed": self.claimed, "takes": a.takes,
+            "gives": a.gives, "device": a.device, "bias": a.bias,
+        }  # fmt: skip
 
 
 def jobs(implementation: str, formats: tuple[str, ...], asked: Asked) -> list[Job]:
@@ -182,7 +220,9 @@ def jobs(implementation: str, formats: tuple[str, ...], asked: Asked) -> list[Jo
         claimed = Rounding.NEAREST_EVEN if str(claimed).startswith("stochastic") else claimed
         dtype = asked.dtype or "float32"
         return [Job(implementation, "", name, dtype, str(claimed), lambda: function, asked) for name in formats]
-    return _of_adapter(_adapter(implementation), formats, asked)
+    adapter = _adapter(implementation)
+    _check_options(implementation, asked, "takes", "gives", "device")
+    return _of_adapter(adapter, formats, asked)
 
 
 def _adapter(name: str) -> Adapter:
@@ -224,8 +264,10 @@ def _of_adapter(adapter: Adapter, formats: tuple[str, ...], asked: Asked, every_
         if not formats and not is_scaled_name(name) and not fits(name, DTYPES[dtype]):
             continue
         roundings = (asked.rounding,) if asked.rounding != FOUND else adapter.roundings[:1]
+        level = asked.level if formats else strongest_level(name, asked.level, DTYPES[dtype])
+        own = replace(asked, level=level)
         for claimed in adapter.roundings if every_rounding else roundings:
-            found.append(_job(adapter, name, dtype, claimed, asked))
+            found.append(_job(adapter, name, dtype, claimed, own))
     if not found:
         raise ValueError(f"{adapter.name} is given {', '.join(adapter.dtypes)}, got {asked.dtype}")
     return found
@@ -249,6 +291,11 @@ def complete(asked: Asked) -> list[Job]:
     FP64 and scaled formats by points.
     """
     adapter = adapters()[OUR_NAME]
+    _check_options(OUR_NAME, asked, "takes", "gives")
+    if asked.level == "quick":
+        raise ValueError(
+            "the complete proof asks every input: for --level quick say who is to be judged, as in exmy verify exmy"
+        )
     mode = adapter.roundings[0] if asked.rounding == FOUND else asked.rounding
     _check_rounding(adapter, mode)
     found = []
@@ -263,8 +310,7 @@ def complete(asked: Asked) -> list[Job]:
             found.append(Job(OUR_NAME, adapter.version, name, dtype, mode, make, own))
     scaled = [name for name in adapter.formats if isinstance(get_format(name), ScaledFormat)]
     for name in scaled:
-        own = Asked(**{**vars(asked), "dtype": "float32"})
-        found.append(_job(adapter, name, "float32", mode, own))
+        found.append(_job(adapter, name, "float32", mode, replace(asked, level=strongest_level(name, asked.level))))
     return found
 
 

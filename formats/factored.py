@@ -8,8 +8,9 @@ sums, where they cost nothing and round nothing away: 448-level elements fit BF1
     scale in fp32      values = element                                 factor: the group's FP32 scale
 
 So values of at most 8 significant bits stay exact in BF16: E4M3, E5M2 and 8-bit integers, MX elements times a power of two within
-BF16's exponents, and NVFP4's elements (2 bits) times E4M3 scales (4 bits). `values * factor`, taken exactly and rounded once to
-x's dtype, is `quantize_scaled`.
+BF16's exponents, and NVFP4's elements (2 bits) times E4M3 scales (4 bits). Where x's dtype holds the values so, or there is no
+factor, `values * factor`, taken exactly and rounded once to x's dtype, is `quantize_scaled`. Where it does not, NF4's or int16's
+elements in BF16 say, they are rounded to it first, and the product is another; such an x is to be given in FP32.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from formats.rounding import DEFAULT_RANDOM_BITS, Overflow, Rounding
 from formats.scale_arithmetic import INFINITY, MAGNITUDE, NAN, round_to_element
-from formats.scaled_steps import find_scale, prepare, quotient, rounded, signed
+from formats.scaled_steps import find_scale, prepare, quotient, rounded, signed, times_anything
 from formats.spec import Format
 
 
@@ -62,7 +63,9 @@ def quantize_factored(
         values = signed(round_to_element(y, constants.element_constants), bits)
     else:
         values = rounded(bits, scale, constants, layout, x.shape, seed, random_bits, stochastic_bits)
-    if constants.scale != "fp32":
+    if constants.scale == "e8m0fnu":
+        values = times_anything(values, scale, x.dtype, constants.long)
+    elif constants.scale != "fp32":
         values = values * scale.group
     if scale.given:
         values = torch.where(bits & MAGNITUDE > INFINITY, NAN, values.view(torch.int32)).view(torch.float32)

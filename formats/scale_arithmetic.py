@@ -11,7 +11,9 @@ Magnitudes are FP32 numbers of either view, float or int32 pattern; x travels th
                 below it is all ones, hence odd)
 
    FP32's subnormals have no leading one. Shifted left by one, those from 2^-127 on do, as a binade with field 1, and all
-   others gain 1 in their field. The smaller ones stay at field 0: an exponent of at most -127, where E8M0 ends.
+   others gain 1 in their field. The smaller ones stay at field 0: an exponent of at most -127, where E8M0 ends. Not so where
+   the largest element is below 1, so that the exponent is a larger one: there the pattern, as an integer of less than 2^24,
+   becomes an FP32 number exactly, which has a leading one, and whose field is 148 more than that of the subnormal.
 
 2. Quotients by powers of two are products with the inverse, 2^-127 included, which FP32 holds as a subnormal. They are
    exact where they are normal; smaller ones lie below 2^-126, far from what an element can tell from 0.
@@ -43,8 +45,12 @@ Magnitudes are FP32 numbers of either view, float or int32 pattern; x travels th
    (round to odd); the sign of the remainder is found as in 3. 16 bits are at least 2 more than either has, so rounding
    that number rounds the product (Boldo and Melquiond, "When double rounding is odd"), subnormal results included: FP32 holds
    16 bits of anything from BF16's smallest middle, 2^-134, on.
+
+   Elements of more than 12 bits, and 24 have the values of lists, times a 24-bit t are exact in FP64, and cut there
+   (`long_product`); so are they times a power of two, where FP32's subnormals would drop bits of theirs.
 """
 
+from math import frexp
 from typing import NamedTuple
 
 import torch
@@ -57,6 +63,7 @@ SMALLEST_NORMAL = 0x00800000
 HALF_OF_SMALLEST_NORMAL = 0x00400000  # 2^-127
 HIGH = ~0xFFF  # 12 of the 24 bits of a significand
 SIXTEEN_BITS = ~0xFF
+SIXTEEN_BITS_OF_FP64 = -1 << 37
 SPLIT_BITS = 12
 
 
@@ -74,7 +81,8 @@ def power_of_two_scale(amax: Tensor, threshold: int, offset: int) -> tuple[Tenso
     amax: int32 patterns of FP32 magnitudes. The exponent is floor(log2(amax)) + (mantissa >= threshold) - offset, clamped
     to [-127, 127]; NaN, twice, where amax is inf or NaN; 2^-127 for a zero.
     """
-    coded = torch.where(amax < SMALLEST_NORMAL, amax << 1, amax + SMALLEST_NORMAL)  # bias 128: up to 2^31 - 1
+    small = amax << 1 if offset >= 0 else amax.to(torch.float32).view(torch.int32) - (148 << 23)
+    coded = torch.where(amax < SMALLEST_NORMAL, small, amax + SMALLEST_NORMAL)  # bias 128: up to 2^31 - 1
     exponent = torch.clamp(((coded - threshold) >> 23) - (127 + offset), -127, 127)
     finite = amax < INFINITY
     scale = torch.where(finite, _power_bits(exponent), NAN)
@@ -98,15 +106,29 @@ class Scale(NamedTuple):
 def fp32_scale(amax: Tensor, largest: float) -> Tensor:
     """The quotient amax / largest, rounded once to FP32, within FP32's positive finite numbers; NaN where amax is inf or NaN.
 
-    amax: int32 patterns of FP32 magnitudes. largest has at most 12 bits. In FP64 a product with a rounded inverse is right
-    to 2^-51. Where the quotient is no point d between FP32 numbers, of at most 25 bits, amax and d * largest, of 24 and
+    amax: int32 patterns of FP32 magnitudes. In FP64 a product with a rounded inverse is right to 2^-51. Where largest has at
+    most 12 bits and the quotient is no point d between FP32 numbers, of at most 25 bits, amax and d * largest, of 24 and
     37 bits, differ by 2^-37 of themselves. So to round to 40 bits first moves the product onto d if that is the quotient, and
-    across no d if not.
+    across no d if not. For a longer one, of at most 28 bits, the result may be the next number, and is held against the d on
+    either side of it: d * largest is exact in FP64.
     """
-    wide = amax.view(torch.float32).to(torch.float64) * (1.0 / largest)
+    exact = amax.view(torch.float32).to(torch.float64)
+    wide = exact * (1.0 / largest)
     snapped = ((wide.view(torch.int64) + (1 << 12)) & -(1 << 13)).view(torch.float64).to(torch.float32)
-    pattern = torch.clamp(snapped.view(torch.int32), 1, INFINITY - 1)
+    pattern = snapped.view(torch.int32)
+    if frexp(largest)[0] * 2**SPLIT_BITS % 1 != 0:
+        pattern = torch.clamp(pattern, 0, INFINITY - 1)
+        above, below = _middle(pattern, pattern + 1) * largest, _middle(pattern, torch.clamp(pattern - 1, 0)) * largest
+        is_odd = (pattern & 1) == 1
+        up, down = (exact > above) | (exact == above) & is_odd, (exact < below) | (exact == below) & is_odd
+        pattern = pattern + up.to(torch.int32) - down.to(torch.int32)
+    pattern = torch.clamp(pattern, 1, INFINITY - 1)
     return torch.where(amax < INFINITY, pattern, NAN).view(torch.float32)
+
+
+def _middle(one: Tensor, other: Tensor) -> Tensor:
+    """Halfway between two FP32 patterns, in FP64."""
+    return (one.view(torch.float32).to(torch.float64) + other.view(torch.float32).to(torch.float64)) * 0.5
 
 
 def split_scale(t: Tensor, short: Tensor | float = 1.0) -> Scale:
@@ -145,7 +167,8 @@ def round_to_element(y: Tensor, p: ElementConstants) -> Tensor:
 
 
 def product(q: Tensor, s: Scale, t: Tensor, dtype: torch.dtype, two_bits: bool = False) -> Tensor:
-    """A number that rounds to dtype as the exact product q * S does; FP32. q: magnitudes of elements, short as in 3.
+    """A number that rounds to dtype as the exact product q * S does; FP32. q: magnitudes of elements of at most 12 bits, short as
+    in 3.
 
     two_bits: they have no more than two significant bits, as those of FP4.
     """
@@ -159,6 +182,13 @@ def product(q: Tensor, s: Scale, t: Tensor, dtype: torch.dtype, two_bits: bool =
     whole, half_more = _to_odd(s.short * torch.ones_like(s.high), s), _to_odd(s.short * torch.full_like(s.high, 1.5), s)
     chosen = torch.where((pattern & (1 << 22)) == 0, whole, half_more)
     return chosen * (pattern & INFINITY).view(torch.float32) * frame
+
+
+def long_product(q: Tensor, t: Tensor) -> Tensor:
+    """The same for elements of any length up to 24 bits, and a scale that is t alone."""
+    exact = (q.to(torch.float64) * t.to(torch.float64)).view(torch.int64)
+    cut = exact & SIXTEEN_BITS_OF_FP64
+    return torch.where(exact != cut, cut | -SIXTEEN_BITS_OF_FP64, cut).view(torch.float64).to(torch.float32)
 
 
 def _to_odd(multiple: Tensor, s: Scale) -> Tensor:

@@ -14,7 +14,7 @@ from formats.groups import against, lay_out
 from formats.rounding import DEFAULT_RANDOM_BITS, Overflow, Rounding
 from formats.scale_arithmetic import HALF_OF_SMALLEST_NORMAL, MAGNITUDE, NAN
 from formats.scaled import ScaledFormat
-from formats.scaled_constants import resolve
+from formats.scaled_constants import is_long, resolve
 from formats.scaled_steps import DTYPES, GroupScale, dtype_name, find_scale, prepare, rounded, times_anything
 from formats.spec import Format
 
@@ -68,7 +68,9 @@ def encode_scaled(
     group = scale.group.reshape(layout.group_shape)
     scales = group if described.scale == "fp32" else _scale_codes(described.scale, group)
     tensor = None if scale.tensor is None else scale.tensor.reshape(x.shape[:batch_dims])
-    return Scaled(described, encode(layout.join(q, x.shape), element), scales, tensor, axis, batch_dims)
+    # q is rounded already, by `overflow`: what is infinite now is to stay so.
+    elements = encode(layout.join(q, x.shape), element, overflow=Overflow.PROPAGATE)
+    return Scaled(described, elements, scales, tensor, axis, batch_dims)
 
 
 def decode_scaled(scaled: Scaled, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -82,7 +84,7 @@ def decode_scaled(scaled: Scaled, dtype: torch.dtype = torch.float32) -> Tensor:
     group = group.reshape(layout.reduced)
     tensor = None if scaled.tensor_scale is None else against(scaled.tensor_scale, scaled.batch_dims, len(layout.view))
     scale = GroupScale(group, None, tensor, f.scale, False)
-    return layout.join(times_anything(q, scale, dtype).to(dtype), shape)
+    return layout.join(times_anything(q, scale, dtype, is_long(f.element.canonical_name)).to(dtype), shape)
 
 
 def _scale_codes(name: str, scales: Tensor) -> Tensor:

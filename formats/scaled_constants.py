@@ -28,6 +28,7 @@ class ScaledConstants(NamedTuple):
     limit: int
     fast: bool
     two_bits: bool
+    long: bool
     wide: bool
     element_constants: ElementConstants
     scale_constants: ElementConstants
@@ -51,6 +52,12 @@ def scaled_constants(name: str, rule: str | None, rounding: str, overflow: str) 
     return _derive(resolve(name, rule), *check_modes(rounding, overflow))
 
 
+@assume_constant_result
+def is_long(element: str) -> bool:
+    """Whether FP32 does not hold an element times half of a scale, so that products are formed in FP64."""
+    return significant_bits(element_format(element)) > SPLIT_BITS
+
+
 @cache
 def _derive(f: ScaledFormat, rounding: Rounding, overflow: Overflow) -> ScaledConstants:
     element, bits = f.element, significant_bits(f.element)
@@ -72,6 +79,7 @@ def _derive(f: ScaledFormat, rounding: Rounding, overflow: Overflow) -> ScaledCo
         limit=_pattern(element.max) if fast else _pattern(2.0 ** (_exponent(element.max) + 3)),
         fast=fast,
         two_bits=bits <= 2,
+        long=is_long(element.canonical_name),
         wide=rounding.is_stochastic or bits >= SPLIT_BITS,
         element_constants=_element_constants(element)
         if isinstance(element, FloatFormat)

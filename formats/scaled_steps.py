@@ -18,6 +18,7 @@ from formats.scale_arithmetic import (
     SMALLEST_NORMAL,
     Scale,
     fp32_scale,
+    long_product,
     nudged_quotient,
     power_of_two_scale,
     product,
@@ -135,18 +136,20 @@ def _wide_quotient(bits: Tensor, scale: GroupScale) -> Tensor:
     return ((y.view(torch.int64) + (1 << 4)) & -(1 << 5)).view(torch.float64)
 
 
-def times(q: Tensor, scale: GroupScale, dtype: torch.dtype, two_bits: bool = False) -> Tensor:
+def times(q: Tensor, scale: GroupScale, dtype: torch.dtype, two_bits: bool = False, long: bool = False) -> Tensor:
     """Magnitudes of finite elements times their scale: FP32 numbers that round to dtype as the exact products do."""
+    if long and dtype != torch.float32:
+        return long_product(q, scale.group)  # such elements have no scale of the tensor
     if scale.kind == "e8m0fnu":
         return q * scale.group
     return product(q, scale.split(), scale.group if scale.tensor is None else scale.tensor, dtype, two_bits)
 
 
-def times_anything(q: Tensor, scale: GroupScale, dtype: torch.dtype) -> Tensor:
+def times_anything(q: Tensor, scale: GroupScale, dtype: torch.dtype, long: bool) -> Tensor:
     """The same for signed elements, inf and NaN among them."""
-    if scale.kind == "e8m0fnu":
+    if scale.kind == "e8m0fnu" and not long:
         return q * scale.group
-    exact = signed(times(q.abs(), scale, dtype), q.view(torch.int32))
+    exact = signed(times(q.abs(), scale, dtype, long=long), q.view(torch.int32))
     return torch.where(q.isfinite(), exact, q * scale.group * scale.tensor_or_one)
 
 

@@ -83,7 +83,7 @@ def quantize_scaled(
         out = signed(times(q, scale, x.dtype, constants.two_bits), bits)
     else:
         q = rounded(bits, scale, constants, layout, x.shape, seed, random_bits, stochastic_bits)
-        out = times_anything(q, scale, x.dtype)
+        out = times_anything(q, scale, x.dtype, constants.long)
     if scale.given:
         out = torch.where(bits & MAGNITUDE > INFINITY, NAN, out.view(torch.int32)).view(torch.float32)
     return layout.join(out.to(x.dtype), x.shape)

@@ -7,6 +7,7 @@ they don't give, such as many implementations, is made up of them.
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shlex
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -29,6 +31,7 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from exmy import conformance
+from exmy.cli import main
 from exmy.conformance import escaped, facts, markdown, rational, regenerated, render, repeats, write_matrix
 from exmy.conformance_figure import conformance_figure, joined, panels
 from tests import test_docs
@@ -212,6 +215,46 @@ def test_the_block_of_a_counterexample(page: Page, reports: list[Report]) -> Non
     found = counterexample(page, reports[4], "rounding")
     assert f"its block {repeats(verdict.smallest.block)} again" in found
     assert f"note {verdict.smallest.note}" in found
+
+
+OWN_KERNELS = """
+import numpy as np
+import torch
+
+def mx(x):
+    return x
+
+def codes(x):
+    return torch.from_numpy(np.asarray(x, np.float32)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["own_again:mx", "mxfp4", "--input", "bfloat16", "--rounding", "toward_zero", "--rule", "ceil", "--seconds", "30.0"],
+        ["own_again:codes", "e4m3fn", "--input", "float32", "--level", "quick", "--overflow", "nonsaturating",
+         "--zero", "unsigned", "--subnormals", "flushed", "--takes", "array", "--gives", "codes"],
+        ["own_again:mx", "e2m1fn", "--input", "float32", "--level", "quick", "--rounding", "stochastic", "--bias", "0.25"],
+        ["torch", "e4m3fn", "--input", "float64", "--overflow", "saturate"],
+    ],
+)  # fmt: skip
+def test_the_command_has_every_option_that_was_asked(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was typed is what is told; and of a certificate from before it was kept, what there is to tell by."""
+    (tmp_path / "own_again.py").write_text(OWN_KERNELS)
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(main, ["verify", *options, "--json", "c.json"]).exit_code in (0, 1)
+    (report,) = read_certificates("c.json")
+    told = shlex.split(conformance.command(report))
+    assert told[:4] == ["exmy", "verify", *options[:2]]
+    assert sorted(told[4:]) == sorted(options[2:])
+    rows = json.loads(Path("c.json").read_text())
+    del rows[0]["question"]
+    Path("c.json").write_text(json.dumps(rows))
+    (old,) = read_certificates("c.json")
+    assert conformance.command(old).startswith(shlex.join(["exmy", "verify", *options[:4]]))
 
 
 def test_repeated_elements_of_a_block_are_counted() -> None:

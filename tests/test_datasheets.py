@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,32 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) 
     assert refused.exit_code == 2, refused.output
     assert message in refused.output
     assert "Traceback" not in refused.output
+
+
+def test_vectors_to_a_pipe_leave_the_pipe_where_it_is(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    done = invoke("vectors", "e2m1fn", "--decode", "--out", pipe)
+    assert done.exit_code == 0, done.output
+    read = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert len(read.splitlines()) == 1 + 16  # a heading, and a line a code
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_vectors_touch_no_file_but_theirs(tmp_path: Path) -> None:
+    """Nor a link: what it leads to is written."""
+    kept = tmp_path / "v.csv.partial"
+    kept.write_text("mine")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "v.csv")
+    for name in ("v.csv", "link.csv"):
+        assert invoke("vectors", "e2m1fn", "--decode", "--out", tmp_path / name).exit_code == 0
+    assert kept.read_text() == "mine"
+    assert (tmp_path / "link.csv").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "v.csv", "v.csv.partial"]
+    assert (tmp_path / "v.csv").stat().st_mode & 0o444
 
 
 def rounded_by_ml_dtypes(found: xr.Dataset, dtype: Any) -> np.ndarray:

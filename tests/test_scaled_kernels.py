@@ -533,3 +533,10 @@ def test_a_compiled_layer_has_the_bits_of_an_eager_one(device: torch.device, rec
 def test_kernels_are_off_where_nobody_asks_for_them() -> None:
     precision = pack_precision([resolve_recipe("mxfp8").body], torch.device("cpu"))
     assert not precision.kernels
+
+
+def test_no_kernel_rounds_where_subnormal_amaxes_have_scales_of_their_own() -> None:
+    """The kernels' power of two is exact for elements that reach 1; those of e2m1fb60 end below 2^-50."""
+    assert scaled_layers.kernel_group("e2m1fb60@block32:e8m0fnu", "nearest_even", "saturate") == 0
+    assert scaled_layers.kernel_group("e2m1fb60@block32", "nearest_even", "saturate") == 32
+    assert scaled_layers.kernel_group("mxfp4", "nearest_even", "saturate") == 32

@@ -111,6 +111,17 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (["exmy", "e4m3fn", "--against", "nowhere.json"], "nowhere.json: No such file or directory"),
         (["exmy", "e4m3fn", "--from", "a.json"], "--from is for --matrix"),
         (["exmy", "--matrix", "folder"], "--matrix judges all that is here: leave exmy out"),
+        (
+            ["exmy", "e4m3fn", "--gives", "codes"],
+            "--gives codes is for MODULE:FUNCTION, and exmy is none; leave it out",
+        ),
+        (["torch", "e4m3fn", "--takes", "array"], "--takes array is for MODULE:FUNCTION, and torch is none"),
+        (["torch", "e4m3fn", "--device", "cuda"], "--device cuda is for MODULE:FUNCTION, and torch is none"),
+        (["--gives", "codes"], "--gives codes is for MODULE:FUNCTION, and exmy is none"),
+        (["--matrix", "folder", "--takes", "array"], "--takes array is for MODULE:FUNCTION, and --matrix is none"),
+        (["--level", "quick"], "the complete proof asks every input: for --level quick say who is to be judged"),
+        (["exmy", "e4m3fn", "--rule", "bogus"], "--rule bogus is of scales, and e4m3fn has none; leave it out"),
+        (["--rule", "floor"], "rule must be one of amax, found, got 'floor'"),
         (["exmy", "e4m3fn", "--json", "/proc/nowhere/a.json"], "/proc/nowhere: no such folder; name another place"),
     ],
 )
@@ -119,6 +130,7 @@ def test_bad_input_is_one_line_and_status_2(arguments: list[str], message: str) 
     assert refused.exit_code == 2, refused.output
     assert message in refused.output
     assert "Traceback" not in refused.output
+    assert not Path("folder").exists()
 
 
 def test_blocks_decoders_and_stochastic_functions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +204,37 @@ def test_without_words_it_is_the_complete_proof(tmp_path: Path, monkeypatch: pyt
     assert stop.exit_code == 130
     assert "what 1 judgements said is in exmy-certificate.json" in stop.output
     assert (tmp_path / "exmy-certificate.json").exists()
+
+
+def test_every_job_is_checked_before_the_first_is_judged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """e3m2fn has neither inf nor NaN for nonsaturating."""
+    from exmy import verify as module
+
+    monkeypatch.setattr(module, "reports", lambda _: pytest.fail("judged"))
+    refused = invoke("exmy", "e4m3fn", "e3m2fn", "--overflow", "nonsaturating", "--json", tmp_path / "c.json")
+    assert refused.exit_code == 2
+    assert "e3m2fn has neither inf nor NaN" in refused.output
+
+
+def test_where_there_is_no_exhaustive_level_it_is_said_which_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from exmy import verify as module
+
+    listed = module.complete(module.Asked(level="exhaustive"))
+    levels = {(job.format, job.dtype): job.asked.level for job in listed}
+    assert levels["mxfp4", "float32"] == levels["e4m3fn", "float64"] == "conditional"
+    assert levels["e4m3fn", "float32"] == "exhaustive"
+    ours = module.jobs("exmy", (), module.Asked(level="exhaustive"))
+    assert {job.asked.level for job in ours if job.format in ("mxfp4", "nvfp4")} == {"conditional"}
+
+    def none(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "reports", none)
+    monkeypatch.chdir(tmp_path)
+    said = invoke("--level", "exhaustive").output
+    assert "of float64 inputs and scaled formats all can't be asked: they are judged at level conditional" in said
 
 
 def test_a_module_and_a_function_that_are_nearly_right_are_named(

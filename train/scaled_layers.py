@@ -53,7 +53,9 @@ class Elements(NamedTuple):
 
 
 def elements_of(name: str) -> Elements | None:
-    """A format's constants, or None where no kernel rounds to it: other groups, elements of more bits, other scales."""
+    """A format's constants, or None where no kernel rounds to it: other groups, elements of more bits or all below 1, other
+    scales.
+    """
     f = described(name)
     if not isinstance(f, ScaledFormat) or not isinstance(f.element, FloatFormat) or f.element.ties_away:
         return None
@@ -61,6 +63,8 @@ def elements_of(name: str) -> Elements | None:
     of_tensor = f.granularity is Granularity.TENSOR and f.scale == "fp32"
     of_blocks = f.granularity is Granularity.BLOCK and f.group[0] in GROUPS
     if not (of_tensor or of_blocks) or not c.fast or f.element.mantissa_bits > LONGEST_MANTISSA:
+        return None
+    if f.scale == "e8m0fnu" and c.offset < 0:  # subnormal amaxes have scales of their own
         return None
     wide = constants(f.element, FP64)
     e = c.element_constants

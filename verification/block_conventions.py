@@ -19,7 +19,7 @@ from formats.scaled import ScaledFormat
 from verification import block_oracle
 from verification.block_calls import Answer, BlockCaller
 from verification.block_oracle import BlockQuestion
-from verification.block_points import block_size, decision_blocks, every_rule
+from verification.block_points import beside_others, block_size, decision_blocks, every_rule
 from verification.laws import Flags, Floats
 
 ENOUGH = 0.75
@@ -86,10 +86,11 @@ def _equal(a: Floats, b: Floats) -> Flags:
 
 def _zero(caller: BlockCaller, f: ScaledFormat, dtype: torch.dtype) -> str:
     block = _ones(f, dtype)
-    block[0, 1] = -0.0
+    place = beside_others(f)
+    block[0, place] = -0.0
     answer = caller.answer(block)
     got = answer.values if answer.elements is None else answer.elements
-    if not np.signbit(got[0, 1]):
+    if not np.signbit(got[0, place]):
         return "unsigned"
     return "signed" if f.element.has_negative_zero else "signed_anyway"
 
@@ -110,21 +111,22 @@ def _special(caller: BlockCaller, f: ScaledFormat, dtype: torch.dtype, special: 
     """What one NaN or infinity does to a block of ones."""
     before = list(caller.complaints)
     block = _ones(f, dtype)
-    block[0, 1] = special
+    place = beside_others(f)
+    block[0, place] = special
     values = caller.answer(block).values[0]
     raised = bool(caller.unanswered.any())
     caller.complaints[:] = before  # to refuse such a block is a convention too
     caller.raised.clear()
     if raised:
         return "raises"
-    others = np.delete(values, 1)
+    others = np.delete(values, place)
     if np.isnan(values).all():
         return "block"
-    if np.isnan(values[1]):
+    if np.isnan(values[place]):
         return "element"
-    if np.isposinf(values[1]):
+    if np.isposinf(values[place]):
         return "infinity"
-    return "largest" if np.isinf(special) and values[1] > 0 and (others <= values[1]).all() else "other"
+    return "largest" if np.isinf(special) and values[place] > 0 and (others <= values[place]).all() else "other"
 
 
 def _ones(f: ScaledFormat, dtype: torch.dtype) -> Tensor:

@@ -22,6 +22,7 @@ from verification.question import Question
 
 LIMIT = 127
 NARROW_MAX = 448.0
+FP32_MAX = float(np.finfo(np.float32).max)
 SMALLEST = {"fp32": 2.0**-149, "e4m3fn": 2.0**-9}
 
 
@@ -80,7 +81,7 @@ def tensor_scale(f: ScaledFormat, amax: float) -> float:
     """NVFP4's: amax / (largest element * 448) to FP32; float64 divides once, and FP32 numbers are too short to notice."""
     if not np.isfinite(amax):
         return float("nan")
-    return max(float(np.float32(amax / (oracle.finite_values(f.element)[-1] * NARROW_MAX))), SMALLEST["fp32"])
+    return float(_fp32_scales(np.array(amax / (oracle.finite_values(f.element)[-1] * NARROW_MAX))))
 
 
 def scales_of(f: ScaledFormat, amax: Floats, t: float = 1.0) -> Floats:
@@ -91,12 +92,18 @@ def scales_of(f: ScaledFormat, amax: Floats, t: float = 1.0) -> Floats:
     if f.scale == "e8m0fnu":
         found = np.ldexp(1.0, np.where(a > 0, np.clip(_exponents(f, np.where(a > 0, a, 1.0)), -LIMIT, LIMIT), -LIMIT))
     elif f.scale == "fp32":
-        found = np.maximum((a / largest).astype(np.float32).astype(np.float64), SMALLEST["fp32"])
+        found = _fp32_scales(a / largest)
     else:
         narrow = element_format("e4m3fn")
         ratio = quotient(a, np.full(a.shape, largest * t))
         found = np.maximum(oracle.expected(narrow, "nearest_even", ratio), SMALLEST["e4m3fn"])
     return np.asarray(np.where(fine & ~np.isnan(t), found, np.nan))
+
+
+def _fp32_scales(ratios: Floats) -> Floats:
+    """Quotients as positive FP32 numbers: the smallest where they round to 0, the largest beyond it."""
+    with np.errstate(over="ignore"):
+        return np.clip(np.asarray(ratios).astype(np.float32).astype(np.float64), SMALLEST["fp32"], FP32_MAX)
 
 
 def _exponents(f: ScaledFormat, amax: Floats) -> oracle.Integers:

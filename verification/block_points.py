@@ -29,6 +29,11 @@ def block_size(f: ScaledFormat) -> int:
     return f.elements_per_scale or ROW
 
 
+def beside_others(f: ScaledFormat) -> int:
+    """Where in a block one element is made another than the rest: the second place, or the only one."""
+    return min(1, block_size(f) - 1)
+
+
 def decision_blocks(f: ScaledFormat, dtype: torch.dtype, level: str) -> list[Tensor]:
     """Finite blocks of the dtype, the same every time, as the tensors [B, n] to be given: where a scale is one for the tensor, or
     another stands above those of blocks, several small ones, so that there are several such scales.
@@ -37,14 +42,15 @@ def decision_blocks(f: ScaledFormat, dtype: torch.dtype, level: str) -> list[Ten
     n = block_size(f)
     rng = np.random.default_rng(2405)
     edges = _edges(n, name, dtype)
-    if f.has_tensor_scale:
+    if f.has_tensor_scale and f.granularity is not Granularity.TENSOR:
         tops = range(*{"float32": (-100, 101, 25), "bfloat16": (-100, 101, 25), "float16": (0, 16, 5)}[name])
         ranges = [_amaxes(f, name, "conditional", top - 16, top) for top in tops]
         return [*edges.split(1), *(_filled(f, amax, n, name, rng).to(dtype) for amax in ranges if len(amax))]
     amax = _amaxes(f, name, level)
     if f.granularity is Granularity.TENSOR:
         amax = amax[:: max(1, len(amax) // TENSORS)]
-        return [*edges.split(1), *_filled(f, amax, n, name, rng).to(dtype).split(1)]
+        alone = amax[:, None] if f.has_tensor_scale else [amax]  # such a scale is that of its own tensor
+        return [*edges.split(1), *(row for one in alone for row in _filled(f, one, n, name, rng).to(dtype).split(1))]
     return [torch.cat([edges, _filled(f, amax, n, name, rng).to(dtype)])]
 
 

@@ -19,7 +19,7 @@ from formats.scaled import Granularity, ScaledFormat
 from verification import block_oracle, oracle
 from verification.block_calls import Answer, BlockCaller
 from verification.block_oracle import BlockQuestion, quotient
-from verification.block_points import block_size
+from verification.block_points import beside_others, block_size
 from verification.calls import decoded
 from verification.elements import interface, not_applicable
 from verification.laws import OF_INPUTS, Failure, Flags, Floats, Places, Verdict, is_odd_function, law_of
@@ -274,14 +274,19 @@ def _nan(caller: BlockCaller, question: BlockQuestion, dtype: torch.dtype) -> Ve
     if not question.f.element.has_nan:
         return not_applicable("nan", "elements have no NaN: a convention")
     block = torch.ones(1, block_size(question.f), dtype=dtype)
-    block[0, 1] = torch.nan
+    place = beside_others(question.f)
+    block[0, place] = torch.nan
     answer = caller.answer(block)
-    got = float(answer.values[0, 1])
+    got = float(answer.values[0, place])
     if np.isnan(got) and not caller.unanswered.any():
         return Verdict("nan", "pass", 1, 0)
     values = tuple(float(v) for v in block[0].tolist())
     return Verdict(
-        "nan", "fail", 1, 1, Failure(float("nan"), 0, got, float("nan"), "nan", "element 1 of its block", "", values)
+        "nan",
+        "fail",
+        1,
+        1,
+        Failure(float("nan"), 0, got, float("nan"), "nan", f"element {place} of its block", "", values),
     )
 
 

@@ -92,12 +92,13 @@ def matrix(reports: Iterable[Report]) -> xr.Dataset:
 
 def write_certificates(reports: Sequence[Report], path: str | Path) -> None:
     """All reports as one JSON file, gzipped if its name ends in .gz; whole or not at all. OSError for a bad place."""
-    path = Path(path).resolve()
+    path = Path(path)
     content = (json.dumps([r.to_dict() for r in reports], indent=1) + "\n").encode()
     content = gzip.compress(content, mtime=0) if path.suffix == PACKED else content
     if path.exists() and not path.is_file():  # a device or a pipe, which a renamed file would take the place of
         path.write_bytes(content)
         return
+    path = path.resolve()
     aside = path.with_name(f"{path.name}.partial")
     try:
         aside.write_bytes(content)

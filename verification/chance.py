@@ -26,6 +26,7 @@ COPIES = {"quick": 1 << 14, "conditional": 1 << 18}
 STAY = 256
 SHARES = (0.0625, 1 / 3, 0.5, 0.71, 0.9375)
 INTERVALS = 10
+NOTHING_BETWEEN = "no number of the input's dtype lies between two values"
 
 
 def judge_chance(
@@ -43,13 +44,18 @@ def judge_chance(
     ]
     count = copies * len(points)
     stray = sum(int(wrong.sum()) for wrong in outside)
-    found = [
-        interface(caller, count),
-        _first("rounding", count, stray, inputs, seen, outside, points, question),
-        _grid(question, inputs, seen, count),
-        *stays,
-        _unbiased(seen, points, copies, question, dtype, bias),
-    ]
+    if points:
+        found = [
+            interface(caller, count),
+            _first("rounding", count, stray, inputs, seen, outside, points, question),
+            _grid(question, inputs, seen, count),
+            *stays,
+            _unbiased(seen, points, copies, question, dtype, bias),
+        ]
+    else:  # the input's dtype has nothing that would have to be rounded
+        count = sum(verdict.checked for verdict in stays)
+        found = [interface(caller, count), *stays]
+        found += [not_applicable(law, NOTHING_BETWEEN) for law in ("rounding", "on_grid", "unbiased")]
     judged = {verdict.law for verdict in found}
     found += [not_applicable(law) for law in ("ties", "subnormals", "overflow_point", "single_rounding", "monotone",
                                               "odd_symmetry", "deterministic", "round_trip") if law not in judged]  # fmt: skip

@@ -84,14 +84,11 @@ def verify(
     ValueError, before any work, for a level, rounding, overflow or dtype that there is no proof for, or a dtype that does not
     hold the format.
     """
-    f = get_format(format) if isinstance(format, str) else format
-    asked = {"rounding": str(rounding), "overflow": str(overflow), "zero": zero, "subnormals": subnormals}
-    if isinstance(f, ScaledFormat):
-        asked["rule"] = rule or str(f.rule)
-    if not 0 <= bias < 1:
-        raise ValueError(f"bias is a share of the distance between neighbours, 0..1, got {bias}")
-    _one_of("claimed", str(claimed), tuple(map(str, DETERMINISTIC)))
-    _check(f, asked, input_dtype, level, takes, gives, device)
+    f, asked = check(
+        format, rounding, overflow, input_dtype, level, zero=zero, subnormals=subnormals, rule=rule, claimed=claimed,
+        takes=takes, gives=gives, bias=bias, device=device,
+    )  # fmt: skip
+    question = asked | {"takes": takes, "gives": gives, "bias": str(bias), "seconds": str(seconds)}
     if isinstance(f, ScaledFormat):
         blocks = BlockCaller(quantizer, f, takes, gives, seconds, device)
         outcome = _blocks(blocks, f, asked, claimed, input_dtype, level)
@@ -112,7 +109,7 @@ def verify(
         overflow=outcome.asked["overflow"],
         input_dtype="codes" if takes == "codes" else _name(input_dtype),
         device=device,
-        level=level,
+        level=outcome.level,
         proves=outcome.proves,
         checked=outcome.checked,
         failure_count=outcome.wrong,
@@ -121,7 +118,48 @@ def verify(
         asked=outcome.asked,
         conventions=outcome.conventions,
         environment=environment(device),
+        question=question,
     )
+
+
+def check(
+    format: Format | str,  # noqa: A002 RUF100
+    rounding: str = Rounding.NEAREST_EVEN,
+    overflow: str = Overflow.SATURATE,
+    input_dtype: torch.dtype = torch.float32,
+    level: str = "conditional",
+    *,
+    zero: str = "signed",
+    subnormals: str = "kept",
+    rule: str | None = None,
+    claimed: str = Rounding.NEAREST_EVEN,
+    takes: str = "tensor",
+    gives: str = "values",
+    bias: float = 0.0,
+    device: str = "cpu",
+) -> tuple[Format, dict[str, str]]:
+    """What `verify` refuses before any work, refused; the format, and by which words it would judge."""
+    f = get_format(format) if isinstance(format, str) else format
+    asked = {"rounding": str(rounding), "overflow": str(overflow), "zero": zero, "subnormals": subnormals}
+    if isinstance(f, ScaledFormat):
+        asked["rule"] = rule or str(f.rule)
+    if not 0 <= bias < 1:
+        raise ValueError(f"bias is a share of the distance between neighbours, 0..1, got {bias}")
+    _one_of("claimed", str(claimed), tuple(map(str, DETERMINISTIC)))
+    _check(f, asked, input_dtype, level, takes, gives, device)
+    return f, asked
+
+
+def strongest_level(
+    format: Format | str,  # noqa: A002 RUF100
+    level: str,
+    input_dtype: torch.dtype = torch.float32,
+    rounding: str = Rounding.NEAREST_EVEN,
+) -> str:
+    """The level, or "conditional" for an exhaustive one where there is none: of scaled formats, FP64, stochastic rounding."""
+    f = get_format(format) if isinstance(format, str) else format
+    unending = isinstance(f, ScaledFormat) or input_dtype == torch.float64 or str(rounding) == STOCHASTIC
+    return "conditional" if level == "exhaustive" and unending else level
 
 
 class _Outcome(NamedTuple):
@@ -133,6 +171,7 @@ class _Outcome(NamedTuple):
     laws: list[Verdict]
     asked: dict[str, str]
     conventions: dict[str, str]
+    level: str
     proves: str
 
 
@@ -166,26 +205,25 @@ def _elements(
         more = {w.input_bits: w for w in (*listed, *(w for _, w in swept.values() if w))}
         listed = tuple(sorted(more.values(), key=size))[:MAX_LISTED]
     laws = [interface(caller, checked), *(verdict for verdict in laws if verdict.law != "interface")]
-    return _Outcome(checked, count, listed, _all(laws), judged, conventions._asdict(), PROVES[level])
+    return _Outcome(checked, count, listed, _all(laws), judged, conventions._asdict(), level, PROVES[level])
 
 
 def _chance(
     caller: Caller, question: Question, judged: dict[str, str], conventions: Conventions, dtype: torch.dtype, level: str,
     bias: float,
 ) -> _Outcome:  # fmt: skip
-    if level == "exhaustive":
-        raise ValueError("stochastic results can't all be asked: for them the levels are quick and conditional")
+    level = strongest_level(question.f, level, dtype, STOCHASTIC)  # it may have been found to be stochastic
     checked, laws = judge_chance(caller, question, dtype, level, bias)
     listed = tuple(verdict.smallest for verdict in laws if verdict.smallest)
     count = sum(verdict.failed for verdict in laws if verdict.law in ("rounding", "idempotent", "nan", "infinity"))
-    return _Outcome(checked, count, listed, _all(laws), judged, conventions._asdict(), PROVES_OF_CHANCE[level])
+    return _Outcome(checked, count, listed, _all(laws), judged, conventions._asdict(), level, PROVES_OF_CHANCE[level])
 
 
 def _decoder(caller: Caller, f: ElementFormat, asked: dict[str, str], level: str) -> _Outcome:
     checked, laws = judge_decoder(caller, f)
     listed = tuple(verdict.smallest for verdict in laws if verdict.smallest)
     count = sum(verdict.failed for verdict in laws if verdict.law == "round_trip")
-    return _Outcome(checked, count, listed, _all(laws), asked, {}, PROVES_OF_DECODERS[level])
+    return _Outcome(checked, count, listed, _all(laws), asked, {}, level, PROVES_OF_DECODERS[level])
 
 
 def _blocks(
@@ -202,7 +240,7 @@ def _blocks(
         batches += searched_blocks(caller, question, dtype)
     checked, count, laws = judge(caller, question, batches)
     listed = tuple(verdict.smallest for verdict in laws if verdict.smallest)
-    return _Outcome(checked, count, listed, _all(laws), judged, conventions._asdict(), PROVES_OF_BLOCKS[level])
+    return _Outcome(checked, count, listed, _all(laws), judged, conventions._asdict(), level, PROVES_OF_BLOCKS[level])
 
 
 def _all(laws: list[Verdict]) -> list[Verdict]:
@@ -257,6 +295,8 @@ def _check(
         raise ValueError(f"{f.name} does not fit {_name(dtype)}, so no tensor of it can be right")
     if level == "exhaustive" and dtype == torch.float64:
         raise ValueError("2^64 inputs can't all be asked: for float64 the levels are quick and conditional")
+    if level == "exhaustive" and asked["rounding"] == STOCHASTIC:
+        raise ValueError("stochastic results can't all be asked: for them the levels are quick and conditional")
 
 
 def _check_blocks(f: ScaledFormat, asked: dict[str, str], dtype: torch.dtype, level: str, takes: str) -> None:

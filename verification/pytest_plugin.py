@@ -10,6 +10,8 @@ needs to know the format finds it in `verify_quantizer.format`. Without a marker
 
     pytest --quantizer-level exhaustive            another level for all of them: the nightly run
     pytest --quantizer-certificates DIR            a certificate for each judgement
+
+Scaled formats, FP64 and stochastic rounding have no exhaustive level; in such a run they are judged at the conditional one.
 """
 
 from __future__ import annotations
@@ -38,14 +40,15 @@ class QuantizerJudge:
 
     def __call__(self, quantizer: Callable[[Any], Any], format: str | None = None, **question: Any) -> Report:  # noqa: A002 RUF100
         """The report; VerificationError, which is an AssertionError, unless every law was kept. Arguments as in `verify`."""
-        from verification.harness import verify
+        from verification.harness import strongest_level, verify
 
         asked = {**self._question, **question}
         name = format or self.format
         if name is None:
             raise ValueError("verify_quantizer needs a format: mark the test with quantizer('e4m3fn'), or give it here")
         if self._level:
-            asked["level"] = self._level
+            given = {word: asked[word] for word in ("input_dtype", "rounding") if word in asked}
+            asked["level"] = strongest_level(name, self._level, **given)
         report = verify(quantizer, name, **asked)
         self.reports.append(report)
         if self._folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class Report:
     checked and failure_count are of single inputs, of a scaled format its elements; the laws that compare results with each
     other have counts of their own. claimed: the rounding that the implementation says it has. asked: what it was judged by,
     "rounding", "overflow", "zero", "subnormals", and for scaled formats "rule". conventions: what the implementation was
-    found to do where standards leave a choice. environment: versions and the state of the processor.
+    found to do where standards leave a choice. environment: versions and the state of the processor. question: what the
+    caller asked for, "found" included, with takes, gives, bias and seconds; empty in certificates of before it was kept.
     """
 
     implementation: str
@@ -65,6 +66,7 @@ class Report:
     asked: Mapping[str, str]
     conventions: Mapping[str, str]
     environment: Mapping[str, str]
+    question: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -107,7 +109,7 @@ class Report:
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> Report:
         """The report of a certificate. KeyError or TypeError for what is none."""
-        given = {field.name: content[field.name] for field in fields(Report)}
+        given = {f.name: content[f.name] for f in fields(Report) if f.name in content or f.name != "question"}
         given["failures"] = tuple(_failure(row) for row in given["failures"])
         given["laws"] = tuple(
             Verdict(row["law"], row["verdict"], row["checked"], row["failed"],

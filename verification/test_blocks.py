@@ -29,8 +29,10 @@ WITH_OTHER_SCALES = [
     "e4m3fn@block128",
     "e2m1fn@block16",
     "e4m3fnuz@block8",
+    "int8q7@row",
 ]
-EVERYWHERE = ["e4m3fn@tensor", "int8@tensor", "e4m3fn@tile4x8", "e2m1fn@tile2x16:e8m0fnu"]
+ALL_BELOW_ONE = ["int8q8@block32:e8m0fnu", "e4m3fb30@block32:e8m0fnu"]
+EVERYWHERE = ["e2m1fn@tensor:e4m3fn", "e4m3fn@tensor", "int8@tensor", "e4m3fn@tile4x8", "e2m1fn@tile2x16:e8m0fnu"]
 
 
 @st.composite
@@ -49,7 +51,7 @@ def blocks(draw: st.DrawFn, name: str, dtype: torch.dtype, n: int = 8) -> np.nda
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", [*BY_RULE, *WITH_OTHER_SCALES])
+@pytest.mark.parametrize("name", [*BY_RULE, *WITH_OTHER_SCALES, *ALL_BELOW_ONE])
 @settings(max_examples=25)
 @given(data=st.data())
 def test_two_oracles_agree(name: str, dtype: str, data: st.DataObject) -> None:
@@ -82,6 +84,14 @@ def test_a_quotient_beside_a_decision_point_is_on_its_side() -> None:
         assert got.tolist() == [float(side) for side in exact]
 
 
+def test_fp32_scales_end_at_fp32s_largest_number() -> None:
+    """Where elements end below 1, amax / largest may lie beyond it (formats.scaled.ScaleRule.AMAX)."""
+    top = float(np.finfo(np.float32).max)
+    assert scales_of(scaled_format("int8q7@row"), np.array([top, 127 / 128 * top])).tolist() == [top, top]
+    assert tensor_scale(scaled_format("e2m1fb20@block16:e4m3fn"), top) == top
+    assert quantize_group([top, 1.0], "int8q7@row").scale == Fraction(top)
+
+
 @pytest.mark.parametrize("rule", ["floor", "ceil", "rceil", "nearest", "even"])
 def test_scales_at_the_steps_of_each_rule(rule: str) -> None:
     """e2m1fn: largest 6, emax 2, one mantissa bit; worked out by hand from formats.scaled.ScaleRule."""
@@ -93,7 +103,9 @@ def test_scales_at_the_steps_of_each_rule(rule: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", [*MX, *WITH_OTHER_SCALES, *EVERYWHERE, "mxfp4:rceil", "mxfp8_e4m3fn:even"])
+@pytest.mark.parametrize(
+    "name", [*MX, *WITH_OTHER_SCALES, *ALL_BELOW_ONE, *EVERYWHERE, "mxfp4:rceil", "mxfp8_e4m3fn:even"]
+)
 def test_ours_keeps_every_law(name: str, dtype: torch.dtype) -> None:
     report = verify(lambda x: quantize_scaled(x, name), name, input_dtype=dtype)
     assert report.passed, str(report)
@@ -199,3 +211,17 @@ def test_questions_about_blocks_that_make_no_sense_are_refused() -> None:
             verify(lambda x: x, "mxfp4", **question)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="int16@row: elements have at most 8 bits here, got 16"):
         verify(lambda x: x, "int16@row")
+
+
+@pytest.mark.parametrize("name", ["e4m3fn@block1", "int8@tile1x1:e8m0fnu", "e2m1fn@block1:e4m3fn"])
+def test_groups_of_one_element_are_judged(name: str) -> None:
+    def sets_nan_to_zero(x: Tensor) -> Tensor:
+        return torch.nan_to_num(quantize_scaled(x, name), nan=0.0)
+
+    report = verify(lambda x: quantize_scaled(x, name), name, level="quick")
+    assert report.passed, str(report)
+    assert report.conventions["nan"] == report.conventions["infinity"] == "block"
+    wrong = verify(sets_nan_to_zero, name, level="quick")
+    if scaled_format(name).element.has_nan:
+        assert "element 0 of its block" in str(wrong)
+    assert wrong.conventions["nan"] == "other"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from formats import quantize_scaled
+from formats import decode_scaled, encode_scaled, grid_format, quantize_scaled
 from formats.factored import Factored, quantize_factored
 
 FORMATS = [
@@ -59,6 +59,17 @@ def test_the_exact_product_rounded_once_is_the_quantised_value(name: str, axis: 
     expected = quantize_scaled(x, name, axis, rounding, seed=seed, batch_dims=1)
     found = quantize_factored(x, name, axis, rounding, seed=seed, batch_dims=1)
     assert torch.equal(whole(found, groups_of(name, axis)).float(), expected)
+
+
+def test_a_long_element_times_a_power_of_two_is_rounded_once() -> None:
+    """(1 + 2^-7 + 2^-23) * 2^-127 lies above the middle of two BF16 subnormals by what FP32's subnormals do not hold."""
+    listed = grid_format("above-a-middle", [-1.0, 0.0, 1 + 2.0**-7 + 2.0**-23])
+    name = f"{listed.canonical_name}@block2:e8m0fnu"
+    x = torch.tensor([2.0**-127, 0.0], dtype=torch.bfloat16)
+    right = [(1 + 2.0**-6) * 2.0**-127, 0.0]
+    assert quantize_scaled(x, name).tolist() == right
+    assert quantize_factored(x, name).values.tolist() == right
+    assert decode_scaled(encode_scaled(x, name), x.dtype).tolist() == right
 
 
 @pytest.mark.parametrize("name", NARROW)

@@ -35,6 +35,27 @@ def test_no_format(verify_quantizer):
 """
 
 
+OTHERS = """
+import itertools, pytest, torch
+from formats import quantize
+
+seeds = itertools.count()
+
+@pytest.mark.quantizer("mxfp4")
+def test_scaled_has_no_such_level(verify_quantizer):
+    assert verify_quantizer(lambda x: quantize(x, "mxfp4")).level == "conditional"
+
+@pytest.mark.quantizer("e2m1fn", input_dtype=torch.float64)
+def test_fp64_has_no_such_level(verify_quantizer):
+    assert verify_quantizer(lambda x: quantize(x, "e2m1fn")).level == "conditional"
+
+@pytest.mark.quantizer("e2m1fn", rounding="found")
+def test_chance_has_no_such_level(verify_quantizer):
+    judged = verify_quantizer(lambda x: quantize(x, "e2m1fn", "stochastic", seed=next(seeds)))
+    assert (judged.level, judged.rounding) == ("conditional", "stochastic")
+"""
+
+
 def run(folder: Path, *options: str) -> str:
     (folder / "test_kernels.py").write_text(SUITE)
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
@@ -55,6 +76,12 @@ def test_a_suite_judges_its_kernels(tmp_path: Path) -> None:
     kept = sorted((tmp_path / "kept").glob("*.json"))
     assert len(kept) == 4
     assert sum(report.passed for path in kept for report in read_certificates(path)) == 3
+
+
+def test_an_exhaustive_run_judges_what_has_no_such_level_at_the_conditional_one(tmp_path: Path) -> None:
+    (tmp_path / "test_others.py").write_text(OTHERS)
+    output = run(tmp_path, "--quantizer-level", "exhaustive", "-k", "has_no_such_level")
+    assert "3 passed" in output, output
 
 
 def test_the_level_of_the_whole_run(tmp_path: Path) -> None:

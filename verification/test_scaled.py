@@ -13,7 +13,7 @@ from torch import Tensor
 from formats import element_format, float_format
 from formats.random_bits import random_bits
 from formats.rounding import DETERMINISTIC, Overflow
-from formats.scale_arithmetic import product, split_scale
+from formats.scale_arithmetic import long_product, product, split_scale
 from formats.scaled import ScaledFormat, rules_for, scaled_format, significant_bits
 from formats.scaled_reference import quantize_group, reference_tensor_scale
 from formats.scaling import quantize_scaled, scales_of
@@ -25,6 +25,7 @@ E8M0_RULES = [str(rule) for rule in rules_for("e8m0fnu")]
 BY_RULE = [f"{name}:{rule}" for name in MX for rule in E8M0_RULES]
 SHORT = ["e4m3fn@block8", "e5m2@block8", "e2m1fn@block8", "e5m10@block8", "e3m4@block8", "e1m2f@block8", "int8@block8"]
 LONG = ["int16@block8", "nf4@block8", "posit8@block8"]  # by FP64: their decision points are long
+LONG_LARGEST = ["e4m20@row", "e2m15@row", "e5m12@row", "int16@row", "e4m22@row"]
 ODD_ONES = ["e4m3fnuz@block8", "e3m2-nosub@block8:e8m0fnu", "e3m0f@block8", "int4@block8:e4m3fn"]
 WITH_FP32_SCALES = [*SHORT, "e4m3fnuz@block8"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -203,6 +204,38 @@ def test_products_beside_the_middles_of_a_dtype_are_rounded_once(dtype: torch.dt
         assert torch.equal(got.double(), want)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["nf4", "int16", "lns8q3"])
+def test_products_of_long_elements_are_rounded_once(name: str, dtype: torch.dtype) -> None:
+    """The same for elements of more than 12 bits: with a scale they have at most 48, which FP64 holds."""
+    carrier = float_format(CARRIERS[dtype])
+    m = carrier.mantissa_bits
+    elements = torch.from_numpy(element_format(name).grid())
+    elements = elements[elements > 0][:: max(1, len(elements) // 200)]
+    middles = torch.arange(2 ** (m + 1) + 1, 2 ** (m + 2), max(2, 2 ** (m - 6)), dtype=torch.float64)
+    for exponent in (-m - 1, carrier.emin - m - 4, carrier.emin - 2 * m - 2):
+        t = (middles * 2.0**exponent / elements[:, None]).to(torch.float32)
+        exact = elements[:, None] * t.double()
+        got = long_product(elements[:, None].to(torch.float32), t).to(dtype)
+        want = torch.from_numpy(carrier.decode(carrier.encode(exact.numpy())))
+        assert torch.equal(got.double(), want)
+
+
+@needs_compiler
+def test_long_elements_by_hand_compiled_or_not() -> None:
+    """NF4's -0.52507305 times 2.0058594 is nearer to one of two FP16 numbers by 5e-7; e4m20's largest is 2^7 * (2 - 2^-20)."""
+    torch._dynamo.reset()
+    x = torch.tensor([2.005859375, -1.130859375], dtype=torch.float16)
+    exact = 2.005859375 * -0.5250730514526367
+    above, below = -1.052734375, -1.0537109375
+    assert exact - below < above - exact
+    row = torch.tensor([1.625])
+    right = float(np.float32(1.625 / (2.0**7 * (2 - 2.0**-20))))
+    for how in (lambda f: f, lambda f: torch.compile(f, fullgraph=True)):
+        assert how(quantize_scaled)(x, "nf4@block2").tolist() == [2.005859375, below]
+        assert how(scales_of)(row, "e4m20@row").group.item() == right
+
+
 EVERY_BINADE = torch.arange(0, 255 << 23, 1 << 22, dtype=torch.int32)
 
 
@@ -222,7 +255,47 @@ def test_scale_rules_at_every_power_of_two(name: str, rule: str) -> None:
     assert got.tolist() == [float(scale) for scale in want if scale is not None]
 
 
-@pytest.mark.parametrize("name", ["e4m3fn@row", "e5m2@row", "e2m1fn@row", "e5m10@row"])
+ALL_BELOW_ONE = [
+    "int8q7@block2:e8m0fnu",
+    "int8q8@block32:e8m0fnu",
+    "e4m3fb30@block4:e8m0fnu",
+    "e2m1fb60@block32:e8m0fnu",
+]
+
+
+@pytest.mark.parametrize("rule", E8M0_RULES)
+@pytest.mark.parametrize("name", ALL_BELOW_ONE)
+def test_scale_rules_at_subnormal_amaxes_where_all_elements_are_below_one(name: str, rule: str) -> None:
+    """Scales above 2^-127 then, of the smallest amaxes too: every rule at all of both sides of each subnormal power of two."""
+    f = scaled_format(f"{name}:{rule}")
+    shape = torch.tensor([1.0, f.element.max, 1.5 * f.element.max, 2 - 2.0 ** -significant_bits(f.element)])
+    mantissas = (shape.view(torch.int32) & 0x7FFFFF).double() / 2**23 + 1
+    centres = (mantissas[:, None] * 2.0 ** torch.arange(0.0, 25.0, dtype=torch.float64)).round().to(torch.int32)
+    around = (centres[..., None] + torch.arange(-2, 3, dtype=torch.int32)).clamp(0, 1 << 25).unique()
+    x = around.view(torch.float32)
+    got = scales_of(x[:, None], f).group[:, 0]
+    assert got.tolist() == [float(quantize_group([value], f).scale or 0) for value in x.tolist()]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "scale", "right"),
+    [
+        # 3 * 2^-136 asks for 2^-134 / 2^-1, below 2^-127; of that it is 3/4 of int8q7's quantum, 2^-7, and 2^-136 a quarter
+        ("int8q7@block2:e8m0fnu:ceil", 2.0**-127, [2.0**-134, 0.0]),
+        # e4m3fb30's emax is 15 - 30, and -135 + 15 is no less than -127
+        ("e4m3fb30@block4:e8m0fnu", 2.0**-120, [3 * 2.0**-136, 2.0**-136]),
+    ],
+)
+def test_a_subnormal_amax_by_hand_compiled_or_not(name: str, scale: float, right: list[float]) -> None:
+    torch._dynamo.reset()
+    x = torch.tensor([3 * 2.0**-136, 2.0**-136])
+    for how in (quantize_scaled, torch.compile(quantize_scaled, fullgraph=True)):
+        assert how(x, name).tolist() == right
+    assert scales_of(x, name).group.tolist() == [scale]
+
+
+@pytest.mark.parametrize("name", ["e4m3fn@row", "e5m2@row", "e2m1fn@row", "e5m10@row", *LONG_LARGEST])
 def test_fp32_scales_are_rounded_once(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     random = torch.randint(0, 0x7F800000, (1000,), generator=generator, dtype=torch.int32)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from formats.rounding import Overflow
 from formats.scaled import scaled_format
 from formats.scaled_codes import decode_scaled, encode_scaled
 from formats.scaled_reference import quantize_group
@@ -176,6 +177,22 @@ def test_decoding_the_codes_gives_what_quantising_gives(name: str, dtype: torch.
     assert scaled.elements.dtype == torch.uint8
     assert scaled.elements.shape == x.shape
     assert torch.equal(bits(decode_scaled(scaled, dtype)), bits(quantize_scaled(x, name, tensor_scale=upper)))
+
+
+@pytest.mark.parametrize("overflow", list(Overflow))
+@pytest.mark.parametrize("name", ["mxfp8_e5m2", "e4m3@block32", "e4m3fn@row", "e3m4@block32:e8m0fnu", "e5m2@tensor"])
+def test_codes_keep_what_overflow_made_of_an_element(name: str, overflow: str) -> None:
+    """1.99 under a scale of 2^-15 lies beyond e5m2's largest, 1.75; under a scale that was given, 1e30 and inf lie beyond all."""
+    x = torch.ones(32)
+    x[0], x[1] = 1.99, -1.99
+    upper = None
+    if name == "e5m2@tensor":
+        x[2], x[3], upper = 1e30, -float("inf"), 2.0**-10
+    got = quantize_scaled(x, name, overflow=overflow, tensor_scale=upper)
+    assert torch.equal(bits(decode_scaled(encode_scaled(x, name, overflow=overflow, tensor_scale=upper))), bits(got))
+    if name == "mxfp8_e5m2":
+        ends = {"saturate": 1.75, "propagate": 1.75}.get(overflow, float("inf"))
+        assert decode_scaled(encode_scaled(x, name, overflow=overflow))[:2].tolist() == [ends, -ends]
 
 
 def test_codes_worked_out_by_hand() -> None:

@@ -14,7 +14,7 @@ from scipy.stats import binom, chisquare
 
 from formats import element_format, float_format, format_parameters, grid_format, quantize, round_exact
 from formats.random_bits import keys, random_bits
-from verification import oracle
+from verification import oracle, verify
 from verification.points import from_codes
 from verification.test_conditional import needs_compiler, needs_cuda
 
@@ -214,3 +214,15 @@ def test_fp64_is_never_rounded_by_way_of_fp32() -> None:
             x = middles * factor
             got = quantize(torch.from_numpy(x), f).numpy()
             np.testing.assert_array_equal(got, oracle.expected(f, "nearest_even", x))
+
+
+def test_the_judge_of_chance_where_the_dtype_has_nothing_between_two_values() -> None:
+    """BF16 numbers to BF16: nothing is rounded, and what has to stay is judged all the same."""
+    report = verify(lambda x: quantize(x, "bf16"), "bf16", "stochastic", input_dtype=torch.bfloat16)
+    assert report.passed, str(report)
+    assert {law: report.law(law).verdict for law in ("rounding", "on_grid", "unbiased", "idempotent")} == {
+        "rounding": "not applicable", "on_grid": "not applicable", "unbiased": "not applicable", "idempotent": "pass"
+    }  # fmt: skip
+    moved = verify(lambda x: x * 2, "bf16", "stochastic", input_dtype=torch.bfloat16)
+    assert not moved.passed
+    assert moved.law("idempotent").verdict == "fail"
