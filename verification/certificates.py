@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def write_certificates(reports: Sequence[Report], path: str | Path) -> None:
         path.write_bytes(content)
         return
     path = path.resolve()
-    aside = path.with_name(f"{path.name}.partial")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # no file of anyone's
     try:
         aside.write_bytes(content)
         aside.replace(path)

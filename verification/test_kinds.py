@@ -195,6 +195,15 @@ def test_certificates_come_back_as_they_were(some: list[Report], tmp_path: Path)
             read_certificates(tmp_path / "b.json")
 
 
+def test_certificates_touch_no_file_but_theirs(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in ("a.json.partial", "a.json.tmp")]
+    for file in kept:
+        file.write_text("mine")
+    write_certificates([], tmp_path / "a.json")
+    assert {file.read_text() for file in kept} == {"mine"}
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "a.json", *kept]
+
+
 def test_a_certificate_to_a_pipe_leaves_the_pipe_where_it_is(some: list[Report], tmp_path: Path) -> None:
     """As /dev/stdout may be one: a file renamed onto it would take its place, as it would a device's."""
     pipe = tmp_path / "pipe"
