@@ -313,6 +313,18 @@ def test_what_is_not_there_is_refused_in_a_line(trained: Path, arguments: list[s
     assert not (trained / "landscape").exists()
 
 
+def test_hidden_sharpness_of_capped_logits_is_refused_as_it_is_while_training(tmp_path: Path) -> None:
+    """They are not linear in the hidden state; without the cap its limits would not hold."""
+    capped = tiny(
+        model={"logit_softcap": 30.0}, training={"steps": 4}, axes={"seed": 1}, probe={"every": 4, "snapshots": ["all"]}
+    )
+    run_study(capped, tmp_path, "cpu", Recorder())
+    done = invoke(tmp_path, "--measure", "hidden_sharpness")
+    assert done.exit_code == 2
+    assert "logits that are linear in the hidden state, and logit_softcap=30 bends them" in done.output
+    assert not (tmp_path / "landscape").exists()
+
+
 def test_a_study_without_weights_says_what_to_set(tmp_path: Path) -> None:
     run_study(tiny(training={"steps": 4}, axes={"seed": 1}), tmp_path, "cpu", Recorder())
     done = invoke(tmp_path)

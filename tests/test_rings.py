@@ -6,10 +6,12 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from click.testing import CliRunner
 
@@ -24,7 +26,7 @@ from train.digest import write_digest
 from train.interruption import Interrupted
 from train.plan import PlannedPack
 from train.program import Progress
-from train.rings import first_heard
+from train.rings import Listener, first_heard
 from train.schema import OF_ALARMS
 from train.store import read_packs
 from train.study import Study
@@ -119,6 +121,20 @@ def test_lines_while_it_trains_say_the_same_as_the_dataset(trained: tuple[Path, 
         )
     by_pack = [int(np.isfinite(pack).any(axis=1).sum()) for pack in np.split(alarms["rang_step"].values, 2)]
     assert sorted(rang[-1] for rang in told.rang.values()) == sorted(by_pack)
+
+
+def test_two_alarms_of_one_signal_are_heard_each_as_if_it_were_alone() -> None:
+    """Of norms 10, then 1 and once 1.9 the ratio to the mean so far is at most 0.95, by hand 1.9 / 2; none has one at step 0."""
+    norms = torch.tensor([10.0, 1, 1, 1, 1, 1, 1, 1, 1, 1.9, 1, 1])[:, None]
+    rang = []
+    for alarms in (["gnmr>5", "gnmr>1.2"], ["gnmr>0.9", "gnmr>0.94", "gnmr>0.96"]):
+        pack: Any = SimpleNamespace(program=None, grad_norm=norms, device=torch.device("cpu"))
+        listener = Listener([rule_of(alarm) for alarm in alarms], pack.program, [next(iter(study().runs()))])
+        for pack.made in (4, 8, 12):
+            listener.after_step(pack)
+            listener.listen()
+        rang.append((listener.rang.tolist(), (~listener._silent).ravel().tolist()))
+    assert rang == [([False], [False, False]), ([True], [True, True, False])]
 
 
 def rings_in(line: str) -> list[tuple[str, ...]]:

@@ -76,11 +76,19 @@ def study(definition: str = "spike", fails: npt.NDArray[np.bool_] = FAILS, seed:
         {"kurtosis": (("run", "signal_step", "block"), blocks)},
         {**coords, "signal_step": [0, 10, 20, 28], "block": [-1, 0, 1]},
     )
+    afterwards = xr.Dataset(
+        {
+            f"logit_sharpness{which}": (("run", "probe_step", "epsilon"), curvature[..., :1])
+            for which in ("", "_centred")
+        },
+        {**at_probes, "epsilon": [2e-3]},
+    )
     more = trace.isel(run=0).expand_dims("run").assign_coords(run=["unfinished"])  # measured before its run ended
     return xr.DataTree.from_dict(
         {
             "history": history, "summary": summary, "sharpness": sharpness, "probes/hessian_eigenvalue": eigenvalue,
             "probes/spectral_density": spectrum, "landscape/off/hessian_trace": xr.concat([more, trace], "run"),
+            "landscape/on/logit_sharpness": afterwards,
             "signals": signals,
         }
     )  # fmt: skip
@@ -91,7 +99,8 @@ def test_every_measure_and_signal_is_an_alarm_and_a_spectrum_is_none() -> None:
     found = dict(study_signals(tree))
     assert list(found) == [
         "train_loss", "grad_norm", "logit_sharpness at epsilon 0.0005", "logit_sharpness at epsilon 0.001",
-        "hessian_eigenvalue at rank 0", "hessian_eigenvalue at rank 1", "landscape/off/hessian_trace", "kurtosis",
+        "hessian_eigenvalue at rank 0", "hessian_eigenvalue at rank 1", "landscape/off/hessian_trace",
+        "landscape/on/logit_sharpness at epsilon 0.002", "landscape/on/logit_sharpness_centred at epsilon 0.002", "kurtosis",
     ]  # fmt: skip
     assert all(set(of.dims) - {"run"} <= {"step", "probe_step", "signal_step"} for of in found.values())
     runs = tree["history"]["run"].values
@@ -147,7 +156,7 @@ def test_what_can_t_be_told_is_said(fails: npt.NDArray[np.bool_], what: str) -> 
     found = study_warnings(study(fails=fails), HORIZON, false_alarms=0.02)
     assert what in " ".join(notes(found))
     assert np.isnan(found["auroc"].values).all() == (fails is not FAILS)
-    assert alarms_table(found).row_count == 8
+    assert alarms_table(found).row_count == 10
 
 
 # --- on the command line
@@ -163,7 +172,7 @@ def test_where_no_run_diverged_there_is_no_table_of_nothing(tmp_path: Path, monk
     assert done.exit_code == 0, done.output
     assert done.output.startswith("0 of 40 runs diverged")
     assert "No run diverged: there was nothing to warn of." in done.output
-    assert len(json.loads((tmp_path / "a.json").read_text())["signals"]) == 8
+    assert len(json.loads((tmp_path / "a.json").read_text())["signals"]) == 10
 
 
 def test_a_study_s_alarms_are_printed_with_intervals_and_what_they_rest_on(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def measure_study(
     study, where = study_of(directory), pick_device(device)
     probe = _probe(study, measures, quantisers, epsilons)
     todo = list(_weights(directory, study, names))
+    _check_linear(probe, todo)
     (directory / LANDSCAPE).mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
@@ -120,6 +121,15 @@ def _probe(study: Study, measures: Sequence[str], quantisers: Quantisers | None,
         probe_of(study.probe), measures=chosen, every=1, intervals=(), quantisers=quantisers or study.probe.quantisers,
         epsilons=tuple(dict.fromkeys(epsilons or study.probe.epsilons)),
     )  # fmt: skip
+
+
+def _check_linear(probe: Probe, todo: Sequence[Weights]) -> None:
+    caps = {cap for of in todo for run in of.runs if (cap := program_of(run).shape.logit_softcap) is not None}
+    if "hidden_sharpness" in probe.measures and caps:
+        raise StudyError(
+            f"hidden_sharpness is of logits that are linear in the hidden state, and logit_softcap={min(caps):g} bends them: "
+            "name another measure, or by --run runs without it"
+        )
 
 
 def _weights(directory: Path, study: Study, names: Sequence[str]) -> Iterator[Weights]:

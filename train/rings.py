@@ -95,7 +95,7 @@ class Listener:
         self._seen = [0] * len(rules)  # rows of each rule's signal that were looked at
         self._pack: Pack | None = None
         self._waiting: Callable[[], None] | None = None
-        self._norms: list[npt.NDArray[np.float32]] = []
+        self._norms: list[list[npt.NDArray[np.float32]]] = [[] for _ in rules]  # of those on gnmr, all so far
 
     def after_step(self, pack: Pack) -> None:
         """The pack to listen to."""
@@ -145,8 +145,8 @@ class Listener:
 
     def _look(self, i: int, rule: Rule, steps: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
         if rule.name == "gnmr":
-            self._norms.append(values)
-            values = norm_to_mean(np.concatenate(self._norms).T).T[-len(steps) :] if len(steps) else values
+            self._norms[i].append(values)
+            values = norm_to_mean(np.concatenate(self._norms[i]).T).T[-len(steps) :] if len(steps) else values
         step, value = first_heard(values, steps, rule)
         new = self._silent[i] & np.isfinite(step)
         if new.any():

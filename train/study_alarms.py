@@ -25,7 +25,7 @@ import xarray as xr
 from train.alarms import alarm_rows, point_of_no_return
 from train.early_warning import warning_skill
 from train.lead_times import incremental, lead_time
-from train.measures import LOGITS, MEASURES, PROBES
+from train.measures import AFTERWARDS, LOGITS, PROBES
 
 HISTORY = ("train_loss", "grad_norm", "gnmr")
 WITH_A_STEP = ("non_finite", "spike")
@@ -54,8 +54,12 @@ def study_signals(tree: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
             if str(name).startswith(LOGITS):
                 yield from _at_ticks(str(name), sharpness[name], "probe_step")
     for where, group in _measure_groups(tree):
-        measure = where.rsplit("/", 1)[-1]
-        main = group[next(iter(MEASURES[measure].variables))]
+        folder, _, measure = where.rpartition("/")
+        if measure == LOGITS:
+            for name in AFTERWARDS[LOGITS].own:
+                yield from _at_ticks(f"{folder}/{name}", group[name], "probe_step")
+            continue
+        main = group[next(iter(AFTERWARDS[measure].variables))]
         if main.ndim <= 3:  # a spectrum is no signal
             yield from _at_ticks(where.removeprefix(f"{PROBES}/"), main, "probe_step")
     if "signals" in tree:
@@ -78,7 +82,7 @@ def _measure_groups(tree: xr.DataTree) -> Iterator[tuple[str, xr.Dataset]]:
     finished = tree["history"].to_dataset()["run"].values
     for node in tree.subtree:
         where = node.path.strip("/")
-        if where.split("/")[0] in (PROBES, LANDSCAPE) and where.rsplit("/", 1)[-1] in MEASURES:
+        if where.split("/")[0] in (PROBES, LANDSCAPE) and where.rsplit("/", 1)[-1] in AFTERWARDS:
             yield where, node.to_dataset().sel(run=finished)
 
 
