@@ -20,7 +20,7 @@ import pytest
 import xarray as xr
 
 from exmy.report import render
-from tests.report_page import STUDY, full_tree, loudest, with_coordinates
+from tests.report_page import RINGS, STUDY, full_tree, loudest, stretched, with_coordinates
 from tests.test_figure import make_tree
 from tests.test_report import SCENES, hostile_tree
 from train import open_study, stability_table
@@ -280,6 +280,34 @@ def test_a_cell_of_the_heat_map_shows_its_runs(visit: Any, full: Path) -> None:
     runs.get_by_role("button", name="Show curves at this learning rate").click()
     assert {line["learning_rate"] for line in table(page, "curves")} == {"0.004"}
     assert page.locator("#rate").input_value() == "0.004"
+
+
+def test_late_steps_are_told_to_the_last_digit(visit: Any) -> None:
+    """Step 299 x 3343 is 999557, and the alarm's 60 x 3343 is 200580."""
+    page = visit(render([(STUDY, stretched(full_tree(), 3343))]), "#heat?cell=0.0%7Ce8m1%7C0.004")
+    settled(page)
+    assert (
+        page.locator("figure[data-name=heat] .runs tbody tr").first.inner_text().split("\t")[3] == "yes, at step 999557"
+    )
+    assert {line["diverged_step"] for line in table(page, "final") if line["recipe"] == "e8m1"} == {"", "999557"}
+    (rang,) = [line for line in table(page, "lead") if line["signal"] == "attention_logit" and line["alarm_step"]]
+    assert rang["alarm_step"] == str(RINGS * 3343)
+    page.evaluate("state.rate = 0.004; state.signal = 'attention_logit'; changed()")
+    lead = int(rang["lead_steps"])
+    for name, words in (
+        ("curves", ("diverged, step 999557,", f"alarm at step 200580, {lead} steps before the onset")),
+        ("lead", (f"rang at step 200580, {lead} steps before", f"median {lead} steps")),
+    ):
+        figure = page.locator(f"figure[data-name={name}]")
+        figure.scroll_into_view_if_needed()
+        settled(page)
+        said = page.evaluate(
+            f"[...frames.values()].find(f => f.name === '{name}').plot.data.flatMap(t => t.text ?? [])"
+        )
+        for part in words:
+            assert any(part in text for text in said), (part, said)
+    assert f"median {lead} steps" in page.locator("figure[data-name=lead] .plot").get_attribute("aria-label")
+    assert page.evaluate("[12345, 12345.5, 0, NaN, null].map(stepWord)") == ["12345", "12345.5", "0", "–", "–"]
 
 
 def test_a_cell_is_reached_by_keyboard(visit: Any, full: Path) -> None:

@@ -17,14 +17,15 @@ from scipy.stats import binomtest
 from exmy.report.content import content
 from exmy.report.formulas import diagram, formats_of, grid
 from exmy.report.looks import BACKGROUNDS, contrast, page_looks, visible
-from exmy.report.packing import bucketed, embedded, packed, rounded, strict
+from exmy.report.packing import bucketed, embedded, packed, packed_steps, rounded, strict, unpacked
 from exmy.report.page import render
 from formats import get_format
-from tests.report_page import LONELY, RINGS, ROLES, STUDY, TENSORS, full_tree, numbers, with_coordinates
+from tests.report_page import LONELY, RINGS, ROLES, STUDY, TENSORS, full_tree, numbers, stretched, with_coordinates
 from tests.test_figure import ENTROPY, NAN, make_tree
 from train import open_study
 from train.resolve import resolve_recipe
 from train.store import study_of
+from train.study_alarms import study_onset
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT / "studies" / "results" / "first-look-gpu"
@@ -59,6 +60,11 @@ def test_arrays_are_little_endian_singles_in_their_shape() -> None:
     held = packed(np.array([[1.5, NAN], [-np.inf, 0.1]]))
     assert held["shape"] == [2, 2]
     np.testing.assert_allclose(numbers(held), [[1.5, NAN], [-np.inf, 0.1]], rtol=CLOSE)
+
+
+@given(st.lists(st.one_of(st.integers(0, 2**24).map(float), st.just(NAN)), min_size=1))
+def test_steps_are_packed_to_the_last_digit(steps: list[float]) -> None:
+    np.testing.assert_array_equal(unpacked(packed_steps(steps)), steps)
 
 
 def test_numbers_that_json_lacks_become_null() -> None:
@@ -210,6 +216,22 @@ def test_an_alarm_rings_where_its_signal_was_made_to(full: tuple[dict[str, Any],
     assert signal["worth"]["detected"] == 1
     assert signal["worth"]["diverged_judged"] == 1
     assert signal["failed"] == summary["diverged"].values.astype(int).tolist()
+
+
+def test_late_steps_are_as_the_study_has_them() -> None:
+    """Steps up to 299 x 3343 = 999,557, of which 13 bits would leave multiples of 128: no run diverges at such a one."""
+    tree = stretched(full_tree(), 3343)
+    summary = tree["summary"].to_dataset()
+    study = content([(STUDY, tree)])["studies"][0]
+    at, expected = numbers(study["run"]["at"]), summary["diverged_step"].values
+    assert np.nanmax(expected) == 299 * 3343
+    np.testing.assert_array_equal(at, expected)
+    signal = next(signal for signal in study["signals"] if signal["name"] == "attention_logit")
+    lonely = np.logical_and.reduce([summary[name].values == value for name, value in LONELY.items()])
+    assert numbers(signal["rang"])[lonely].tolist() == [RINGS * 3343]
+    onset = study_onset(tree).values[lonely]
+    assert 85 * 3343 <= onset <= 100 * 3343
+    np.testing.assert_array_equal(numbers(signal["lead"])[lonely], onset - RINGS * 3343)
 
 
 @pytest.mark.parametrize("pooled", [False, True])

@@ -51,7 +51,7 @@ function signalTraces(panel, signal, recipe, runs, yaxis, opacity) {
   if (rang.length) traces.push({
     type: "scatter", mode: "markers", yaxis, cliponaxis: false, x: rang.map(run => signal.rang[run]), y: rang.map(run => row(signal.values, run)[at(run)]),
     marker: marker(recipe, rang.map(run => signal.failed[run] ? "star" : "star-open"), 10),
-    text: rang.map(run => `${plain(recipe)}, seed ${plain(seedOf(panel, run))}<br>alarm at step ${word(signal.rang[run])}` + (signal.failed[run] ? `, ${word(signal.lead[run])} steps before the onset` : ", a false one")),
+    text: rang.map(run => `${plain(recipe)}, seed ${plain(seedOf(panel, run))}<br>alarm at step ${stepWord(signal.rang[run])}` + (signal.failed[run] ? `, ${stepWord(signal.lead[run])} steps before the onset` : ", a false one")),
     hovertemplate: "%{text}<extra></extra>",
   });
   return traces;
@@ -64,7 +64,7 @@ function divergences(panel, recipe, runs, high) {
   return bad.length ? [{
     type: "scatter", mode: "markers", cliponaxis: false, x: bad.map(run => of.at[run]), y: bad.map(run => loss[run] <= edge ? loss[run] : edge),
     marker: marker(recipe, bad.map(run => symbolOf(recipe, loss[run], true, edge)), 9),
-    text: bad.map(run => `${plain(recipe)}, seed ${plain(seedOf(panel, run))}<br>diverged, step ${word(of.at[run])}, loss ${word(loss[run])}`),
+    text: bad.map(run => `${plain(recipe)}, seed ${plain(seedOf(panel, run))}<br>diverged, step ${stepWord(of.at[run])}, loss ${word(loss[run])}`),
     hovertemplate: "%{text}<extra></extra>",
   }] : [];
 }

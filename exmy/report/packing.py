@@ -1,8 +1,8 @@
 """How a study's numbers lie in the page: rounded, packed, and all of them deflated once.
 
 A picture shows three digits of a number, so 13 significant bits are kept of it, an error below 0.013 %: the bits that are
-dropped are noise that would not deflate. NaN and the infinities stay what they are. The whole content is one JSON text, gzipped
-and in base64; browsers have what unpacks it (DecompressionStream).
+dropped are noise that would not deflate. Steps are no measurements: they are packed as they are. NaN and the infinities stay what
+they are. The whole content is one JSON text, gzipped and in base64; browsers have what unpacks it (DecompressionStream).
 """
 
 from __future__ import annotations
@@ -36,12 +36,20 @@ def rounded(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 def packed(values: npt.ArrayLike) -> dict[str, Any]:
     """An array as its shape and the base64 of its rounded little-endian FP32 values."""
-    array = rounded(values)
-    return {"shape": list(np.shape(values)), "f4": base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")}
+    return _held(rounded(values))
+
+
+def packed_steps(steps: npt.ArrayLike) -> dict[str, Any]:
+    """The same of steps, which are not rounded: FP32 has every whole number up to 2^24."""
+    return _held(np.asarray(steps, np.float32))
+
+
+def _held(array: npt.NDArray[np.float32]) -> dict[str, Any]:
+    return {"shape": list(array.shape), "f4": base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")}
 
 
 def unpacked(held: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-    """The array that `packed` was given, as rounded."""
+    """The array that was packed, as it was rounded."""
     return np.frombuffer(base64.b64decode(held["f4"]), "<f4").reshape(held["shape"])
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from exmy.groups import groups
-from exmy.report.packing import Floats, bucketed, packed
+from exmy.report.packing import Floats, bucketed, packed, packed_steps
 from train import lead_time
 from train.study_alarms import study_onset, study_signals
 
@@ -85,7 +85,7 @@ def _signal(name: str, of: xr.DataArray, onset: xr.DataArray, last: xr.DataArray
     content: dict[str, Any] = {
         "name": name, "label": str(of.attrs.get("long_name", name)), "units": str(of.attrs.get("units", "1")),
         "kind": "sharpness" if axis == "probe_step" else "signal",
-        "rang": packed(ring["alarm_step"].values), "lead": packed(ring["lead"].values),
+        "rang": packed_steps(ring["alarm_step"].values), "lead": packed_steps(ring["lead"].values),
         "judged": ring["judged"].values.astype(int).tolist(), "failed": ring["diverged"].values.astype(int).tolist(),
         "worth": {key: ring.attrs[key] for key in ("detected", "false_alarm_rate", "median_lead", "diverged_judged")},
     }  # fmt: skip
