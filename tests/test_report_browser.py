@@ -427,6 +427,27 @@ def test_medians_and_files_are_as_they_say(visit: Any, full: Path) -> None:
     )
 
 
+def test_a_median_goes_on_to_where_its_runs_end(visit: Any) -> None:
+    """300 steps are 100 buckets of three. In that of steps 99, 100 and 101 a run ends at its first and one at its second."""
+    tree = with_coordinates(make_tree(recipes=1, rates=1, seeds=3))
+    history = tree["history"].to_dataset()
+    loss = history["train_loss"].values.copy()
+    loss[0, 100:], loss[1, 101:] = 0.0, 0.0  # padding
+    tree["history"] = xr.DataTree(
+        history.assign(train_loss=(("run", "step"), loss), last_step=("run", np.array([99, 100, 299])))
+    )
+    page = visit(render([(STUDY, tree)]), "#curves")
+    settled(page)
+    drawn = "[...document.querySelector('figure[data-name=curves] .plot').data]"
+    (x, y), *_ = page.evaluate(
+        f"{drawn}.filter(t => t.yaxis === 'y' && t.hovertemplate && t.mode === 'lines').map(t => [t.x, t.y])"
+    )
+    assert x[32:35] == [97, 100, 103]
+    means = [loss[0, 99], loss[1, 99:101].mean(), loss[2, 99:102].mean()]
+    expected = [np.median(loss[:, 96:99].mean(axis=1)), np.median(means), loss[2, 102:105].mean()]
+    np.testing.assert_allclose(y[32:35], expected, rtol=2e-4)
+
+
 def test_the_theme_is_the_systems_until_it_is_chosen(visit: Any, full: Path) -> None:
     page = visit(full, color_scheme="dark")
     paper = "getComputedStyle(document.body).backgroundColor"

@@ -90,6 +90,33 @@ def test_a_buckets_low_and_high_are_the_curves_own(steps: int, most: int, seed: 
     np.testing.assert_allclose(parts["mean"], np.stack([np.mean(cell, axis=1) for cell in cells], axis=1))
 
 
+@given(
+    st.integers(1, 60),
+    st.integers(1, 20),
+    st.lists(st.integers(-1, 59), min_size=1, max_size=4),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_buckets_mean_is_over_what_was_recorded(steps: int, most: int, lasts: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    recorded = np.arange(steps) <= np.array(lasts)[:, None]
+    curves = rng.normal(size=recorded.shape)
+    curves[rng.random(curves.shape) < 0.1] = NAN
+    _, parts = bucketed(np.arange(steps, dtype=float), np.where(recorded, curves, NAN), most, recorded)
+    width = -(-steps // most)
+    for run, last in enumerate(lasts):
+        cells = [curves[run, start : min(start + width, last + 1)] for start in range(0, steps, width)]
+        expected = [cell.mean() if cell.size else NAN for cell in cells]
+        np.testing.assert_allclose(parts["mean"][run], expected, rtol=1e-12)
+
+
+def test_a_run_that_ended_is_not_lost_in_its_last_bucket() -> None:
+    """By hand, in buckets of two steps: ends after step 2; the same, but without a number there; ends after step 3."""
+    curves = np.array([[4.0, 2, 3, NAN, NAN, NAN], [4, 2, NAN, NAN, NAN, NAN], [4, 2, 3, 5, NAN, NAN]])
+    recorded = np.arange(6) <= np.array([2, 2, 3])[:, None]
+    _, parts = bucketed(np.arange(6.0), curves, 3, recorded)
+    np.testing.assert_array_equal(parts["mean"], [[3, 3, NAN], [3, NAN, NAN], [3, 4, NAN]])
+
+
 def test_a_spike_of_one_step_among_thousands_survives(full: tuple[dict[str, Any], xr.DataTree]) -> None:
     curves = np.ones((2, 5000))
     curves[0, 2718], curves[1, 3141] = 77.0, -5.0

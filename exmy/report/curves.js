@@ -1,16 +1,16 @@
 // Loss, gradient norm, sharpness and an alarm signal on one axis of steps.
 
-/** Least, greatest and median over runs at each bucket; a run that has ended by then is not counted, one that was lost is. */
-function overSeeds(parts, runs, steps, last) {
+/** Least, greatest and median over runs at each bucket; a run that has ended before its start is not counted, one that was lost is. */
+function overSeeds(parts, runs, starts, last) {
   const low = [], high = [], middle = [];
-  for (let b = 0; b < steps.length; b++) {
+  for (let b = 0; b < starts.length; b++) {
     let least = Infinity, greatest = -Infinity;
     const means = [];
     for (const run of runs) {
       const l = row(parts.low, run)[b], h = row(parts.high, run)[b];
       if (l < least) least = l;
       if (h > greatest) greatest = h;
-      if (steps[b] <= last[run]) means.push(row(parts.mean, run)[b]);
+      if (starts[b] <= last[run]) means.push(row(parts.mean, run)[b]);
     }
     low.push(least === Infinity ? null : least);
     high.push(greatest === -Infinity ? null : greatest);
@@ -83,10 +83,10 @@ const curves = {
       const runs = panel.runs.filter(run => recipeOf(panel, run) === recipe && study.rate[run] === rate);
       if (!runs.length) continue;
       const place = ([a, b, line, ...stars]) => { bands.push(a, b); lines.push(line); marks.push(...stars); };
-      place(bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.train_loss, runs, study.curves.steps, study.curves.last), "y", high, opacity));
+      place(bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.train_loss, runs, study.curves.starts, study.curves.last), "y", high, opacity));
       below.forEach(([, of], i) => {
         const traces = of ? signalTraces(panel, of, recipe, runs, "y" + (i + 2), opacity)
-          : bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.grad_norm, runs, study.curves.steps, study.curves.last), "y" + (i + 2), Infinity, opacity);
+          : bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.grad_norm, runs, study.curves.starts, study.curves.last), "y" + (i + 2), Infinity, opacity);
         for (const trace of traces) seen[i].push(...trace.y);
         place(traces);
       });

@@ -70,20 +70,25 @@ def strict(content: Any) -> Any:
     return [strict(value) for value in content] if isinstance(content, list | tuple) else content
 
 
-def bucketed(steps: Floats, curves: Floats, most: int) -> tuple[Floats, dict[str, Floats]]:
+def bucketed(
+    steps: Floats, curves: Floats, most: int, recorded: npt.NDArray[np.bool_] | None = None
+) -> tuple[Floats, dict[str, Floats]]:
     """Middles of at most `most` equal buckets of the steps, and each curve's low, high and mean in them, [run, bucket].
 
     low and high are over the bucket's finite values, NaN where it has none: a curve's extremes are always among them. mean is NaN
-    where a value of the bucket is not finite, so that a run that was lost is seen to be.
+    where a recorded value of the bucket is not finite, so that a run that was lost is seen to be. recorded: which values are,
+    [run, step], all where None; what follows a run's end is not, and NaN in `curves`.
     """
+    recorded = np.ones(curves.shape, bool) if recorded is None else recorded
     width = -(-steps.size // max(1, most))
     starts = np.arange(0, steps.size, width)
     ends = np.append(starts[1:], steps.size) - 1
+    count = np.add.reduceat(recorded, starts, axis=1, dtype=np.int64)
     finite = np.isfinite(curves)
     low = np.minimum.reduceat(np.where(finite, curves, np.inf), starts, axis=1)
     high = np.maximum.reduceat(np.where(finite, curves, -np.inf), starts, axis=1)
     none = ~np.logical_or.reduceat(finite, starts, axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
-        mean = np.add.reduceat(curves, starts, axis=1) / (ends - starts + 1)
+        mean = np.add.reduceat(np.where(recorded, curves, 0.0), starts, axis=1) / np.where(count, count, np.nan)
     found = {"low": np.where(none, np.nan, low), "high": np.where(none, np.nan, high)}
     return (steps[starts] + steps[ends]) / 2, found | {"mean": np.where(np.isfinite(mean), mean, np.nan)}

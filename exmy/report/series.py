@@ -43,13 +43,15 @@ def curves(history: xr.Dataset, runs: xr.Dataset, room: int) -> dict[str, Any]:
     steps = history["step"].values.astype(np.float64)
     recorded = steps <= history["last_step"].values.astype(np.float64)[:, None]
     buckets = int(np.clip(room // (6 * max(1, runs.sizes["run"])), FEWEST, MOST))
+    width = -(-steps.size // buckets)
     content: dict[str, Any] = {
-        "over": _over(steps, -(-steps.size // buckets)),
+        "over": _over(steps, width),
+        "starts": steps[::width].tolist(),
         "last": history["last_step"].values.tolist(),
     }
     for name in OF_THE_LOSS:
         values = np.where(recorded, history[name].transpose("run", "step").values.astype(np.float64), np.nan)
-        middles, found = bucketed(steps, values, buckets)
+        middles, found = bucketed(steps, values, buckets, recorded)
         content[name] = {part: packed(of) for part, of in found.items()}
         if name == "train_loss":
             column = np.clip(np.searchsorted(steps, np.nan_to_num(runs["diverged_step"].values)), 0, steps.size - 1)
