@@ -448,6 +448,38 @@ def test_a_median_goes_on_to_where_its_runs_end(visit: Any) -> None:
     np.testing.assert_allclose(y[32:35], expected, rtol=2e-4)
 
 
+def test_what_was_not_measured_is_in_no_median_of_signals(visit: Any, full: Path) -> None:
+    """By hand: at step 8 run 0 was not measured, at step 10 none was; runs are lost from step 9 on, at first one, then two."""
+    page = visit(full)
+    of = """lost => {
+        const values = [[1, 2, NaN, NaN, 3, 4], [3, 4, 4.5, NaN, 5, 6], [5, 6, 6.5, NaN, NaN, NaN]];
+        const signal = {steps: [0, 6, 8, 10, 12, 16], values: Object.assign(Float32Array.from(values.flat()), {shape: [3, 6]})};
+        if (lost[1] === 9) for (const b of [4, 5]) signal.values[6 + b] = NaN;
+        const found = measured({study: {curves: {last: [15, 15, 15], lost}}}, signal, [0, 1, 2]);
+        return {...found, middle: found.middle.map(String)};
+    }"""
+    found = page.evaluate(f"({of})([NaN, NaN, 9])")
+    assert found["steps"] == [0, 6, 8, 12, 16]
+    assert found["middle"] == ["3", "4", "5.5", "5", "6"]
+    assert (found["low"], found["high"]) == ([1, 2, 4.5, 3, 4], [5, 6, 6.5, 5, 6])
+    assert page.evaluate(f"({of})([NaN, 9, 9])")["middle"] == ["3", "4", "5.5", "NaN", "NaN"]
+    assert page.evaluate(f"({of})([NaN, NaN, NaN])")["middle"] == ["3", "4", "5.5", "4", "5"]
+
+
+def test_a_groups_line_of_sharpness_has_no_gaps_at_other_groups_steps(visit: Any) -> None:
+    """Python was probed at every 50th step, prose at every 100th."""
+    tree = full_tree(recipes=2, rates=1, seeds=3, datasets=2)
+    sharpness = tree["sharpness"].to_dataset()
+    kept = (sharpness["dataset"] == "python") | (sharpness["probe_step"] % 100 == 0)
+    tree["sharpness"] = xr.DataTree(sharpness.where(kept))
+    page = visit(render([(STUDY, tree)]), "#curves")
+    draw_all(page)
+    lines = page.evaluate("""[...frames.values()].filter(f => f.name === "curves").map(f => f.plot.data
+        .filter(t => t.yaxis === "y3" && t.line?.dash).map(t => [t.x, t.y]))""")
+    assert [[x for x, _ in of] for of in lines] == [[list(range(0, 301, 50))] * 2, [list(range(0, 301, 100))] * 2]
+    assert all(None not in y for of in lines for _, y in of)
+
+
 def test_the_theme_is_the_systems_until_it_is_chosen(visit: Any, full: Path) -> None:
     page = visit(full, color_scheme="dark")
     paper = "getComputedStyle(document.body).backgroundColor"

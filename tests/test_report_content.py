@@ -19,6 +19,7 @@ from exmy.report.formulas import diagram, formats_of, grid
 from exmy.report.looks import BACKGROUNDS, contrast, page_looks, visible
 from exmy.report.packing import bucketed, embedded, packed, packed_steps, rounded, strict, unpacked
 from exmy.report.page import render
+from exmy.report.series import lost_from
 from formats import get_format
 from tests.report_page import LONELY, RINGS, ROLES, STUDY, TENSORS, full_tree, numbers, stretched, with_coordinates
 from tests.test_figure import ENTROPY, NAN, make_tree
@@ -115,6 +116,16 @@ def test_a_run_that_ended_is_not_lost_in_its_last_bucket() -> None:
     recorded = np.arange(6) <= np.array([2, 2, 3])[:, None]
     _, parts = bucketed(np.arange(6.0), curves, 3, recorded)
     np.testing.assert_array_equal(parts["mean"], [[3, 3, NAN], [3, NAN, NAN], [3, 4, NAN]])
+
+
+def test_a_run_is_lost_where_no_later_loss_is_finite() -> None:
+    """By hand: learns; lost at 20; not finite once; lost at its end, 20; ended before padding; never finite; infinite at last."""
+    loss = np.array([
+        [4.0, 3, 2, 1], [4, 3, NAN, NAN], [4, NAN, 2, 1], [4, 3, NAN, 0], [4, 3, NAN, NAN], [NAN] * 4, [4, 3, 2, np.inf],
+    ])  # fmt: skip
+    steps = np.array([0.0, 10, 20, 30])
+    recorded = steps <= np.array([30, 30, 30, 20, 10, 30, 30])[:, None]
+    np.testing.assert_array_equal(lost_from(steps, loss, recorded), [NAN, 20, NAN, 20, NAN, 0, 30])
 
 
 def test_a_spike_of_one_step_among_thousands_survives(full: tuple[dict[str, Any], xr.DataTree]) -> None:

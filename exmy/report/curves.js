@@ -1,7 +1,8 @@
 // Loss, gradient norm, sharpness and an alarm signal on one axis of steps.
 
-/** Least, greatest and median over runs at each bucket; a run that has ended before its start is not counted, one that was lost is. */
-function overSeeds(parts, runs, starts, last) {
+/** Least, greatest and median over runs at each bucket; a run that has ended before its start is not counted, one that was lost is.
+ * lost: of what is not measured at every step, where each run was lost; a run without a value counts from there on alone. */
+function overSeeds(parts, runs, starts, last, lost = null) {
   const low = [], high = [], middle = [];
   for (let b = 0; b < starts.length; b++) {
     let least = Infinity, greatest = -Infinity;
@@ -10,7 +11,8 @@ function overSeeds(parts, runs, starts, last) {
       const l = row(parts.low, run)[b], h = row(parts.high, run)[b];
       if (l < least) least = l;
       if (h > greatest) greatest = h;
-      if (starts[b] <= last[run]) means.push(row(parts.mean, run)[b]);
+      const mean = row(parts.mean, run)[b], there = starts[b] <= last[run];
+      if (lost ? !Number.isNaN(mean) || there && starts[b] >= lost[run] : there) means.push(mean);
     }
     low.push(least === Infinity ? null : least);
     high.push(greatest === -Infinity ? null : greatest);
@@ -40,12 +42,20 @@ const signalOf = (panel, kind) => {
   return of.find(s => s.name === asked) ?? of.at(kind === "sharpness" ? of.findLastIndex(s => s.name.startsWith("logit_sharpness at")) : 0) ?? null;
 };
 
+/** Least, greatest and median of a signal over runs, at the steps at which one of them has a value: others are other runs' steps. */
+function measured(panel, signal, runs) {
+  const parts = {low: signal.values, high: signal.values, mean: signal.values}, {last, lost} = panel.study.curves;
+  // A run without any value was not measured, as most of a digest's: it was not lost.
+  const own = runs.filter(run => row(signal.values, run).some(Number.isFinite));
+  const found = {steps: signal.steps, ...overSeeds(parts, own, signal.steps, last.map(l => l + 1), lost)};
+  const there = signal.steps.map((_, b) => own.some(run => !Number.isNaN(row(signal.values, run)[b])));
+  return Object.fromEntries(Object.entries(found).map(([name, of]) => [name, of.filter((_, b) => there[b])]));
+}
+
 /** A signal's band and median, its runs alike; and a star where the alarm rang in a run. */
 function signalTraces(panel, signal, recipe, runs, yaxis, opacity) {
-  const parts = {low: signal.values, high: signal.values, mean: signal.values};
-  // A run without a value was not measured, as most of a digest's: it was not lost.
-  const found = overSeeds(parts, runs.filter(run => row(signal.values, run).some(Number.isFinite)), signal.steps, panel.study.curves.last.map(l => l + 1));
-  const traces = bandAndLine(recipe, signal.steps, found, yaxis, Infinity, opacity);
+  const found = measured(panel, signal, runs);
+  const traces = bandAndLine(recipe, found.steps, found, yaxis, Infinity, opacity);
   const rang = runs.filter(run => Number.isFinite(signal.rang[run]));
   const at = run => signal.steps.reduce((best, s, i) => Math.abs(s - signal.rang[run]) < Math.abs(signal.steps[best] - signal.rang[run]) ? i : best, 0);
   if (rang.length) traces.push({

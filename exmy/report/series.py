@@ -48,6 +48,7 @@ def curves(history: xr.Dataset, runs: xr.Dataset, room: int) -> dict[str, Any]:
         "over": _over(steps, width),
         "starts": steps[::width].tolist(),
         "last": history["last_step"].values.tolist(),
+        "lost": packed_steps(lost_from(steps, history["train_loss"].transpose("run", "step").values, recorded)),
     }
     for name in OF_THE_LOSS:
         values = np.where(recorded, history[name].transpose("run", "step").values.astype(np.float64), np.nan)
@@ -57,6 +58,14 @@ def curves(history: xr.Dataset, runs: xr.Dataset, room: int) -> dict[str, Any]:
             column = np.clip(np.searchsorted(steps, np.nan_to_num(runs["diverged_step"].values)), 0, steps.size - 1)
             content["loss_at"] = packed(values[np.arange(column.size), column])
     return content | {"steps": middles.tolist(), "span": [float(steps[0]), float(steps[-1])]}
+
+
+def lost_from(steps: Floats, loss: npt.ArrayLike, recorded: npt.NDArray[np.bool_]) -> Floats:
+    """The step from which on no recorded loss of a run is finite; NaN where its last one is. [run, step] -> [run]."""
+    places = np.arange(steps.size)
+    first = 1 + np.where(np.isfinite(loss) & recorded, places, -1).max(axis=1)
+    lost = first <= np.where(recorded, places, -1).max(axis=1)
+    return np.where(lost, steps[np.minimum(first, steps.size - 1)], np.nan)
 
 
 def _over(steps: Floats, width: int) -> str:
