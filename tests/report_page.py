@@ -76,6 +76,16 @@ def loudest(tree: xr.DataTree) -> xr.DataTree:
     return tree
 
 
+def stretched(tree: xr.DataTree, times: int) -> xr.DataTree:
+    """The same study, each of its steps so many times as late."""
+    for name, steps in (("history", "step"), ("sharpness", "probe_step"), ("signals", "signal_step")):
+        data = tree[name].to_dataset()
+        tree[name] = xr.DataTree(data.assign_coords({steps: times * data[steps].values}))
+    tree["history"]["last_step"] = times * tree["history"]["last_step"]
+    tree["summary"]["diverged_step"] = times * tree["summary"]["diverged_step"]
+    return tree
+
+
 def with_coordinates(tree: xr.DataTree) -> xr.DataTree:
     """The made-up study with what `open_study` gives besides."""
     tree.attrs |= {"runs_planned": tree["summary"].sizes["run"], "device": "none"}

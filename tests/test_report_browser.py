@@ -20,7 +20,7 @@ import pytest
 import xarray as xr
 
 from exmy.report import render
-from tests.report_page import STUDY, full_tree, loudest, with_coordinates
+from tests.report_page import RINGS, STUDY, full_tree, loudest, stretched, with_coordinates
 from tests.test_figure import make_tree
 from tests.test_report import SCENES, hostile_tree
 from train import open_study, stability_table
@@ -282,6 +282,34 @@ def test_a_cell_of_the_heat_map_shows_its_runs(visit: Any, full: Path) -> None:
     assert page.locator("#rate").input_value() == "0.004"
 
 
+def test_late_steps_are_told_to_the_last_digit(visit: Any) -> None:
+    """Step 299 x 3343 is 999557, and the alarm's 60 x 3343 is 200580."""
+    page = visit(render([(STUDY, stretched(full_tree(), 3343))]), "#heat?cell=0.0%7Ce8m1%7C0.004")
+    settled(page)
+    assert (
+        page.locator("figure[data-name=heat] .runs tbody tr").first.inner_text().split("\t")[3] == "yes, at step 999557"
+    )
+    assert {line["diverged_step"] for line in table(page, "final") if line["recipe"] == "e8m1"} == {"", "999557"}
+    (rang,) = [line for line in table(page, "lead") if line["signal"] == "attention_logit" and line["alarm_step"]]
+    assert rang["alarm_step"] == str(RINGS * 3343)
+    page.evaluate("state.rate = 0.004; state.signal = 'attention_logit'; changed()")
+    lead = int(rang["lead_steps"])
+    for name, words in (
+        ("curves", ("diverged, step 999557,", f"alarm at step 200580, {lead} steps before the onset")),
+        ("lead", (f"rang at step 200580, {lead} steps before", f"median {lead} steps")),
+    ):
+        figure = page.locator(f"figure[data-name={name}]")
+        figure.scroll_into_view_if_needed()
+        settled(page)
+        said = page.evaluate(
+            f"[...frames.values()].find(f => f.name === '{name}').plot.data.flatMap(t => t.text ?? [])"
+        )
+        for part in words:
+            assert any(part in text for text in said), (part, said)
+    assert f"median {lead} steps" in page.locator("figure[data-name=lead] .plot").get_attribute("aria-label")
+    assert page.evaluate("[12345, 12345.5, 0, NaN, null].map(stepWord)") == ["12345", "12345.5", "0", "–", "–"]
+
+
 def test_a_cell_is_reached_by_keyboard(visit: Any, full: Path) -> None:
     page = visit(full)
     summary = page.locator("figure[data-name=heat] .cells summary")
@@ -397,6 +425,59 @@ def test_medians_and_files_are_as_they_say(visit: Any, full: Path) -> None:
     assert page.evaluate("""csvOf({head: ["a", "b"], rows: [['x,"y"', 0.1], [NaN, null], [1 / 3, 2]]})""") == (
         'a,b\n"x,""y""",0.1\n,\n0.333333333,2\n'
     )
+
+
+def test_a_median_goes_on_to_where_its_runs_end(visit: Any) -> None:
+    """300 steps are 100 buckets of three. In that of steps 99, 100 and 101 a run ends at its first and one at its second."""
+    tree = with_coordinates(make_tree(recipes=1, rates=1, seeds=3))
+    history = tree["history"].to_dataset()
+    loss = history["train_loss"].values.copy()
+    loss[0, 100:], loss[1, 101:] = 0.0, 0.0  # padding
+    tree["history"] = xr.DataTree(
+        history.assign(train_loss=(("run", "step"), loss), last_step=("run", np.array([99, 100, 299])))
+    )
+    page = visit(render([(STUDY, tree)]), "#curves")
+    settled(page)
+    drawn = "[...document.querySelector('figure[data-name=curves] .plot').data]"
+    (x, y), *_ = page.evaluate(
+        f"{drawn}.filter(t => t.yaxis === 'y' && t.hovertemplate && t.mode === 'lines').map(t => [t.x, t.y])"
+    )
+    assert x[32:35] == [97, 100, 103]
+    means = [loss[0, 99], loss[1, 99:101].mean(), loss[2, 99:102].mean()]
+    expected = [np.median(loss[:, 96:99].mean(axis=1)), np.median(means), loss[2, 102:105].mean()]
+    np.testing.assert_allclose(y[32:35], expected, rtol=2e-4)
+
+
+def test_what_was_not_measured_is_in_no_median_of_signals(visit: Any, full: Path) -> None:
+    """By hand: at step 8 run 0 was not measured, at step 10 none was; runs are lost from step 9 on, at first one, then two."""
+    page = visit(full)
+    of = """lost => {
+        const values = [[1, 2, NaN, NaN, 3, 4], [3, 4, 4.5, NaN, 5, 6], [5, 6, 6.5, NaN, NaN, NaN]];
+        const signal = {steps: [0, 6, 8, 10, 12, 16], values: Object.assign(Float32Array.from(values.flat()), {shape: [3, 6]})};
+        if (lost[1] === 9) for (const b of [4, 5]) signal.values[6 + b] = NaN;
+        const found = measured({study: {curves: {last: [15, 15, 15], lost}}}, signal, [0, 1, 2]);
+        return {...found, middle: found.middle.map(String)};
+    }"""
+    found = page.evaluate(f"({of})([NaN, NaN, 9])")
+    assert found["steps"] == [0, 6, 8, 12, 16]
+    assert found["middle"] == ["3", "4", "5.5", "5", "6"]
+    assert (found["low"], found["high"]) == ([1, 2, 4.5, 3, 4], [5, 6, 6.5, 5, 6])
+    assert page.evaluate(f"({of})([NaN, 9, 9])")["middle"] == ["3", "4", "5.5", "NaN", "NaN"]
+    assert page.evaluate(f"({of})([NaN, NaN, NaN])")["middle"] == ["3", "4", "5.5", "4", "5"]
+
+
+def test_a_groups_line_of_sharpness_has_no_gaps_at_other_groups_steps(visit: Any) -> None:
+    """Python was probed at every 50th step, prose at every 100th."""
+    tree = full_tree(recipes=2, rates=1, seeds=3, datasets=2)
+    sharpness = tree["sharpness"].to_dataset()
+    kept = (sharpness["dataset"] == "python") | (sharpness["probe_step"] % 100 == 0)
+    tree["sharpness"] = xr.DataTree(sharpness.where(kept))
+    page = visit(render([(STUDY, tree)]), "#curves")
+    draw_all(page)
+    lines = page.evaluate("""[...frames.values()].filter(f => f.name === "curves").map(f => f.plot.data
+        .filter(t => t.yaxis === "y3" && t.line?.dash).map(t => [t.x, t.y]))""")
+    assert [[x for x, _ in of] for of in lines] == [[list(range(0, 301, 50))] * 2, [list(range(0, 301, 100))] * 2]
+    assert all(None not in y for of in lines for _, y in of)
 
 
 def test_the_theme_is_the_systems_until_it_is_chosen(visit: Any, full: Path) -> None:

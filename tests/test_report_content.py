@@ -17,14 +17,16 @@ from scipy.stats import binomtest
 from exmy.report.content import content
 from exmy.report.formulas import diagram, formats_of, grid
 from exmy.report.looks import BACKGROUNDS, contrast, page_looks, visible
-from exmy.report.packing import bucketed, embedded, packed, rounded, strict
+from exmy.report.packing import bucketed, embedded, packed, packed_steps, rounded, strict, unpacked
 from exmy.report.page import render
+from exmy.report.series import lost_from
 from formats import get_format
-from tests.report_page import LONELY, RINGS, ROLES, STUDY, TENSORS, full_tree, numbers, with_coordinates
+from tests.report_page import LONELY, RINGS, ROLES, STUDY, TENSORS, full_tree, numbers, stretched, with_coordinates
 from tests.test_figure import ENTROPY, NAN, make_tree
 from train import open_study
 from train.resolve import resolve_recipe
 from train.store import study_of
+from train.study_alarms import study_onset
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT / "studies" / "results" / "first-look-gpu"
@@ -61,6 +63,11 @@ def test_arrays_are_little_endian_singles_in_their_shape() -> None:
     np.testing.assert_allclose(numbers(held), [[1.5, NAN], [-np.inf, 0.1]], rtol=CLOSE)
 
 
+@given(st.lists(st.one_of(st.integers(0, 2**24).map(float), st.just(NAN)), min_size=1))
+def test_steps_are_packed_to_the_last_digit(steps: list[float]) -> None:
+    np.testing.assert_array_equal(unpacked(packed_steps(steps)), steps)
+
+
 def test_numbers_that_json_lacks_become_null() -> None:
     assert json.dumps(strict({"a": [NAN, float("inf"), np.float64(1.5), np.int64(2)], "b": "</script>"})) == (
         '{"a": [null, null, 1.5, 2], "b": "</script>"}'
@@ -82,6 +89,43 @@ def test_a_buckets_low_and_high_are_the_curves_own(steps: int, most: int, seed: 
     width = -(-steps // most)
     cells = [curves[:, i : i + width] for i in range(0, steps, width)]
     np.testing.assert_allclose(parts["mean"], np.stack([np.mean(cell, axis=1) for cell in cells], axis=1))
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 20),
+    st.lists(st.integers(-1, 59), min_size=1, max_size=4),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_buckets_mean_is_over_what_was_recorded(steps: int, most: int, lasts: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    recorded = np.arange(steps) <= np.array(lasts)[:, None]
+    curves = rng.normal(size=recorded.shape)
+    curves[rng.random(curves.shape) < 0.1] = NAN
+    _, parts = bucketed(np.arange(steps, dtype=float), np.where(recorded, curves, NAN), most, recorded)
+    width = -(-steps // most)
+    for run, last in enumerate(lasts):
+        cells = [curves[run, start : min(start + width, last + 1)] for start in range(0, steps, width)]
+        expected = [cell.mean() if cell.size else NAN for cell in cells]
+        np.testing.assert_allclose(parts["mean"][run], expected, rtol=1e-12)
+
+
+def test_a_run_that_ended_is_not_lost_in_its_last_bucket() -> None:
+    """By hand, in buckets of two steps: ends after step 2; the same, but without a number there; ends after step 3."""
+    curves = np.array([[4.0, 2, 3, NAN, NAN, NAN], [4, 2, NAN, NAN, NAN, NAN], [4, 2, 3, 5, NAN, NAN]])
+    recorded = np.arange(6) <= np.array([2, 2, 3])[:, None]
+    _, parts = bucketed(np.arange(6.0), curves, 3, recorded)
+    np.testing.assert_array_equal(parts["mean"], [[3, 3, NAN], [3, NAN, NAN], [3, 4, NAN]])
+
+
+def test_a_run_is_lost_where_no_later_loss_is_finite() -> None:
+    """By hand: learns; lost at 20; not finite once; lost at its end, 20; ended before padding; never finite; infinite at last."""
+    loss = np.array([
+        [4.0, 3, 2, 1], [4, 3, NAN, NAN], [4, NAN, 2, 1], [4, 3, NAN, 0], [4, 3, NAN, NAN], [NAN] * 4, [4, 3, 2, np.inf],
+    ])  # fmt: skip
+    steps = np.array([0.0, 10, 20, 30])
+    recorded = steps <= np.array([30, 30, 30, 20, 10, 30, 30])[:, None]
+    np.testing.assert_array_equal(lost_from(steps, loss, recorded), [NAN, 20, NAN, 20, NAN, 0, 30])
 
 
 def test_a_spike_of_one_step_among_thousands_survives(full: tuple[dict[str, Any], xr.DataTree]) -> None:
@@ -210,6 +254,22 @@ def test_an_alarm_rings_where_its_signal_was_made_to(full: tuple[dict[str, Any],
     assert signal["worth"]["detected"] == 1
     assert signal["worth"]["diverged_judged"] == 1
     assert signal["failed"] == summary["diverged"].values.astype(int).tolist()
+
+
+def test_late_steps_are_as_the_study_has_them() -> None:
+    """Steps up to 299 x 3343 = 999,557, of which 13 bits would leave multiples of 128: no run diverges at such a one."""
+    tree = stretched(full_tree(), 3343)
+    summary = tree["summary"].to_dataset()
+    study = content([(STUDY, tree)])["studies"][0]
+    at, expected = numbers(study["run"]["at"]), summary["diverged_step"].values
+    assert np.nanmax(expected) == 299 * 3343
+    np.testing.assert_array_equal(at, expected)
+    signal = next(signal for signal in study["signals"] if signal["name"] == "attention_logit")
+    lonely = np.logical_and.reduce([summary[name].values == value for name, value in LONELY.items()])
+    assert numbers(signal["rang"])[lonely].tolist() == [RINGS * 3343]
+    onset = study_onset(tree).values[lonely]
+    assert 85 * 3343 <= onset <= 100 * 3343
+    np.testing.assert_array_equal(numbers(signal["lead"])[lonely], onset - RINGS * 3343)
 
 
 @pytest.mark.parametrize("pooled", [False, True])

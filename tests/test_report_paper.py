@@ -121,6 +121,38 @@ def test_curves_mark_the_runs_that_diverged_at_their_step(figures: list[Figure],
     assert said[-3:] == ["open: diverged here", "not finite here", "diverged above"]
 
 
+def test_probes_medians_leave_out_what_was_not_measured(figures: list[Figure], tmp_path: Path) -> None:
+    """By hand: of three seeds one is not probed at step 50, none at 100; the third is lost at step 120, so infinite after it."""
+    tree = full_tree(recipes=1, rates=1, seeds=3, fate="train")
+    none = np.nan
+    values = np.array([[1, none, none, 1, 1, 1, 1], [2, 2, none, 3, none, 2, 2], [3, 4, none, none, none, none, none]])
+    sharpness = tree["sharpness"].to_dataset()
+    both = np.stack([values, values], axis=2)
+    tree["sharpness"] = xr.DataTree(sharpness.assign(logit_sharpness=(("run", "probe_step", "epsilon"), both)))
+    history = tree["history"].to_dataset()
+    loss = history["train_loss"].values.copy()
+    loss[2, 120:] = none
+    tree["history"] = xr.DataTree(history.assign(train_loss=(("run", "step"), loss)))
+    draw(tree, tmp_path, "svg")
+    below = next(figure for figure in figures if figure.axes[0].get_ylabel().startswith("training")).axes[1]
+    x, y = np.asarray(below.lines[0].get_xydata()).T
+    np.testing.assert_array_equal(x, [0, 50, 150, 200, 250, 300])
+    np.testing.assert_array_equal(y, [2, 3, 3, none, 2, 2])  # of 1 and infinity there is no middle
+
+
+def test_a_run_that_ended_is_not_lost_in_the_median_of_losses(figures: list[Figure], tmp_path: Path) -> None:
+    """Two of three seeds end after step 150; a loss is the mean of 300 / 60 steps."""
+    tree = with_coordinates(make_tree(recipes=1, rates=1, seeds=3, fate="train"))
+    history = tree["history"].to_dataset()
+    tree["history"] = xr.DataTree(history.assign(last_step=("run", [299, 150, 150])))
+    draw(tree, tmp_path, "svg")
+    axes = next(figure for figure in figures if figure.axes[0].get_ylabel().startswith("training")).axes[0]
+    y = np.asarray(axes.lines[0].get_ydata())
+    loss = history["train_loss"].values.astype(np.float64)
+    expected = [np.median(loss[:, 146:151].mean(axis=1)), loss[0, 147:152].mean(), loss[0, 295:].mean()]
+    np.testing.assert_allclose(y[[150, 151, 299]], expected)
+
+
 def test_close_learning_rates_keep_their_runs_and_their_labels_apart(figures: list[Figure], tmp_path: Path) -> None:
     """Rates 4 % apart, beside one four octaves above: each mark stands nearest to its own rate, and no label on another."""
     tree = with_coordinates(make_tree(recipes=3, rates=9, seeds=2, fate="train"))

@@ -17,7 +17,7 @@ from exmy.figure import highest, limits, reference_rate
 from exmy.groups import Group, groups
 from exmy.report.formulas import diagram, formats_of, grid, resolved
 from exmy.report.looks import BACKGROUNDS, page_looks
-from exmy.report.packing import packed
+from exmy.report.packing import packed, packed_steps
 from exmy.report.series import Room, curves, layers, signals
 from exmy.report.verdicts import group_verdicts, share_limits
 from exmy.verdict import KEPT
@@ -142,7 +142,7 @@ def _per_run(runs: xr.Dataset, tree: xr.DataTree) -> dict[str, Any]:
         "id": [str(run)[:8] for run in runs["run"].values] if "run" in runs.coords else [],
         "final": packed(runs["final_loss"].values),
         "diverged": runs["diverged"].values.astype(int).tolist(),
-        "at": packed(runs["diverged_step"].values),
+        "at": packed_steps(runs["diverged_step"].values),
         "spikes": packed(runs["spike_score"].values),
     }
     if "evaluation" in tree.children:

@@ -1,16 +1,18 @@
 // Loss, gradient norm, sharpness and an alarm signal on one axis of steps.
 
-/** Least, greatest and median over runs at each bucket; a run that has ended by then is not counted, one that was lost is. */
-function overSeeds(parts, runs, steps, last) {
+/** Least, greatest and median over runs at each bucket; a run that has ended before its start is not counted, one that was lost is.
+ * lost: of what is not measured at every step, where each run was lost; a run without a value counts from there on alone. */
+function overSeeds(parts, runs, starts, last, lost = null) {
   const low = [], high = [], middle = [];
-  for (let b = 0; b < steps.length; b++) {
+  for (let b = 0; b < starts.length; b++) {
     let least = Infinity, greatest = -Infinity;
     const means = [];
     for (const run of runs) {
       const l = row(parts.low, run)[b], h = row(parts.high, run)[b];
       if (l < least) least = l;
       if (h > greatest) greatest = h;
-      if (steps[b] <= last[run]) means.push(row(parts.mean, run)[b]);
+      const mean = row(parts.mean, run)[b], there = starts[b] <= last[run];
+      if (lost ? !Number.isNaN(mean) || there && starts[b] >= lost[run] : there) means.push(mean);
     }
     low.push(least === Infinity ? null : least);
     high.push(greatest === -Infinity ? null : greatest);
@@ -40,18 +42,26 @@ const signalOf = (panel, kind) => {
   return of.find(s => s.name === asked) ?? of.at(kind === "sharpness" ? of.findLastIndex(s => s.name.startsWith("logit_sharpness at")) : 0) ?? null;
 };
 
+/** Least, greatest and median of a signal over runs, at the steps at which one of them has a value: others are other runs' steps. */
+function measured(panel, signal, runs) {
+  const parts = {low: signal.values, high: signal.values, mean: signal.values}, {last, lost} = panel.study.curves;
+  // A run without any value was not measured, as most of a digest's: it was not lost.
+  const own = runs.filter(run => row(signal.values, run).some(Number.isFinite));
+  const found = {steps: signal.steps, ...overSeeds(parts, own, signal.steps, last.map(l => l + 1), lost)};
+  const there = signal.steps.map((_, b) => own.some(run => !Number.isNaN(row(signal.values, run)[b])));
+  return Object.fromEntries(Object.entries(found).map(([name, of]) => [name, of.filter((_, b) => there[b])]));
+}
+
 /** A signal's band and median, its runs alike; and a star where the alarm rang in a run. */
 function signalTraces(panel, signal, recipe, runs, yaxis, opacity) {
-  const parts = {low: signal.values, high: signal.values, mean: signal.values};
-  // A run without a value was not measured, as most of a digest's: it was not lost.
-  const found = overSeeds(parts, runs.filter(run => row(signal.values, run).some(Number.isFinite)), signal.steps, panel.study.curves.last.map(l => l + 1));
-  const traces = bandAndLine(recipe, signal.steps, found, yaxis, Infinity, opacity);
+  const found = measured(panel, signal, runs);
+  const traces = bandAndLine(recipe, found.steps, found, yaxis, Infinity, opacity);
   const rang = runs.filter(run => Number.isFinite(signal.rang[run]));
   const at = run => signal.steps.reduce((best, s, i) => Math.abs(s - signal.rang[run]) < Math.abs(signal.steps[best] - signal.rang[run]) ? i : best, 0);
   if (rang.length) traces.push({
     type: "scatter", mode: "markers", yaxis, cliponaxis: false, x: rang.map(run => signal.rang[run]), y: rang.map(run => row(signal.values, run)[at(run)]),
     marker: marker(recipe, rang.map(run => signal.failed[run] ? "star" : "star-open"), 10),
-    text: rang.map(run => `${plain(recipe)}, seed ${plain(seedOf(panel, run))}<br>alarm at step ${word(signal.rang[run])}` + (signal.failed[run] ? `, ${word(signal.lead[run])} steps before the onset` : ", a false one")),
+    text: rang.map(run => `${plain(recipe)}, seed ${plain(seedOf(panel, run))}<br>alarm at step ${stepWord(signal.rang[run])}` + (signal.failed[run] ? `, ${stepWord(signal.lead[run])} steps before the onset` : ", a false one")),
     hovertemplate: "%{text}<extra></extra>",
   });
   return traces;
@@ -64,7 +74,7 @@ function divergences(panel, recipe, runs, high) {
   return bad.length ? [{
     type: "scatter", mode: "markers", cliponaxis: false, x: bad.map(run => of.at[run]), y: bad.map(run => loss[run] <= edge ? loss[run] : edge),
     marker: marker(recipe, bad.map(run => symbolOf(recipe, loss[run], true, edge)), 9),
-    text: bad.map(run => `${plain(recipe)}, seed ${plain(seedOf(panel, run))}<br>diverged, step ${word(of.at[run])}, loss ${word(loss[run])}`),
+    text: bad.map(run => `${plain(recipe)}, seed ${plain(seedOf(panel, run))}<br>diverged, step ${stepWord(of.at[run])}, loss ${word(loss[run])}`),
     hovertemplate: "%{text}<extra></extra>",
   }] : [];
 }
@@ -83,10 +93,10 @@ const curves = {
       const runs = panel.runs.filter(run => recipeOf(panel, run) === recipe && study.rate[run] === rate);
       if (!runs.length) continue;
       const place = ([a, b, line, ...stars]) => { bands.push(a, b); lines.push(line); marks.push(...stars); };
-      place(bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.train_loss, runs, study.curves.steps, study.curves.last), "y", high, opacity));
+      place(bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.train_loss, runs, study.curves.starts, study.curves.last), "y", high, opacity));
       below.forEach(([, of], i) => {
         const traces = of ? signalTraces(panel, of, recipe, runs, "y" + (i + 2), opacity)
-          : bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.grad_norm, runs, study.curves.steps, study.curves.last), "y" + (i + 2), Infinity, opacity);
+          : bandAndLine(recipe, study.curves.steps, overSeeds(study.curves.grad_norm, runs, study.curves.starts, study.curves.last), "y" + (i + 2), Infinity, opacity);
         for (const trace of traces) seen[i].push(...trace.y);
         place(traces);
       });

@@ -137,7 +137,7 @@ function cellRuns(panel) {
   const cell = cellOf(panel, recipe, +rate), of = panel.study.run;
   if (!cell.n) return box;
   const rows = cell.runs.map(run => make("tr", {}, make("th", {scope: "row"}, seedOf(panel, run)), ...[
-    word(of.final[run]), of.validation ? word(of.validation[run]) : "–", of.diverged[run] ? `yes, at step ${word(of.at[run])}` : "no", word(of.spikes[run], 2), of.id[run] ?? "–",
+    word(of.final[run]), of.validation ? word(of.validation[run]) : "–", of.diverged[run] ? `yes, at step ${stepWord(of.at[run])}` : "no", word(of.spikes[run], 2), of.id[run] ?? "–",
   ].map(text => make("td", {}, text))));
   box.append(make("div", {class: "runs"},
     make("h3", {}, `${recipe} at learning rate ${word(+rate, 3)}: ${counted(cell)} diverged`),

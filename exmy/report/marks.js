@@ -15,6 +15,8 @@ function word(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   return Number.isFinite(value) ? String(+value.toPrecision(digits)) : value > 0 ? "∞" : "−∞";
 }
+/** A step, or how many, to the last digit: 12345, and 12345.5 halfway between two. */
+const stepWord = value => Number.isFinite(value) ? String(+value.toFixed(1)) : word(value);
 const percent = share => Number.isFinite(share) ? Math.round(100 * share) + " %" : "–";
 const counted = cell => cell.n ? `${cell.k}/${cell.n} [${Math.round(100 * cell.low)}–${Math.round(100 * cell.high)} %]` : "no run";
 

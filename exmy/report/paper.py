@@ -32,7 +32,7 @@ from exmy.groups import groups
 from exmy.looks import Look, in_order, recipe_looks
 from exmy.report.content import study_content
 from exmy.report.packing import unpacked
-from exmy.report.series import Room
+from exmy.report.series import Room, lost_from
 from train import Study, stability_table
 from train.durable import atomically, made
 
@@ -264,8 +264,10 @@ def _curves(
     rate, _ = reference_rate(runs, baseline)
     at, recipe = runs["learning_rate"].values == rate, runs["recipe"].values.astype(str)
     steps = history["step"].values.astype(np.float64)
-    recorded = steps <= history["last_step"].values.astype(np.float64)[:, None]
+    last = history["last_step"].values.astype(np.float64)
+    recorded = steps <= last[:, None]
     loss = np.where(recorded, history["train_loss"].transpose("run", "step").values.astype(np.float64), np.nan)
+    lost = lost_from(steps, loss, recorded)
     window = max(1, steps.size // 60)
     probes = None
     if sharpness is not None and "logit_sharpness" in sharpness:
@@ -281,7 +283,8 @@ def _curves(
     for name, look in looks.items():
         own = at & (recipe == name)
         if own.any():
-            _band(top, steps, smoothed(loss[own], window), look, high)
+            course = smoothed(loss[own], window)
+            _band(top, steps, np.where(recorded[own] & ~np.isfinite(course), np.inf, course), look, high)
         for fate, (chosen, x, y) in fates.items():
             marker = look.marker if fate == "open: diverged here" else FATES[fate]
             if (own & chosen).any():
@@ -290,7 +293,8 @@ def _curves(
                     zorder=3,
                 )  # fmt: skip
         if own.any() and probed and probes is not None:
-            _band(below[0], probes["probe_step"].values, probes.values[own].astype(np.float64), look, np.inf)
+            at_probes, values = probes["probe_step"].values, probes.values[own].astype(np.float64)
+            _band(below[0], at_probes, _measured(at_probes, values, lost[own], last[own]), look, np.inf)
     for value in np.unique(runs["unigram_entropy"].values[np.isfinite(runs["unigram_entropy"].values)]):
         top.axhline(value, color=GREY, ls=":", lw=0.8)
     top.set_ylim(low, high)
@@ -322,8 +326,15 @@ def _log_axis(axes: Axes) -> None:
 
 
 def _band(axes: Axes, x: Any, curves: Any, look: Look, ceiling: float) -> None:
-    """The seeds' median, a lost seed taken as infinite, and a band over all seeds where there are several."""
-    middle = np.median(np.where(np.isfinite(curves), curves, np.inf), axis=0)
+    """The seeds' median and a band over all seeds where there are several; a lost seed's values are infinite.
+
+    What is NaN, behind a run's end or not measured, is left out, and so are steps at which no seed has a value.
+    """
+    there = ~np.isnan(curves).all(axis=0)
+    if not there.any() or not len(curves):
+        return
+    x, curves = x[there], curves[:, there]
+    middle = np.nanmedian(curves, axis=0)
     axes.plot(
         x, np.where(middle <= min(ceiling, np.finfo(np.float64).max), middle, np.nan), color=look.colour, ls=look.dashes
     )
@@ -331,6 +342,16 @@ def _band(axes: Axes, x: Any, curves: Any, look: Look, ceiling: float) -> None:
         finite = np.where(np.isfinite(curves), curves, np.nan)
         low, high = np.fmin.reduce(finite, axis=0), np.fmax.reduce(finite, axis=0)
         axes.fill_between(x, low, high, color=look.colour, alpha=0.15, lw=0)
+
+
+def _measured(x: Any, values: Any, lost: Any, last: Any) -> Any:
+    """Of the runs that were measured at all the values at steps x, [run, step]; infinite where a run that was lost has none.
+
+    Where no run has one they are NaN, as of runs that were not measured there.
+    """
+    measured, none = np.isfinite(values).any(axis=1), np.isnan(values)
+    gone = none & (x >= lost[:, None]) & (x <= last[:, None] + 1) & ~none.all(axis=0)
+    return np.where(gone, np.inf, values)[measured]
 
 
 def _leads(signals: Sequence[dict[str, Any]], tree: xr.DataTree, chosen: Any) -> list[tuple[str, Any, Any]]:

@@ -124,12 +124,13 @@ const lead = {
       return {
         type: "scatter", mode: "markers", marker: marker(recipe, content.looks[recipe].symbol, 7),
         x: points.map(p => p.of.signal.lead[p.run]), y: points.map(p => p.i + 0.5 * content.looks[recipe].aside + 0.03 * (p.j % 5 - 2)),
-        text: points.map(p => `${plain(p.of.signal.label)}<br>${plain(recipe)}, lr ${word(panel.study.rate[p.run], 3)}, seed ${plain(seedOf(panel, p.run))}<br>rang at step ${word(p.of.signal.rang[p.run])}, ${word(p.of.signal.lead[p.run])} steps before`),
+        text: points.map(p => `${plain(p.of.signal.label)}<br>${plain(recipe)}, lr ${word(panel.study.rate[p.run], 3)}, seed ${plain(seedOf(panel, p.run))}<br>rang at step ${stepWord(p.of.signal.rang[p.run])}, ${stepWord(p.of.signal.lead[p.run])} steps before`),
         hovertemplate: "%{text}<extra></extra>",
       };
     });
     const middles = found.map((of, i) => ({x: of.lead, i})).filter(m => Number.isFinite(m.x));
-    data.push({type: "scatter", mode: "markers", x: middles.map(m => m.x), y: middles.map(m => m.i), hovertemplate: "median %{x:.4g} steps<extra></extra>",
+    data.push({type: "scatter", mode: "markers", x: middles.map(m => m.x), y: middles.map(m => m.i),
+      text: middles.map(m => `median ${stepWord(m.x)} steps`), hovertemplate: "%{text}<extra></extra>",
       marker: {symbol: "line-ns-open", size: 26, color: css("ink"), line: {width: 2.5, color: css("ink")}}});
     return {data, layout: layout(90 + 46 * found.length, {
       xaxis: axis(width < 500 ? "steps before" : "steps before the onset", {rangemode: "tozero"}),
@@ -144,7 +145,7 @@ const lead = {
     };
   },
   say: panel => "Steps from each signal's alarm to the onset of divergence. " + alarmsOf(panel).map(of =>
-    `${of.signal.name}: ${of.warned.length} of ${of.failed.length} diverged runs warned, median ${word(of.lead, 3)} steps`).join("; ") + ".",
+    `${of.signal.name}: ${of.warned.length} of ${of.failed.length} diverged runs warned, median ${stepWord(of.lead)} steps`).join("; ") + ".",
 };
 
 const TINY = 1e-7; // where a logarithmic scale of shares and errors ends
@@ -197,7 +198,7 @@ const layers = {
       figure.data.push({
         type: "heatmap", x: columnEdges, y: tensors.map(plain), xaxis: "x" + n, yaxis: "y" + n, coloraxis: "coloraxis",
         z: places.map(l => of.means[l].map(v => Number.isFinite(v) ? v > 0 ? Math.log10(Math.max(v, TINY)) : low : null)),
-        customdata: places.map(l => of.means[l].map((v, t) => `step ${word(steps[t])}: ${word(v, 3)}`)),
+        customdata: places.map(l => of.means[l].map((v, t) => `step ${stepWord(steps[t])}: ${word(v, 3)}`)),
         hovertemplate: `${plain(of.recipe)}, %{y}<br>%{customdata}<extra></extra>`,
       });
       figure.layout["xaxis" + n] = axis(line === rows - 1 || i + columns >= found.length ? "step" : "", {domain: x, anchor: "y" + n, showgrid: false});

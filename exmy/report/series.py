@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from exmy.groups import groups
-from exmy.report.packing import Floats, bucketed, packed
+from exmy.report.packing import Floats, bucketed, packed, packed_steps
 from train import lead_time
 from train.study_alarms import study_onset, study_signals
 
@@ -43,18 +43,29 @@ def curves(history: xr.Dataset, runs: xr.Dataset, room: int) -> dict[str, Any]:
     steps = history["step"].values.astype(np.float64)
     recorded = steps <= history["last_step"].values.astype(np.float64)[:, None]
     buckets = int(np.clip(room // (6 * max(1, runs.sizes["run"])), FEWEST, MOST))
+    width = -(-steps.size // buckets)
     content: dict[str, Any] = {
-        "over": _over(steps, -(-steps.size // buckets)),
+        "over": _over(steps, width),
+        "starts": steps[::width].tolist(),
         "last": history["last_step"].values.tolist(),
+        "lost": packed_steps(lost_from(steps, history["train_loss"].transpose("run", "step").values, recorded)),
     }
     for name in OF_THE_LOSS:
         values = np.where(recorded, history[name].transpose("run", "step").values.astype(np.float64), np.nan)
-        middles, found = bucketed(steps, values, buckets)
+        middles, found = bucketed(steps, values, buckets, recorded)
         content[name] = {part: packed(of) for part, of in found.items()}
         if name == "train_loss":
             column = np.clip(np.searchsorted(steps, np.nan_to_num(runs["diverged_step"].values)), 0, steps.size - 1)
             content["loss_at"] = packed(values[np.arange(column.size), column])
     return content | {"steps": middles.tolist(), "span": [float(steps[0]), float(steps[-1])]}
+
+
+def lost_from(steps: Floats, loss: npt.ArrayLike, recorded: npt.NDArray[np.bool_]) -> Floats:
+    """The step from which on no recorded loss of a run is finite; NaN where its last one is. [run, step] -> [run]."""
+    places = np.arange(steps.size)
+    first = 1 + np.where(np.isfinite(loss) & recorded, places, -1).max(axis=1)
+    lost = first <= np.where(recorded, places, -1).max(axis=1)
+    return np.where(lost, steps[np.minimum(first, steps.size - 1)], np.nan)
 
 
 def _over(steps: Floats, width: int) -> str:
@@ -85,7 +96,7 @@ def _signal(name: str, of: xr.DataArray, onset: xr.DataArray, last: xr.DataArray
     content: dict[str, Any] = {
         "name": name, "label": str(of.attrs.get("long_name", name)), "units": str(of.attrs.get("units", "1")),
         "kind": "sharpness" if axis == "probe_step" else "signal",
-        "rang": packed(ring["alarm_step"].values), "lead": packed(ring["lead"].values),
+        "rang": packed_steps(ring["alarm_step"].values), "lead": packed_steps(ring["lead"].values),
         "judged": ring["judged"].values.astype(int).tolist(), "failed": ring["diverged"].values.astype(int).tolist(),
         "worth": {key: ring.attrs[key] for key in ("detected", "false_alarm_rate", "median_lead", "diverged_judged")},
     }  # fmt: skip
