@@ -62,6 +62,15 @@ def contrast(claim: dict[str, Any], column: str) -> pd.Series:
     return (found - of({**claim["where"], **claim["beyond"]}) if "beyond" in claim else found).dropna()
 
 
+def among(claim: dict[str, Any]) -> int:
+    """From how many rates, or pairs of rates, a claim of loss without a rate of its own has them: Bonferroni's number."""
+    if "learning_rate" in claim or claim["statistic"] != "loss":
+        return 1
+    where = claim.get("where", {})
+    meant = [where, *([{**where, **claim["beyond"]}] if "beyond" in claim else [])]
+    return math.prod(chosen(runs(claim["study"]), of)["learning_rate"].nunique() for of in meant)
+
+
 def textbook(claim: dict[str, Any], differences: pd.Series) -> float:
     """A p-value: Student's or McNemar's; of equivalence twice the larger of two one-sided ones, Student's."""
     n = len(differences)
@@ -71,7 +80,7 @@ def textbook(claim: dict[str, Any], differences: pd.Series) -> float:
     if claim["statistic"] == "divergence":
         up, down = int((differences > 0).sum()), int((differences < 0).sum())
         return float(stats.binomtest(up, up + down).pvalue) if up + down else 1.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return min(1.0, among(claim) * float(stats.ttest_1samp(differences, 0.0).pvalue))
 
 
 @cache
@@ -124,7 +133,7 @@ def test_a_claim_has_the_effect_the_interval_and_the_verdict_of_its_pairs(name: 
     assert said == state
     if BY_NAME[name]["statistic"] == "loss":
         low, high = (float(x) for x in re.findall(r"[+-]\d+\.\d+", effect)[1:])
-        half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+        half = stats.t.isf(0.025 / among(BY_NAME[name]), len(differences) - 1) * stats.sem(differences)
         # Where a claim has two looks its interval is a few percent wider; limits have three places.
         assert (high - low) / 2 == pytest.approx(half, rel=0.05, abs=1e-3)
 

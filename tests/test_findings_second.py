@@ -67,9 +67,9 @@ def knows(run: Run, which: str, role: str) -> float:
 
 def second_claims(folder: Path) -> Path:
     made = [
-        ("F4", "fp8", "fp8-hybrid", "higher", 9, 'where = {mlp = "gelu"}'),
-        ("F4-more", "fp8", "fp8-hybrid", "higher", 7, 'where = {mlp = "swiglu"}\nbeyond = {mlp = "gelu"}'),
-        ("R6-lower", "fp8", "fp8-hybrid", "lower", 9, 'where = {mlp = "gelu"}'),
+        ("F4", "fp8", "fp8-hybrid", "higher", 10, 'where = {mlp = "gelu"}'),
+        ("F4-more", "fp8", "fp8-hybrid", "higher", 9, 'where = {mlp = "swiglu"}\nbeyond = {mlp = "gelu"}'),
+        ("R6-lower", "fp8", "fp8-hybrid", "lower", 10, 'where = {mlp = "gelu"}'),
         ("F6-first", "switch", "masked-e8m1", "higher", 8, ""),
     ]
     names = ("name", "study", "recipe", "expect", "look", "more")
@@ -81,7 +81,7 @@ def second_claims(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("second")
-    make_study(folder, "fp8", grid("native-bf16 fp8-hybrid", 9, [RATE, 2 * RATE]) + 'mlp = ["gelu", "swiglu"]', fp8)
+    make_study(folder, "fp8", grid("native-bf16 fp8-hybrid", 10, [RATE, 2 * RATE]) + 'mlp = ["gelu", "swiglu"]', fp8)
     alone = grid("masked-e5m7", 120, [RATE])
     make_study(folder / "whole", "warning", alone, warned, shares=knows, baseline="masked-e5m7")
     (folder / "warning").mkdir()
@@ -108,13 +108,13 @@ def test_each_file_of_claims_is_judged_by_itself(page: str) -> None:
     assert "4 claims, in `studies/claims-second.toml`, have an alpha of their own, 3 %, by Holm" in page
     result = page[page.index("**Our claim, `F4`.**") :].split("**Our result.** ")[1].splitlines()[0]
     assert "+0.100 [" in result
-    assert "97 % interval over all looks, 9 seeds" in result
-    # Of nine pairs with all signs alike 2 / 2^9 of flips are as far; times the file's four claims, and found to some percent.
-    assert 4 * 2 / 2**9 <= float(result.split("Holm p ")[1].split(". ")[0]) < 1.1 * 4 * 2 / 2**9
+    assert "97 % interval over all looks, 10 seeds" in result
+    # Of ten pairs with all signs alike 2 / 2^10 of flips are as far; times two rates and four claims, and found to some percent.
+    assert 8 * 2 / 2**10 <= float(result.split("Holm p ")[1].split(". ")[0]) < 1.1 * 8 * 2 / 2**10
     assert result.startswith("**Supported**")
     more = page[page.index("**Our claim, `F4-more`.**") :].split("**Our result.** ")[1].splitlines()[0]
     assert "+0.200 [" in more
-    assert more.startswith("**Undecided**")  # 2 x 2 / 2^7: between the file's alpha and the other's
+    assert more.startswith("**Undecided**")  # 2 x 4 x 2 / 2^9: between the file's alpha and the other's
     lower = page[page.index("**Our claim, `R6-lower`.**") :].split("**Our result.** ")[1].splitlines()[0]
     assert lower.startswith("**Refuted**")
 
