@@ -101,12 +101,18 @@ def _check_zarr(out: Path) -> None:
 
 
 def _check_netcdf(out: Path) -> None:
-    if not out.exists():
-        return
-    with out.open("rb") as file:
-        start = file.read(4)
-    if start != b"\x89HDF" and not start.startswith(b"CDF"):  # netCDF 4 is HDF5; before that, its own
+    if out.exists() and not (out.is_file() and _starts_as_netcdf(out)):
         raise StudyError(f"{out}: no netCDF file, so --force does not replace it; name another place")
+
+
+def _starts_as_netcdf(file: Path) -> bool:
+    """NetCDF 4 is HDF5; before that, its own. What can't be read is taken for none."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(4)
+    except OSError:
+        return False
+    return start == b"\x89HDF" or start.startswith(b"CDF")
 
 
 def _check_digest(directory: Path, out: Path) -> None:

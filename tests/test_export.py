@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,11 @@ def test_without_zarr_a_line_says_how_to_get_it(
 def test_force_replaces_no_file_that_is_another_thing(directory: Path, tmp_path: Path) -> None:
     """The study's own files, its packs, and notes of the user's."""
     (tmp_path / "notes.txt").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    refused = exported(
+        directory, "--netcdf", tmp_path / "pipe", "--force"
+    )  # without waiting for someone to write into it
+    assert "no netCDF file" in refused.output
     pack = next((directory / "packs").glob("*.nc"))
     for out, said in (
         (directory / "study.toml", "no netCDF file, so --force does not replace it"),

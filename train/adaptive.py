@@ -23,7 +23,7 @@ from train.bisect import nearest
 from train.cells import blocks_of, changed
 from train.durable import atomically
 from train.merge import differences
-from train.named_recipes import named_table
+from train.named_recipes import BF16, named_table
 from train.plan import pick_device
 from train.planned_looks import first_look, next_look
 from train.stable_rates import first_round, next_round
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from train.observer import Observer
 
 Trainer = Callable[[Study], xr.Dataset]
-
-KEPT = "native-bf16"  # of first and last blocks, where a recipe doesn't name it
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +134,7 @@ def _content(study: Study) -> dict[str, Any]:
 def _recipes_of(study: Study) -> set[str]:
     """Every name that may be a recipe's on which a run rests: words of axes, of their tables, and of tables that these name."""
     extra = [value for axes in study.blocks for values in (axes.model_extra or {}).values() for value in values]
-    waiting: list[Any] = [*study.recipes_named, *extra, KEPT]
+    waiting: list[Any] = [*study.recipes_named, *extra, BF16]  # the last of blocks that are kept, where none is named
     used: set[str] = set()
     while waiting:
         name = waiting.pop()
