@@ -319,10 +319,10 @@ def _fates(runs: xr.Dataset, loss: Any, steps: Any, high: float) -> dict[str, tu
 
 
 def _log_axis(axes: Axes) -> None:
-    """A logarithmic axis of y; within one decade with labels at 2 and 5 times its powers of ten too, further apart without."""
+    """A logarithmic axis of y; within two decades with labels at 2 and 5 times its powers of ten too, further apart without."""
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axes.yaxis.set_minor_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(1, 1)))
+    axes.yaxis.set_minor_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(2, 2)))
 
 
 def _band(axes: Axes, x: Any, curves: Any, look: Look, ceiling: float) -> None:
