@@ -21,7 +21,7 @@ from verification.block_calls import Answer, BlockCaller
 from verification.block_oracle import BlockQuestion, quotient
 from verification.block_points import beside_others, block_size
 from verification.calls import decoded
-from verification.elements import interface, not_applicable
+from verification.elements import not_applicable
 from verification.laws import OF_INPUTS, Failure, Flags, Floats, Places, Verdict, is_odd_function, law_of
 from verification.points import INTEGERS
 
@@ -61,7 +61,7 @@ def judge(caller: BlockCaller, question: BlockQuestion, batches: list[Tensor]) -
     every = [judged(caller, question, batch, dtype) for batch in batches]
     count = sum(int(j.answered.sum()) * j.x.shape[1] for j in every)
     wrong = sum(int(np.any(list(j.broken.values()), axis=0).sum()) for j in every)
-    found = [interface(caller, count)]
+    found: list[Verdict] = []
     for law in ("scale_rule", "scale_then_quantise", "zero_block", *OF_ELEMENTS, "on_grid"):
         found.append(_verdict(caller, question, law, every, batches))
     found.append(_idempotent(caller, question, every, batches))
@@ -277,8 +277,10 @@ def _nan(caller: BlockCaller, question: BlockQuestion, dtype: torch.dtype) -> Ve
     place = beside_others(question.f)
     block[0, place] = torch.nan
     answer = caller.answer(block)
+    if caller.unanswered.any():
+        return not_applicable("nan", "no answer, as the interface says")
     got = float(answer.values[0, place])
-    if np.isnan(got) and not caller.unanswered.any():
+    if np.isnan(got):
         return Verdict("nan", "pass", 1, 0)
     values = tuple(float(v) for v in block[0].tolist())
     return Verdict(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from verification import oracle
 from verification.calls import Caller
-from verification.elements import failures, interface, not_applicable
+from verification.elements import failures, not_applicable
 from verification.laws import Failure, Flags, Floats, Places, Verdict, decision_point, off_grid
 from verification.points import INTEGERS
 from verification.question import Question, smallest_normal
@@ -46,7 +46,6 @@ def judge_chance(
     stray = sum(int(wrong.sum()) for wrong in outside)
     if points:
         found = [
-            interface(caller, count),
             _first("rounding", count, stray, inputs, seen, outside, points, question),
             _grid(question, inputs, seen, count),
             *stays,
@@ -54,7 +53,7 @@ def judge_chance(
         ]
     else:  # the input's dtype has nothing that would have to be rounded
         count = sum(verdict.checked for verdict in stays)
-        found = [interface(caller, count), *stays]
+        found = list(stays)
         found += [not_applicable(law, NOTHING_BETWEEN) for law in ("rounding", "on_grid", "unbiased")]
     judged = {verdict.law for verdict in found}
     found += [not_applicable(law) for law in ("ties", "subnormals", "overflow_point", "single_rounding", "monotone",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from formats import ElementFormat, GridFormat
 from verification.calls import Caller, decoded
-from verification.elements import interface, not_applicable
+from verification.elements import not_applicable
 from verification.laws import OF_INPUTS, Failure, Places, Verdict
 from verification.points import INTEGERS
 from verification.question import smallest_normal
@@ -34,7 +34,8 @@ def judge_decoder(caller: Caller, f: ElementFormat) -> tuple[int, list[Verdict]]
         "nan": right.isnan(), "infinity": right.isinf(), "signed_zero": right == 0, "subnormals": magnitude < normal,
         "round_trip": torch.ones_like(same),
     }  # fmt: skip
-    verdicts, taken = [interface(caller, len(codes))], torch.zeros_like(same)
+    verdicts: list[Verdict] = []
+    taken = torch.zeros_like(same)
     for law, applies in law_of.items():
         mine = applies & ~taken if law != "round_trip" else applies
         taken |= applies if law != "round_trip" else taken

@@ -204,8 +204,8 @@ def _elements(
         laws = [with_all(verdict, swept, question, checked) for verdict in laws]
         more = {w.input_bits: w for w in (*listed, *(w for _, w in swept.values() if w))}
         listed = tuple(sorted(more.values(), key=size))[:MAX_LISTED]
-    laws = [interface(caller, checked), *(verdict for verdict in laws if verdict.law != "interface")]
-    return _Outcome(checked, count, listed, _all(laws), judged, conventions._asdict(), level, PROVES[level])
+    laws = _all(caller, checked, laws)
+    return _Outcome(checked, count, listed, laws, judged, conventions._asdict(), level, PROVES[level])
 
 
 def _chance(
@@ -214,16 +214,18 @@ def _chance(
 ) -> _Outcome:  # fmt: skip
     level = strongest_level(question.f, level, dtype, STOCHASTIC)  # it may have been found to be stochastic
     checked, laws = judge_chance(caller, question, dtype, level, bias)
+    laws = _all(caller, checked, laws)
     listed = tuple(verdict.smallest for verdict in laws if verdict.smallest)
     count = sum(verdict.failed for verdict in laws if verdict.law in ("rounding", "idempotent", "nan", "infinity"))
-    return _Outcome(checked, count, listed, _all(laws), judged, conventions._asdict(), level, PROVES_OF_CHANCE[level])
+    return _Outcome(checked, count, listed, laws, judged, conventions._asdict(), level, PROVES_OF_CHANCE[level])
 
 
 def _decoder(caller: Caller, f: ElementFormat, asked: dict[str, str], level: str) -> _Outcome:
     checked, laws = judge_decoder(caller, f)
+    laws = _all(caller, checked, laws)
     listed = tuple(verdict.smallest for verdict in laws if verdict.smallest)
     count = sum(verdict.failed for verdict in laws if verdict.law == "round_trip")
-    return _Outcome(checked, count, listed, _all(laws), asked, {}, level, PROVES_OF_DECODERS[level])
+    return _Outcome(checked, count, listed, laws, asked, {}, level, PROVES_OF_DECODERS[level])
 
 
 def _blocks(
@@ -239,12 +241,14 @@ def _blocks(
     if level == "quick":
         batches += searched_blocks(caller, question, dtype)
     checked, count, laws = judge(caller, question, batches)
+    laws = _all(caller, checked, laws)
     listed = tuple(verdict.smallest for verdict in laws if verdict.smallest)
-    return _Outcome(checked, count, listed, _all(laws), judged, conventions._asdict(), level, PROVES_OF_BLOCKS[level])
+    return _Outcome(checked, count, listed, laws, judged, conventions._asdict(), level, PROVES_OF_BLOCKS[level])
 
 
-def _all(laws: list[Verdict]) -> list[Verdict]:
-    """With the laws that there was nothing to say of."""
+def _all(caller: Caller, checked: int, laws: list[Verdict]) -> list[Verdict]:
+    """With `interface`, once nothing is called any more, and the laws that there was nothing to say of."""
+    laws = [interface(caller, checked), *laws]
     named = {verdict.law for verdict in laws}
     return [*laws, *(not_applicable(law) for law in LAWS if law not in named)]
 

@@ -158,6 +158,11 @@ def test_what_becomes_of_nan_and_infinity_is_told() -> None:
     assert refused.passed
     assert (refused.conventions["nan"], refused.conventions["infinity"]) == ("raises", "raises")
 
+    of_nan = verify(refuses, "mxfp8_e4m3fn")
+    assert not of_nan.passed
+    assert "finite numbers only" in of_nan.law("interface").note
+    assert of_nan.law("nan").verdict == "not applicable"  # it was: got nan, expected nan
+
 
 def test_a_counterexample_is_the_simplest_block() -> None:
     """Two elements are enough to show that the last is left out of amax: it, and nothing but zeros."""

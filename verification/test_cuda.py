@@ -31,9 +31,20 @@ LONG_ELEMENTS = ["nf4@block64", "int8q7@row"]  # rounded once to narrow inputs, 
     "name", ["mxfp4", "mxfp8_e4m3fn:rceil", "nvfp4", "e4m3fn@row", "e4m3fn@tile4x8", *ALL_BELOW_ONE, *LONG_ELEMENTS]
 )
 def test_scaled_formats_keep_every_law_on_a_gpu(name: str) -> None:
-    assert verify(lambda x: quantize_scaled(x, name), name, device="cuda").passed
     torch._dynamo.reset()
-    assert verify(torch.compile(lambda x: quantize_scaled(x, name), dynamic=True), name, device="cuda").passed
+    compiled = torch.compile(lambda x: quantize_scaled(x, name), dynamic=True)
+    for quantizer in (lambda x: quantize_scaled(x, name), compiled):
+        report = verify(quantizer, name, device="cuda")
+        assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("shape", [(32,), (1, 32), (1, 64), (3, 64)])
+def test_one_block_alone_is_compiled_for_many_sizes(shape: tuple[int, ...]) -> None:
+    """Inductor of torch 2.11 found no loop for one of (32,) and (1, 32), and raised."""
+    torch._dynamo.reset()
+    x = torch.randn(shape, device="cuda")
+    compiled = torch.compile(lambda x: quantize_scaled(x, "mxfp4"), dynamic=True)
+    assert torch.equal(compiled(x), quantize_scaled(x, "mxfp4"))
 
 
 def test_a_wrong_kernel_is_caught_on_a_gpu() -> None:
