@@ -27,7 +27,7 @@ NAMES = ("mantissa", "conditions", "exponent", "rounding", "scaling", "seeds", "
 RUNS = {
     "mantissa": 3680, "conditions": 2016, "exponent": 2376, "rounding": 1536, "scaling": 960, "seeds": 1920, "size": 1260,
     "fp8": 1952, "hardware": 352, "switch": 2112, "layers": 1088, "data": 1512, "schedules": 1860, "optimizer": 1682,
-    "warning": 896, "warning-english": 384, "warning-6x256": 384, "curvature": 128,
+    "warning": 896, "warning-english": 384, "warning-6x256": 384, "curvature": 128, "llama-120m": 16,
 }  # fmt: skip
 
 

@@ -211,8 +211,27 @@ def _alarms(of: Ranked) -> Iterator[str]:
         )
 
 
+def _too_few_seeds(evidence: Evidence, rates: Rates) -> Iterator[str]:
+    """What each recipe costs and how many of its runs fail, the dearest last, where no verdict may rest on it."""
+    rows = [row for _, row, _ in condition_rows(evidence)]
+    costs: dict[str, list[float]] = {}
+    fails: dict[str, list[str]] = {}
+    for rate, row in itertools.product(rates, rows):
+        if math.isclose(row.learning_rate, rate):
+            costs.setdefault(row.recipe, []).append(row.validation.difference.mean)
+            k, n = failed(evidence.parts[0], row.recipe, rate)
+            fails.setdefault(row.recipe, []).append(f"{k}/{n}")
+    pairs = max(len(row.validation.differences) for row in rows)
+    each = "; ".join(
+        f"`{recipe}` {', '.join(map(signed, costs[recipe]))} ({', '.join(fails[recipe])} failed)"
+        for recipe in sorted(costs, key=lambda one: max(costs[one]))
+    )
+    where = f"at {_listed(rates)}, means of {pairs} pairs"
+    yield f"Validation losses above `{evidence.baseline}`'s {where}, described and not judged: {each}."
+
+
 Says = Callable[[Evidence, Rates], Iterator[str]]
 SHORT: Mapping[str, Says] = {
     "fp8": _costs, "hardware": _hardware, "switch": _switch, "layers": _layers, "data": _data,
-    "schedules": _data, "optimizer": _optimizer,
+    "schedules": _data, "optimizer": _optimizer, "llama-120m": _too_few_seeds,
 }  # fmt: skip
