@@ -60,7 +60,7 @@ class IntegerFormat(ElementFormat):
     def decode_exact(self, code: int) -> Fraction:
         """One code's value in rationals."""
         self._check_code(code)
-        return (code - (1 << self.width if code >> (self.width - 1) else 0)) * self.quantum
+        return Fraction(code - (1 << self.width if code >> (self.width - 1) else 0), 1 << self.fraction_bits)
 
     def interval(self, x: Fraction) -> Interval:
         """The multiples of 2^-F around x, without end."""
@@ -78,5 +78,5 @@ class IntegerFormat(ElementFormat):
         """Whether every finite value of `other` is one of this format's."""
         if other.bits > MAX_BITS or not self.lowest <= other.lowest <= other.largest <= self.largest:
             return False
-        values = (Fraction(other.decode_exact(int(code))) for code in other.finite_codes)
-        return all(value % self.quantum == 0 for value in values)
+        values = (Fraction(other.decode_exact(code)) for code in other.finite_codes.tolist())
+        return all(self.quantum.denominator % value.denominator == 0 for value in values)

@@ -220,15 +220,21 @@ def _key_from(threshold: Fraction, included: bool, is_double: bool) -> int:
     kind, integer = (np.float64, np.int64) if is_double else (np.float32, np.int32)
     with np.errstate(over="ignore"):
         near = kind(float(threshold))
-    while Fraction(float(near)) > threshold:
+    while _side(float(near), threshold) > 0:
         near = np.nextafter(near, kind(-np.inf))
-    while Fraction(float(near)) < threshold or (Fraction(float(near)) == threshold and not included):
+    while (side := _side(float(near), threshold)) < 0 or (not side and not included):
         near = np.nextafter(near, kind(np.inf))
     if near == 0:
         # Both zeros are one number: the key of -0 is the lower of the two.
         return -1
     bits = int(near.view(integer))
     return bits if bits >= 0 else bits ^ int(np.iinfo(integer).max)
+
+
+def _side(x: float, threshold: Fraction) -> int:
+    """Of the sign of x - threshold."""
+    numerator, denominator = x.as_integer_ratio()
+    return numerator * threshold.denominator - threshold.numerator * denominator
 
 
 def _widest_pair(f: GridFormat) -> int:

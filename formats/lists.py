@@ -71,9 +71,9 @@ class GridFormat(ElementFormat):
     unbounded = False
 
     def __post_init__(self) -> None:
-        exact = tuple(Fraction(v) for v in self.values)
+        exact = tuple(map(_exact, self.values))
         codes = tuple(self.codes) or tuple(range(len(exact)))
-        dividers = tuple(Fraction(v) for v in self.dividers) or tuple((a + b) / 2 for a, b in pairwise(exact))
+        dividers = tuple(map(_exact, self.dividers)) or tuple((a + b) / 2 for a, b in pairwise(exact))
         object.__setattr__(self, "values", exact)
         object.__setattr__(self, "codes", codes)
         object.__setattr__(self, "dividers", dividers)
@@ -171,6 +171,10 @@ class GridFormat(ElementFormat):
         return all(Fraction(other.decode_exact(int(code))) in mine for code in other.finite_codes)
 
 
+def _exact(value: float | int | Fraction) -> Fraction:
+    return value if type(value) is Fraction else Fraction(value)
+
+
 def grid_format(name: str, values: Iterable[float | int | Fraction]) -> GridFormat:
     """A format of one's own from any numbers, in any order; their codes are their places, ascending from 0."""
     return GridFormat(name, tuple(sorted({Fraction(value) for value in values})))
@@ -203,8 +207,9 @@ def _posit_value(code: int, bits: int) -> Fraction:
     rest = digits[run + 1 :]
     exponent = int(rest[:2].ljust(2, "0"), 2)
     fraction = rest[2:]
-    significand = 1 + (Fraction(int(fraction, 2), 2 ** len(fraction)) if fraction else 0)
-    return significand * Fraction(2) ** (4 * regime + exponent)
+    significand = int("1" + fraction, 2)
+    scale = 4 * regime + exponent - len(fraction)
+    return Fraction(significand << scale if scale > 0 else significand, 1 << max(0, -scale))
 
 
 def lns(bits: int, fraction_bits: int) -> GridFormat:

@@ -365,13 +365,24 @@ class FloatFormat(ElementFormat):
         largest.
         """
         if not isinstance(other, FloatFormat):
-            lowest, largest = self.lowest, self.largest
-            values = (Fraction(other.decode_exact(int(code))) for code in other.finite_codes)
-            return all(lowest <= v <= largest and bool(self.interval(v).low == v or not v) for v in values)
+            if not self.lowest <= other.lowest <= other.largest <= self.largest:
+                return False
+            return all(self._has(Fraction(other.decode_exact(code))) for code in other.finite_codes.tolist())
         if (other.signed and not self.signed) or (other.zero and not self.zero):
             return False
         fine = other._finest >= self._finest if self._gradual else other.smallest >= self.smallest
         return other._longest_odd <= self.mantissa_bits + 1 and fine and other.largest <= self.largest
+
+    def _has(self, value: Fraction) -> bool:
+        """Whether it is a value of the format, or would be one if that had no ends: 0, or n * 2^q as `holds` says."""
+        n, d = abs(value.numerator), value.denominator
+        if not n or d & (d - 1):
+            return not n
+        shift = d.bit_length() - 1
+        leading, last = n.bit_length() - 1 - shift, (n & -n).bit_length() - 1 - shift
+        if leading <= self.emin and not self._gradual and abs(value) < self.smallest:
+            return False
+        return last >= max(leading, self.emin) - self.mantissa_bits
 
     @property
     def shares_programs(self) -> bool:

@@ -10,6 +10,8 @@ What becomes of values beyond the ends is a table of its own, written from OCP O
 of P3109 4.0, 4.7.5.
 """
 
+from contextlib import nullcontext
+from fractions import Fraction
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -34,9 +36,10 @@ def value(f: ElementFormat, code: int) -> mpmath.mpf:
         signed = code - 2**f.width if code >= 2 ** (f.width - 1) else code
         return mpmath.mpf(signed) / 2**f.fraction_bits
     if isinstance(f, GridFormat):
-        listed = f.values[f.codes.index(code)]
+        if code not in _places(f):
+            raise ValueError(f"{f.name}: no value has code {code}")
         with mpmath.workprec(400):
-            return mpmath.mpf(listed.numerator) / listed.denominator
+            return _ratio(f.values[_places(f)[code]])
     assert isinstance(f, FloatFormat)
     width = f.exponent_bits + f.mantissa_bits
     magnitude, sign = code % 2**width, -1 if f.signed and code >= 2**width else 1
@@ -61,16 +64,31 @@ def value(f: ElementFormat, code: int) -> mpmath.mpf:
     return sign * _finite(f, magnitude)
 
 
+@cache
+def _places(f: GridFormat) -> dict[int, int]:
+    """Where in the list each code's value is."""
+    return {code: place for place, code in enumerate(f.codes)}
+
+
+def _ratio(number: Fraction) -> mpmath.mpf:
+    return mpmath.mpf(number.numerator) / number.denominator
+
+
 def _finite(f: FloatFormat, magnitude: int) -> mpmath.mpf:
     """The value of a magnitude code as if none were special, and as if fields went on for ever."""
     field, mantissa = divmod(magnitude, 2**f.mantissa_bits)
-    with mpmath.workprec(100):
+    with nullcontext() if mpmath.mp.prec >= 100 else mpmath.workprec(100):
         fraction = mpmath.mpf(mantissa) / 2**f.mantissa_bits
         if f.zero and magnitude == 0:
             return mpmath.mpf(0)
         if f.subnormals and f.zero and field == 0:
-            return fraction * mpmath.mpf(2) ** (1 - f.bias)
-        return (1 + fraction) * mpmath.mpf(2) ** (field - f.bias)
+            return fraction * _power(1 - f.bias)
+        return (1 + fraction) * _power(field - f.bias)
+
+
+@cache
+def _power(exponent: int) -> mpmath.mpf:
+    return mpmath.mpf(2) ** exponent
 
 
 class Table(NamedTuple):
@@ -97,14 +115,20 @@ def table(f: ElementFormat) -> Table:
         return _table([mpmath.mpf(k) / 2**f.fraction_bits for k in range(-half - 1, half + 1)], first_is_odd=True)
     assert isinstance(f, FloatFormat)
     sign_bit = 2 ** (f.exponent_bits + f.mantissa_bits)
-    positive = [value(f, code) for code in range(sign_bit)]
-    finite = [v for v in positive if mpmath.isfinite(v)]
-    finite.append(_finite(f, len(finite)))
+    with mpmath.workprec(100):
+        positive = [value(f, code) for code in range(sign_bit)]
+        finite = [v for v in positive if mpmath.isfinite(v)]
+        finite.append(_finite(f, len(finite)))
     if not f.zero:
         # Below the smallest value there is none: what lies there rounds to it, and a negative number is beyond.
         return _table([finite[0] - 1, *finite], first_is_odd=True)
-    negative = [-v for v in finite[:0:-1]] if f.signed else [-finite[1]]
-    return _table([*negative, *finite], first_is_odd=len(negative) % 2 == 1)
+    if not f.signed:
+        return _table([-finite[1], *finite], first_is_odd=True)
+    half = _table(finite, first_is_odd=False)
+    both = (np.concatenate([-half.entries[:0:-1], half.entries]), np.concatenate([-half.middles[::-1], half.middles]))
+    for array in both:
+        array.setflags(write=False)  # it is shared through the cache
+    return Table(*both, np.concatenate([half.is_odd[:0:-1], half.is_odd]), phantoms=True)
 
 
 def _table(values: list[mpmath.mpf], *, first_is_odd: bool) -> Table:
@@ -119,9 +143,9 @@ def _table(values: list[mpmath.mpf], *, first_is_odd: bool) -> Table:
 
 def _listed(f: GridFormat) -> Table:
     with mpmath.workprec(400):
-        dividers = [mpmath.mpf(d.numerator) / d.denominator for d in f.dividers]
+        entries, dividers = [_ratio(v) for v in f.values], [_ratio(d) for d in f.dividers]
     return Table(
-        _exactly([value(f, code) for code in f.codes]),
+        _exactly(entries),
         _exactly(dividers, strictly=False),
         np.array([code % 2 == 1 for code in f.codes]),
         phantoms=False,
@@ -130,8 +154,9 @@ def _listed(f: GridFormat) -> Table:
 
 def _exactly(values: list[mpmath.mpf], *, strictly: bool = True) -> Floats:
     with mpmath.workprec(400):
-        array = np.array([float(v) for v in values], np.float64)
-        inexact = any(v != float(v) for v in values)
+        floats = [float(v) for v in values]
+        inexact = any(v != near for v, near in zip(values, floats, strict=True))
+    array = np.array(floats, np.float64)
     with np.errstate(invalid="ignore"):
         steps = np.diff(array)
     if inexact or np.any(steps <= 0 if strictly else steps < 0):
