@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -286,12 +286,12 @@ class FloatFormat(ElementFormat):
         """Exponent of the largest finite number, written 1.m × 2^e."""
         return (self.max_code >> self.mantissa_bits) - self.bias
 
-    @property
+    @cached_property
     def largest(self) -> Fraction:
         """The largest finite value, exact."""
         return Fraction(self.decode_exact(self.max_code))
 
-    @property
+    @cached_property
     def lowest(self) -> Fraction:
         """The lowest finite value, exact: -largest, or unsigned the smallest there is."""
         return -self.largest if self.signed else Fraction(self.decode_exact(0))
@@ -306,7 +306,7 @@ class FloatFormat(ElementFormat):
         """The smallest positive value: 2^(emin - M) where there are subnormals; with M = 0 it is the smallest normal."""
         return self._as_float(self.smallest)
 
-    @property
+    @cached_property
     def smallest(self) -> Fraction:
         """The smallest positive value, exact."""
         return Fraction(self.decode_exact(1 if self.zero else 0))
@@ -335,8 +335,8 @@ class FloatFormat(ElementFormat):
             return -0.0 if self.has_negative_zero else float("nan")
         k, m = divmod(magnitude, 1 << self.mantissa_bits)
         if self.zero and (not magnitude or (self.subnormals and not k)):
-            return sign * Fraction(m, 1 << self.mantissa_bits) * Fraction(2) ** (1 - self.bias)
-        return sign * (1 + Fraction(m, 1 << self.mantissa_bits)) * Fraction(2) ** (k - self.bias)
+            return sign * m * two_to(1 - self.bias - self.mantissa_bits)
+        return sign * (m + (1 << self.mantissa_bits)) * two_to(k - self.bias - self.mantissa_bits)
 
     def interval(self, x: Fraction) -> Interval:
         """The neighbours around x, with an exponent that has no upper end; negative ones too, as if there were a sign."""
@@ -346,7 +346,7 @@ class FloatFormat(ElementFormat):
             low, high, even = Fraction(0) if self.zero else self.smallest, self.smallest, True
         else:
             binade = max(exponent_of(magnitude), self.emin)
-            quantum = Fraction(2) ** (binade - self.mantissa_bits)
+            quantum = two_to(binade - self.mantissa_bits)
             steps = magnitude // quantum
             low, high = steps * quantum, (steps + 1) * quantum
             # In each binade from emin on codes go up by 2^M; without subnormals emin's own binade begins with code 0.
@@ -457,7 +457,13 @@ def exponent_of(x: Fraction) -> int:
     if not x:
         return -(1 << 20)
     guess = x.numerator.bit_length() - x.denominator.bit_length()
-    return guess if x >= Fraction(2) ** guess else guess - 1
+    return guess if x >= two_to(guess) else guess - 1
+
+
+@lru_cache(maxsize=4096)
+def two_to(exponent: int) -> Fraction:
+    """2^exponent."""
+    return Fraction(2) ** exponent
 
 
 def describe(value: Fraction) -> str:
