@@ -138,7 +138,13 @@ def test_every_code_decodes_in_every_dtype_that_holds_the_format(name: str) -> N
     assert decode(torch.from_numpy(given_codes), name).dtype == default
 
 
-@pytest.mark.parametrize("name", ["e4m3fn", "bf16", "fp32", "e8m0fnu", "int8q6", "nf4", "e4m3-nosub", "e8m9fn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "e4m3fn", "e8m0fnu", "int8q6", "nf4", "e4m3-nosub", "e8m9fn",
+        *(pytest.param(name, marks=pytest.mark.proof) for name in ("bf16", "fp32")),
+    ],
+)  # fmt: skip
 def test_compiled_whole_they_give_the_same_codes_and_values(name: str) -> None:
     torch._dynamo.reset()
     x = torch.from_numpy(samples(element_format(name), count=300)).float()

@@ -1,6 +1,8 @@
 """Every code of every format decodes to what mpmath computes from the definition, and encodes back."""
 
+from collections.abc import Iterable
 from fractions import Fraction
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -23,12 +25,16 @@ from verification import oracle
 from verification.strategies import doubles_beside, formats
 from verification.test_conditional import EVERY, FP64, IN_CI
 
-IN_CI_AND_FP64 = [f for f in IN_CI if FP64.holds(f)]
+HELD = [f for f in EVERY if not isinstance(f, FloatFormat) or FP64.holds(f)]
 
 
-@pytest.mark.parametrize(
-    "f", [f for f in IN_CI_AND_FP64 if f.bits <= 13 or f.name in ("bf16", "fp16", "int16")], ids=str
-)
+def cases(formats: Iterable[ElementFormat]) -> list[Any]:
+    """These formats, those that are not in CI as proofs."""
+    in_ci = set(IN_CI)
+    return [f if f in in_ci else pytest.param(f, marks=pytest.mark.proof) for f in formats]
+
+
+@pytest.mark.parametrize("f", cases(f for f in HELD if f.bits <= 13 or f.name in ("bf16", "fp16", "int16")), ids=str)
 def test_every_code_decodes_to_its_definition(f: ElementFormat) -> None:
     decoded = f.decode(np.arange(2**f.bits)) if not isinstance(f, GridFormat) else f.decode(f.finite_codes)
     codes = range(2**f.bits) if not isinstance(f, GridFormat) else f.finite_codes.tolist()
@@ -40,7 +46,7 @@ def test_every_code_decodes_to_its_definition(f: ElementFormat) -> None:
         assert np.signbit(decoded[zero]).tolist() == ([False, True] if f.has_negative_zero else [False])
 
 
-@pytest.mark.parametrize("f", IN_CI_AND_FP64, ids=str)
+@pytest.mark.parametrize("f", cases(HELD), ids=str)
 def test_grid_is_every_finite_value_once(f: ElementFormat) -> None:
     grid = f.grid()
     np.testing.assert_array_equal(grid, oracle.finite_values(f))
@@ -48,7 +54,7 @@ def test_grid_is_every_finite_value_once(f: ElementFormat) -> None:
     assert (f.min, f.max) == (grid[0], grid[-1])
 
 
-@pytest.mark.parametrize("f", IN_CI_AND_FP64, ids=str)
+@pytest.mark.parametrize("f", cases(HELD), ids=str)
 def test_encode_undoes_decode(f: ElementFormat) -> None:
     codes = np.arange(2**f.bits) if not isinstance(f, GridFormat) else f.finite_codes
     values = f.decode(codes)

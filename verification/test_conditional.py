@@ -5,7 +5,9 @@ The expectations are the oracle's, from mpmath. Level: conditional.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -39,16 +41,19 @@ def listed() -> list[ElementFormat]:
 
 
 def in_ci(f: ElementFormat) -> bool:
-    """Whether `make test` takes the format: of P3109's wide ones a few precisions, since each takes a second to list.
+    """Whether `make test` takes the format: of those of more than 12 bits, which take a second to list, two widths alone.
 
-    Of other wide ones all but those of 15 bits, which take ten; `make verify` takes every one, at every point.
+    Of these a few of each kind: P3109's shortest and longest precisions, splits of exponent and mantissa with every suffix,
+    integers and posits. `make verify` takes every one, at every point.
     """
-    if f.name in ("posit15", "int15"):
-        return False
-    if f.bits <= 12 or not f.name.startswith("binary"):
+    if f.bits <= 12 or f.name in ("int13", "int16", "posit13", "posit16"):
         return True
-    precision = int(f.name.split("p")[1][:-2])
-    return precision in (1, 2, 8, f.bits - 1) and f.bits in (13, 16)
+    if not isinstance(f, FloatFormat) or f.bits not in (13, 16):
+        return False
+    if f.name.startswith("binary"):
+        ends = f.name in ("binary16p1se", "binary16p15uf")
+        return ends or f.mantissa_bits + 1 in ((1, 2, 8, 12) if f.bits == 13 else (8,))
+    return f.exponent_bits in ((2, 5, 8) if f.bits == 13 else (5, 8))
 
 
 def held(f: ElementFormat, carrier: FloatFormat) -> bool:
@@ -58,8 +63,6 @@ def held(f: ElementFormat, carrier: FloatFormat) -> bool:
 
 EVERY = listed()
 IN_CI = [f for f in EVERY if in_ci(f)]
-IN_FP32 = [f for f in IN_CI if isinstance(f, FloatFormat) and FP32.holds(f)]
-PLAIN = [f for f in IN_FP32 if f.shares_programs]
 AT_MOST = 300
 needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
@@ -97,49 +100,77 @@ def test_every_mode_is_right_at_every_decision_point(f: ElementFormat) -> None:
             check_every_mode(f, dtype, None)
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("name", ["tf32", "e4m3fn", "e5m2", "bf16", "e8m0fnu", "int8", "nf4", "posit8"])
+def to_prove(cases: Iterable[tuple[str, str]], in_ci: Container[tuple[str, str]]) -> list[Any]:
+    """The cases, those that are not in CI being longer proofs."""
+    return [case if case in in_ci else pytest.param(*case, marks=pytest.mark.proof) for case in cases]
+
+
+NARROW_AND_BF16 = ["e4m3fn", "e5m2", "bf16", "e8m0fnu", "int8", "nf4", "posit8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rounding"),
+    [
+        *product(NARROW_AND_BF16, ROUNDINGS),
+        *to_prove(product(["tf32"], ROUNDINGS), [("tf32", "nearest_even")]),  # of 2^19 values
+    ],
+)
 def test_verify_says_so(name: str, rounding: str) -> None:
     report = verify(lambda x: quantize(x, name, rounding), name, rounding)
     report.raise_for_failures()
 
 
+@pytest.mark.parametrize("formats", [IN_CI, pytest.param(EVERY, marks=pytest.mark.proof)], ids=["in_ci", "every"])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_one_batch_of_all_formats(rounding: str) -> None:
-    check_mixed(rounding, "cpu", compiled=False)
+def test_one_batch_of_all_formats(rounding: str, formats: list[ElementFormat]) -> None:
+    check_mixed(rounding, "cpu", compiled=False, among=formats)
 
 
 @needs_compiler
+@pytest.mark.parametrize("formats", [IN_CI, pytest.param(EVERY, marks=pytest.mark.proof)], ids=["in_ci", "every"])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_one_compiled_program_for_all_formats(rounding: str) -> None:
-    check_mixed(rounding, "cpu", compiled=True)
+def test_one_compiled_program_for_all_formats(rounding: str, formats: list[ElementFormat]) -> None:
+    check_mixed(rounding, "cpu", compiled=True, among=formats)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_cuda)])
 def test_all_formats_on_a_gpu(rounding: str, device: str, compiled: bool) -> None:
-    check_mixed(rounding, device, compiled=compiled)
+    check_mixed(rounding, device, compiled=compiled, among=IN_CI)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=needs_compiler), pytest.param("cuda", marks=needs_cuda)])
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("name", ["e4m3fn", "e8m0fn", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "rounding"),
+    to_prove(
+        product(["e4m3fn", "e8m0fn", "bf16"], ROUNDINGS),
+        {
+            ("e4m3fn", "nearest_even"),
+            ("e4m3fn", "to_odd"),
+            ("e8m0fn", "toward_positive"),
+            ("e8m0fn", "toward_negative"),
+            ("bf16", "toward_zero"),
+            ("bf16", "nearest_away"),
+        },
+    ),
+)
 def test_compiled_with_constants(name: str, rounding: str, device: str) -> None:
     torch._dynamo.reset()
     program = torch.compile(lambda x: quantize(x, name, rounding), fullgraph=True)
     verify(lambda x: program(x.to(device)), name, rounding).raise_for_failures()
 
 
-def check_mixed(rounding: str, device: str, compiled: bool, at_most: int | None = AT_MOST) -> None:
+def check_mixed(rounding: str, device: str, compiled: bool, among: list[ElementFormat]) -> None:
     """One program, eight formats in the rows of every batch; all inputs of all formats pass through it."""
+    plain = [f for f in among if isinstance(f, FloatFormat) and FP32.holds(f) and f.shares_programs]
     torch._dynamo.reset()
     program = torch.compile(quantize, fullgraph=True, dynamic=False) if compiled else quantize
-    by_size = sorted(PLAIN, key=lambda f: f.max_code)
+    by_size = sorted(plain, key=lambda f: f.max_code)
     for start in range(0, len(by_size), 8):
         formats = (by_size[start:] + by_size[:8])[:8]
         parameters = format_parameters(formats, ndim=2, device=device)
-        inputs = [decision_inputs(f, torch.float32, at_most) for f in formats]
+        inputs = [decision_inputs(f, torch.float32, AT_MOST) for f in formats]
         outputs = [program(batch.to(device), parameters, rounding).cpu() for batch in rows_in_batches(inputs)]
         for f, x, got in zip(formats, inputs, torch.cat(outputs, dim=1), strict=True):
             assert not len(find_wrong(Question(f, rounding), x, got[: len(x)])), f
@@ -160,10 +191,13 @@ def test_a_program_follows_its_format_and_rounding() -> None:
     torch._dynamo.reset()
     program = torch.compile(quantize, fullgraph=True)
     x = decision_inputs(float_format("e3m2"), torch.float32)
-    for f in ("e4m3fn", float_format("e5m2"), float_format("e3m2f"), float_format("e5m2")):
-        for rounding in ("nearest_even", "toward_zero"):
-            same = program(x, f, rounding).view(torch.int32) == quantize(x, f, rounding).view(torch.int32)
-            assert same.all(), (f, rounding)
+    e5m2, e3m2f = float_format("e5m2"), float_format("e3m2f")
+    for f, rounding in (
+        ("e4m3fn", "nearest_even"), ("e4m3fn", "toward_zero"), (e5m2, "toward_zero"), (e3m2f, "nearest_even"),
+        (e5m2, "toward_zero"), ("e4m3fn", "nearest_even"),
+    ):  # fmt: skip
+        same = program(x, f, rounding).view(torch.int32) == quantize(x, f, rounding).view(torch.int32)
+        assert same.all(), (f, rounding)
 
 
 def test_nan_keeps_its_bits_and_inputs_are_left_alone() -> None:
