@@ -12,6 +12,7 @@ that the random number picks between them, in FP64, where both sides are exact: 
 are not is refused.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -200,43 +201,52 @@ def _entries(f: GridFormat, mode: Rounding, is_double: bool) -> tuple[int, int, 
 
 def _steps(f: GridFormat, mode: Rounding, is_double: bool) -> Integers:
     """For each value but the first, the key of the smallest number of the carrier that rounds to it or beyond."""
-    steps = []
-    for place, (low, high, divider) in enumerate(zip(f.values, f.values[1:], f.dividers, strict=False)):
-        upper_is_even = f.codes[place + 1] % 2 == 0
-        if mode in (Rounding.NEAREST_EVEN, Rounding.NEAREST_AWAY):
-            threshold = divider
-            included = upper_is_even if mode is Rounding.NEAREST_EVEN else divider > 0
-        else:
-            up = mode is Rounding.TOWARD_POSITIVE or (mode is Rounding.TOWARD_ZERO and high <= 0)
-            threshold, included = (low, False) if up else (high, True)
+    if mode in (Rounding.NEAREST_EVEN, Rounding.NEAREST_AWAY):
+        thresholds, lows, highs = f.dividers, f.values, f.values[1:]
+        at = (
+            (np.array(f.codes[1:]) % 2 == 0) if mode is Rounding.NEAREST_EVEN else np.array([d > 0 for d in thresholds])
+        )
         # Values themselves stay, wherever the divider is.
-        included = (included and threshold != low) or threshold == high
-        steps.append(_key_from(threshold, included, is_double))
-    return np.array(steps, np.int64)
+        at &= np.array([divider != low for divider, low in zip(thresholds, lows, strict=False)])
+        at |= np.array([divider == high for divider, high in zip(thresholds, highs, strict=True)])
+        return _keys_from(thresholds, at, is_double)
+    pairs = list(pairwise(f.values))
+    up = [mode is Rounding.TOWARD_POSITIVE or (mode is Rounding.TOWARD_ZERO and high <= 0) for _, high in pairs]
+    thresholds = tuple(low if is_up else high for (low, high), is_up in zip(pairs, up, strict=True))
+    return _keys_from(thresholds, ~np.array(up), is_double)
 
 
-def _key_from(threshold: Fraction, included: bool, is_double: bool) -> int:
-    """The key of the smallest carrier number that is above the threshold, or at it if that is included."""
+def _keys_from(thresholds: Sequence[Fraction], included: npt.NDArray[np.bool_], is_double: bool) -> Integers:
+    """The key of the smallest carrier number that is above each threshold, or at it where that is included."""
     kind, integer = (np.float64, np.int64) if is_double else (np.float32, np.int32)
     with np.errstate(over="ignore"):
-        near = kind(float(threshold))
-    while _side(float(near), threshold) > 0:
-        near = np.nextafter(near, kind(-np.inf))
-    while (side := _side(float(near), threshold)) < 0 or (not side and not included):
-        near = np.nextafter(near, kind(np.inf))
-    if near == 0:
-        # Both zeros are one number: the key of -0 is the lower of the two.
-        return -1
-    bits = int(near.view(integer))
-    return bits if bits >= 0 else bits ^ int(np.iinfo(integer).max)
+        near = np.array([float(threshold) for threshold in thresholds]).astype(kind)
+    sides = np.array([_side(x, threshold) for x, threshold in zip(near.tolist(), thresholds, strict=True)])
+
+    def move(i: int, end: float) -> None:
+        near[i] = np.nextafter(near[i], kind(end))
+        sides[i] = _side(float(near[i]), thresholds[i])
+
+    for i in np.flatnonzero(sides > 0).tolist():
+        while sides[i] > 0:
+            move(i, -np.inf)
+    for i in np.flatnonzero((sides < 0) | ((sides == 0) & ~included)).tolist():
+        while sides[i] < 0 or (not sides[i] and not included[i]):
+            move(i, np.inf)
+    bits = near.view(integer).astype(np.int64)
+    keys = np.where(bits >= 0, bits, bits ^ int(np.iinfo(integer).max))
+    # Both zeros are one number: the key of -0 is the lower of the two.
+    return np.where(near == 0, -1, keys)
 
 
 def _side(x: float, threshold: Fraction) -> int:
-    """Of the sign of x - threshold."""
+    """The sign of x - threshold."""
     numerator, denominator = x.as_integer_ratio()
-    return numerator * threshold.denominator - threshold.numerator * denominator
+    difference = numerator * threshold.denominator - threshold.numerator * denominator
+    return (difference > 0) - (difference < 0)
 
 
+@cache
 def _widest_pair(f: GridFormat) -> int:
     """The bits from the finest bit of two neighbours to their leading one, at most: theirs, and their difference's."""
     widest = 0
