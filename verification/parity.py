@@ -81,10 +81,11 @@ def flushed(device: str) -> dict[str, int]:
     found = {}
     for dtype, integers, bits in ((torch.float32, torch.int32, 23), (torch.bfloat16, torch.int16, 7)):
         codes = torch.arange(1, 1 << bits, device=device).to(integers)
-        for name, (operation, right) in operations.items():
-            torch._dynamo.reset()
-            got = torch.compile(operation, dynamic=False)(codes.view(dtype)).view(integers)
-            found[f"{name} {str(dtype).removeprefix('torch.')}"] = int((got != right(codes)).sum())
+        torch._dynamo.reset()
+        every = torch.compile(lambda x: tuple(operation(x) for operation, _ in operations.values()), dynamic=False)
+        for (name, (_, right)), got in zip(operations.items(), every(codes.view(dtype)), strict=True):
+            lost = got.view(integers) != right(codes)
+            found[f"{name} {str(dtype).removeprefix('torch.')}"] = int(lost.sum())
     return found
 
 

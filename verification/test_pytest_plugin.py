@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -56,15 +57,35 @@ def test_chance_has_no_such_level(verify_quantizer):
 """
 
 
-def run(folder: Path, *options: str) -> str:
+# One process for all: each would import torch again.
+RUNS = {
+    "certificates": ["test_kernels.py", "--quantizer-certificates", "kept"],
+    "exhaustive": ["test_others.py", "--quantizer-level", "exhaustive"],
+    "conditional": ["test_kernels.py", "--quantizer-level", "conditional", "-k", "format_in_the_call"],
+}
+PROGRAM = """
+import json, sys, pytest
+for name, options in json.loads(sys.argv[1]).items():
+    print(f"BEGIN {name}")
+    pytest.main(["-p", "verification.pytest_plugin", "--strict-markers", "-rA", *options])
+"""
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The folder of the suite, and what each run of pytest in it said."""
+    folder = tmp_path_factory.mktemp("suite")
     (folder / "test_kernels.py").write_text(SUITE)
+    (folder / "test_others.py").write_text(OTHERS)
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "-p", "verification.pytest_plugin", "--strict-markers", "-rA", *options]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300).stdout
+    command = [sys.executable, "-c", PROGRAM, json.dumps(RUNS)]
+    said = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600).stdout
+    return folder, dict(part.split("\n", 1) for part in said.split("BEGIN ")[1:])
 
 
-def test_a_suite_judges_its_kernels(tmp_path: Path) -> None:
-    output = run(tmp_path, "--quantizer-certificates", "kept")
+def test_a_suite_judges_its_kernels(suite: tuple[Path, dict[str, str]]) -> None:
+    folder, outputs = suite
+    output = outputs["certificates"]
     assert "3 passed, 2 failed" in output.replace("2 failed, 3 passed", "3 passed, 2 failed"), output
     assert "PASSED test_kernels.py::test_casts[e4m3fn]" in output
     assert "PASSED test_kernels.py::test_casts[e5m2]" in output
@@ -73,20 +94,20 @@ def test_a_suite_judges_its_kernels(tmp_path: Path) -> None:
     assert "verify_quantizer needs a format" in output
     from verification import read_certificates
 
-    kept = sorted((tmp_path / "kept").glob("*.json"))
+    kept = sorted((folder / "kept").glob("*.json"))
     assert len(kept) == 4
     assert sum(report.passed for path in kept for report in read_certificates(path)) == 3
 
 
-def test_an_exhaustive_run_judges_what_has_no_such_level_at_the_conditional_one(tmp_path: Path) -> None:
-    (tmp_path / "test_others.py").write_text(OTHERS)
-    output = run(tmp_path, "--quantizer-level", "exhaustive", "-k", "has_no_such_level")
+def test_an_exhaustive_run_judges_what_has_no_such_level_at_the_conditional_one(
+    suite: tuple[Path, dict[str, str]],
+) -> None:
+    output = suite[1]["exhaustive"]
     assert "3 passed" in output, output
 
 
-def test_the_level_of_the_whole_run(tmp_path: Path) -> None:
-    output = run(tmp_path, "--quantizer-level", "conditional", "-k", "format_in_the_call")
-    assert "assert 'conditional' == 'quick'" in output
+def test_the_level_of_the_whole_run(suite: tuple[Path, dict[str, str]]) -> None:
+    assert "assert 'conditional' == 'quick'" in suite[1]["conditional"]
 
 
 def test_pytest_finds_it_where_exmy_is_installed() -> None:
