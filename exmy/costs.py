@@ -24,6 +24,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from exmy.groups import groups
@@ -178,11 +179,13 @@ def with_validation(tree: xr.DataTree) -> xr.Dataset:
 
 
 def _rows(runs: xr.Dataset, group: str, baseline: str) -> Iterator[Row]:
-    for rate in np.unique(runs["learning_rate"].values).tolist():
-        here = runs.isel(run=runs["learning_rate"].values == rate)
-        partners = _Losses.of(here, baseline)
-        for name in in_order(here["recipe"]):
-            yield _Losses.of(here, name).row(group, rate, name, None if name == baseline else partners)
+    rates, names = runs["learning_rate"].values, runs["recipe"].values.astype(str)
+    for rate in np.unique(rates).tolist():
+        here = rates == rate
+        partners = _Losses.of(runs, here & (names == baseline))
+        for name in dict.fromkeys(names[here].tolist()):
+            own = _Losses.of(runs, here & (names == name))
+            yield own.row(group, rate, name, None if name == baseline else partners)
 
 
 class _Losses(NamedTuple):
@@ -194,14 +197,17 @@ class _Losses(NamedTuple):
     training: dict[Key, float]
 
     @classmethod
-    def of(cls, here: xr.Dataset, recipe: str) -> _Losses:
-        runs = here.isel(run=here["recipe"].values.astype(str) == recipe)
-        same = [name for name in runs.coords if name not in OF_THE_RECIPE and runs[name].dims == ("run",)]
-        keys = list(zip(*(runs[name].values.tolist() for name in same), strict=True))
+    def of(cls, runs: xr.Dataset, chosen: npt.NDArray[np.bool_]) -> _Losses:
+        def own(name: Hashable) -> npt.NDArray[Any]:
+            return np.asarray(runs.variables[name].values[chosen])
+
+        same = [name for name in runs.coords if name not in OF_THE_RECIPE and runs.variables[name].dims == ("run",)]
+        keys = list(zip(*(own(name).tolist() for name in same), strict=True))
         columns = (
-            _names(runs), runs["diverged"].values.astype(bool).tolist(),
-            *(runs[name].values.astype(np.float64).tolist() for name in ("final_validation_loss", "final_loss")),
-        )  # fmt: skip
+            _names(own),
+            own("diverged").astype(bool).tolist(),
+            *(own(name).astype(np.float64).tolist() for name in ("final_validation_loss", "final_loss")),
+        )
         return cls(*(dict(zip(keys, column, strict=True)) for column in columns))
 
     def lost(self, key: Key) -> bool:
@@ -225,12 +231,12 @@ class _Losses(NamedTuple):
         )  # fmt: skip
 
 
-def _names(runs: xr.Dataset) -> list[str]:
-    """By the seed, or by both seeds where that does not tell the runs apart."""
-    seeds = runs["seed"].values.tolist()
+def _names(own: Callable[[str], npt.NDArray[Any]]) -> list[str]:
+    """By the seed, or by both seeds where that does not tell the runs apart; own: a coordinate of the runs, by its name."""
+    seeds = own("seed").tolist()
     if len(set(seeds)) == len(seeds):
         return [f"seed {seed}" for seed in seeds]
-    both = zip(runs["init_seed"].values.tolist(), runs["data_seed"].values.tolist(), strict=True)
+    both = zip(own("init_seed").tolist(), own("data_seed").tolist(), strict=True)
     return [f"init_seed {weights} data_seed {batches}" for weights, batches in both]
 
 

@@ -420,7 +420,9 @@ def test_a_claims_validation_loss_is_of_the_seeds_of_its_look(tmp_path: Path) ->
     rule = {"name": "X", "claim": "c", "source": "s", "study": "s", "recipe": "f", "baseline": "b", "statistic": "loss",
             "expect": "higher", "smallest_n": 8, "looks": [8]}  # fmt: skip
     (judged,) = judge(Claims.model_validate({"claims": [rule]}), lambda _: cube)
-    evidence: Any = SimpleNamespace(parts=[SimpleNamespace(where={}, runs=runs, grid=cube)])
+    evidence: Any = SimpleNamespace(
+        parts=[SimpleNamespace(where={}, runs=runs, names=runs["recipe"].values, grid=cube)]
+    )
     found = validation_of(judged, evidence)
     assert found is not None
     assert found.mean == pytest.approx(0.1)

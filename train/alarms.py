@@ -83,7 +83,8 @@ def of_its_runs(values: xr.DataArray, signal: xr.DataArray, what: str) -> xr.Dat
         absent = signal.get_index("run").difference(values.get_index("run"))
         if absent.size:
             raise ValueError(f"{what} says nothing of run {absent[0]!r}, which the signal has")
-        return values.sel(run=signal["run"].values)
+        same = values.get_index("run").equals(signal.get_index("run"))
+        return values if same else values.sel(run=signal["run"].values)
     if values.sizes["run"] != signal.sizes["run"]:
         raise ValueError(
             f"{what} is of {values.sizes['run']} runs, the signal of {signal.sizes['run']}: label both with a coordinate run"

@@ -40,7 +40,8 @@ class Concordance:
     def auroc(self, weights: npt.ArrayLike | None = None) -> Floats:
         """Wins over pairs, with seeds so often as weights [..., seeds] say; NaN without a pair."""
         each = np.ones(self.wins.shape[0]) if weights is None else np.asarray(weights, np.float64)
-        wins, pairs = (np.einsum("...s,st,...t->...", each, of, each) for of in (self.wins, self.pairs))
+        # Halves and counts: whatever the order they are added in, these sums are exact.
+        wins, pairs = (((each @ of) * each).sum(axis=-1) for of in (self.wins, self.pairs))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(wins / pairs, np.float64)
 

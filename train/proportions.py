@@ -102,9 +102,12 @@ def pairs_of(first: xr.DataArray, second: xr.DataArray) -> Pairs:
     for array in (first, second):
         if array.ndim != 1 or array.get_index(array.dims[0]).has_duplicates:
             raise ValueError("pairs are made by label: each array needs one dimension, whose labels are all different")
-    ours, theirs = xr.align(first.astype(np.float64), second.astype(np.float64), join="inner")
-    known = ours.notnull().values & theirs.notnull().values
-    x, y = ours.values[known] != 0, theirs.values[known] != 0
+    here, there = (of.get_index(of.dims[0]) for of in (first, second))
+    if first.dims != second.dims or not here.equals(there):
+        first, second = xr.align(first, second, join="inner")
+    ours, theirs = (of.values.astype(np.float64) for of in (first, second))
+    known = ~np.isnan(ours) & ~np.isnan(theirs)
+    x, y = ours[known] != 0, theirs[known] != 0
     return Pairs(*(int(found.sum()) for found in (x & y, x & ~y, ~x & y, ~x & ~y)))
 
 

@@ -129,7 +129,7 @@ def trained_loss(grid: xr.Dataset) -> xr.DataArray:
 def by_rate(grid: xr.Dataset, recipe: str) -> tuple[Floats, Floats]:
     """A recipe's `trained_loss` and diverged, both [rate, seed], in the order of the grid's rates and seeds."""
     place = grid["recipe"].values.tolist().index(recipe)
-    loss, diverged = (grid[name].transpose(*DIMS).values[place] for name in ("final_loss", "diverged"))
+    loss, diverged = (grid.variables[name].transpose(*DIMS).values[place] for name in ("final_loss", "diverged"))
     return np.where((diverged == 0) & np.isfinite(loss), loss, np.nan), diverged
 
 

@@ -86,7 +86,7 @@ def _varied(evidence: Evidence) -> str:
 
 def _seeds(evidence: Evidence) -> str:
     counts = [
-        len(set(part.runs.isel(run=part.runs["recipe"].values.astype(str) == recipe)["seed"].values.tolist()))
+        len(set(part.runs["seed"].values[part.names == recipe].tolist()))
         for part in evidence.parts
         for recipe in part.recipes
     ]

@@ -55,7 +55,7 @@ class Drawing:
 
         drawn = io.BytesIO()
         with matplotlib.rc_context(SMALL):
-            self.draw().savefig(drawn, format="png")
+            self.draw().savefig(drawn, format="png", pil_kwargs={"compress_level": 0})  # for nobody but the next line
         with Image.open(drawn) as image:
             few = image.convert("RGB").quantize(COLOURS_OF_A_FILE, dither=Image.Dither.NONE)
         few.save(path, format="PNG", optimize=True)

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from exmy.findings.canvas import GREY, Drawing, legend_below, ordered_styles, plain, sheet
 from exmy.findings.numbers import by_definition
+from exmy.findings.once import once
 from exmy.findings.studies import Evidence, Part, departures
 from exmy.findings.tables import at_rate, rate_words
 
@@ -38,7 +39,7 @@ class Collapse(NamedTuple):
 
 def smoothed(evidence: Evidence, part: Part, recipe: str, rate: float) -> xr.DataArray | None:
     """Training losses of a recipe's runs at one rate, (run, step), means of kept steps; None where these are fewer."""
-    own = (part.runs["recipe"].values.astype(str) == recipe) & (part.runs["learning_rate"].values == rate)
+    own = (part.names == recipe) & (part.runs["learning_rate"].values == rate)
     if not own.any():
         return None
     loss = evidence.tree["history"].to_dataset()["train_loss"].sel(run=part.runs["run"].values[own])
@@ -68,14 +69,14 @@ def collapses(evidence: Evidence, part: Part, recipe: str, rate: float) -> Colla
     )  # fmt: skip
 
 
-def lost_again(evidence: Evidence) -> Iterator[tuple[Part, float, str, Collapse]]:
+@once
+def lost_again(evidence: Evidence) -> tuple[tuple[Part, float, str, Collapse], ...]:
     """Where most runs of a recipe did: the part, the rate, the recipe, and how."""
-    for part in evidence.parts:
-        for rate in part.rates:
-            for recipe in part.recipes:
-                found = collapses(evidence, part, recipe, rate)
-                if found and 2 * found.back > found.runs:
-                    yield part, rate, recipe, found
+    each = (
+        (part, rate, recipe, collapses(evidence, part, recipe, rate))
+        for part in evidence.parts for rate in part.rates for recipe in part.recipes
+    )  # fmt: skip
+    return tuple((part, rate, name, of) for part, rate, name, of in each if of and 2 * of.back > of.runs)
 
 
 def collapse_drawing(evidence: Evidence) -> Iterator[Drawing]:

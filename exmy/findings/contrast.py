@@ -20,7 +20,7 @@ Losses = Mapping[int, float]
 def by_seed(part: Part, recipe: str, rate: float, variable: str = TRAINING) -> Losses:
     """A cell's finite values by seed, rising."""
     runs = part.runs
-    chosen = (runs["recipe"].values.astype(str) == recipe) & np.isclose(runs["learning_rate"].values, rate)
+    chosen = (part.names == recipe) & np.isclose(runs["learning_rate"].values, rate)
     pairs = zip(runs["seed"].values[chosen].tolist(), runs[variable].values[chosen].astype(float).tolist(), strict=True)
     return {seed: value for seed, value in sorted(pairs) if math.isfinite(value)}
 
@@ -114,7 +114,7 @@ def neighbours(parts: Sequence[Part], axis: str) -> Iterator[tuple[Part, Part]]:
 def failed(part: Part, recipe: str, rate: float) -> tuple[int, int]:
     """Runs of a cell that diverged by the study's definition, of how many."""
     runs = part.runs
-    own = (runs["recipe"].values.astype(str) == recipe) & np.isclose(runs["learning_rate"].values, rate)
+    own = (part.names == recipe) & np.isclose(runs["learning_rate"].values, rate)
     return int(runs["diverged"].values[own].sum()), int(own.sum())
 
 

@@ -75,7 +75,7 @@ def _same_range(evidence: Evidence) -> Iterator[str]:
                     (f"`{name}` at {of.label}", found, int(of.runs["diverged"].values[own].sum()), int(own.sum()))
                     for of, name in ((part, recipe), (other_part, other))
                     if (found := gradient_flushed(evidence, of, name, reference(evidence, of))) is not None
-                    for own in [of.runs["recipe"].values.astype(str) == name]
+                    for own in [of.names == name]
                 ]
                 if len(two) == 2:
                     (a, x, k, n), (b, y, k_2, n_2) = two
@@ -99,7 +99,7 @@ def of_signals(evidence: Evidence) -> Iterator[str]:
         rate = reference(evidence, part)
         for recipe in part.recipes:
             found = gradient_flushed(evidence, part, recipe, rate)
-            own = (part.runs["recipe"].values.astype(str) == recipe) & (part.runs["learning_rate"].values == rate)
+            own = (part.names == recipe) & (part.runs["learning_rate"].values == rate)
             k, n = int(part.runs["diverged"].values[own].sum()), int(own.sum())
             if found is None or not found.head + found.most > 0:
                 continue

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from exmy.findings.once import once
 from exmy.findings.studies import Evidence, Numerics, Part
 from train.bisect import edge
 from train.optimum import loss_penalty
@@ -67,7 +68,7 @@ def spread(values: Floats) -> Spread:
 def losses(part: Part, recipe: str, rate: float | None = None) -> Floats:
     """Final validation losses of a recipe's runs, at one rate or at all; NaN and infinities as they are."""
     runs = part.runs
-    chosen = runs["recipe"].values.astype(str) == recipe
+    chosen = part.names == recipe
     if rate is not None:
         chosen &= runs["learning_rate"].values == rate
     return np.asarray(runs["final_validation_loss"].values[chosen], np.float64)
@@ -75,16 +76,18 @@ def losses(part: Part, recipe: str, rate: float | None = None) -> Floats:
 
 def curve(part: Part, recipe: str) -> tuple[Floats, list[Spread]]:
     """The rates at which a recipe has runs, and its losses there."""
-    own = part.runs["recipe"].values.astype(str) == recipe
+    own = part.names == recipe
     rates = np.unique(part.runs["learning_rate"].values[own].astype(np.float64))
     return rates, [spread(losses(part, recipe, rate)) for rate in rates]
 
 
+@once
 def reference(evidence: Evidence, part: Part) -> float:
     """The learning rate that is best for the baseline; NaN where it has none."""
     return reference_rate(part.grid, evidence.baseline) if evidence.baseline in part.recipes else math.nan
 
 
+@once
 def shares(part: Part) -> xr.Dataset:
     """Runs, diverged runs and exact intervals by recipe and learning rate."""
     return stability_table(part.runs)
@@ -92,15 +95,16 @@ def shares(part: Part) -> xr.Dataset:
 
 def by_definition(part: Part, recipe: str) -> dict[str, tuple[int, int]]:
     """How many runs of a recipe each definition counts as diverged, of how many."""
-    own = part.runs.isel(run=part.runs["recipe"].values.astype(str) == recipe)
-    return {name: (int(own[name].sum()), own.sizes["run"]) for name in DEFINITIONS}
+    own = part.names == recipe
+    return {name: (int(part.runs.variables[name][own].sum()), int(own.sum())) for name in DEFINITIONS}
 
 
 def verdict_row(found: xr.Dataset | str, recipe: str) -> dict[str, Any]:
     """A recipe's numbers of a verdict; empty where there is none."""
     if isinstance(found, str) or recipe not in found["recipe"].values:
         return {}
-    return {str(name): of.item() for name, of in found.sel(recipe=recipe).data_vars.items()}
+    place = found["recipe"].values.tolist().index(recipe)
+    return {str(name): of.values[place : place + 1].item() for name, of in found.data_vars.items()}
 
 
 def number(row: Mapping[str, Any], name: str) -> Number:
@@ -116,15 +120,16 @@ def edges_of(part: Part, recipe: str) -> Edges:
     """The largest rate at which at most `ALLOWED` of the runs diverged, without one below it, from the lowest such rate up, at
     which more did.
     """
-    table = shares(part).sel(recipe=recipe)
-    tried = table.isel(learning_rate=table["n"].values > 0)
-    rates = tried["learning_rate"].values
-    found = edge({i: bool(rate <= ALLOWED) for i, rate in enumerate(tried["rate"].values.tolist())})
+    table = shares(part)
+    place = table["recipe"].values.tolist().index(recipe)
+    k, n, rate = (table[name].values[place] for name in ("k", "n", "rate"))
+    rates, k, n, rate = (of[n > 0] for of in (table["learning_rate"].values, k, n, rate))
+    found = edge({i: bool(of <= ALLOWED) for i, of in enumerate(rate.tolist())})
 
     def at(place: int | None) -> tuple[float, str]:
         if place is None:
             return math.nan, ""
-        return float(rates[place]), f"{int(tried['k'][place])}/{int(tried['n'][place])}"
+        return float(rates[place]), f"{int(k[place])}/{int(n[place])}"
 
     return Edges(*at(found.largest), *at(found.unstable))
 
@@ -154,7 +159,7 @@ def signal_share(evidence: Evidence, part: Part, recipe: str, which: str, role: 
     Not the mean over layers: below one whose gradient is flushed altogether all is zero, and of nothing nothing is flushed.
     """
     runs = part.runs
-    chosen = runs["recipe"].values.astype(str) == recipe
+    chosen = part.names == recipe
     if math.isfinite(rate):
         chosen &= runs["learning_rate"].values == rate
     values = evidence.tree["signals"].to_dataset()[which].sel(run=runs["run"].values[chosen], role=role)
@@ -179,15 +184,14 @@ class Endings(NamedTuple):
 
 def endings(part: Part, recipe: str) -> Endings:
     """Of all learning rates. What is neither of the three ended below the entropy, and diverged by another definition."""
-    own = part.runs.isel(
-        run=(part.runs["recipe"].values.astype(str) == recipe) & part.runs["diverged"].values.astype(bool)
+    own = (part.names == recipe) & part.runs["diverged"].values.astype(bool)
+    final, entropy, steps = (
+        part.runs[name].values[own].astype(np.float64) for name in ("final_loss", "unigram_entropy", "diverged_step")
     )
-    final, entropy = (own[name].values.astype(np.float64) for name in ("final_loss", "unigram_entropy"))
     margin = float(part.runs.attrs.get("progress_margin", 0.1))
     finite = np.isfinite(final)
     collapsed = finite & (np.abs(final - entropy) <= margin)
-    steps = own["diverged_step"].values.astype(np.float64)
     return Endings(
-        own.sizes["run"], int((~finite).sum()), int(collapsed.sum()), int((finite & (final > entropy + margin)).sum()),
+        int(own.sum()), int((~finite).sum()), int(collapsed.sum()), int((finite & (final > entropy + margin)).sum()),
         float(np.median(steps)) if steps.size else math.nan,
     )  # fmt: skip

@@ -107,7 +107,7 @@ def seed_losses(evidence: Evidence) -> Figure:
     panel.xaxis.set_major_locator(MaxNLocator(FEW_TICKS))
     for y, ((_, part, recipe, rate), values) in enumerate(zip(rows, each, strict=True)):
         style = looks[recipe]
-        own = (part.runs["recipe"].values.astype(str) == recipe) & (part.runs["learning_rate"].values == rate)
+        own = (part.names == recipe) & (part.runs["learning_rate"].values == rate)
         diverged = part.runs["diverged"].values[own].astype(bool)
         inside = np.isfinite(values) & (values <= high)
         heights = y + 0.27 * _aside(values[inside])

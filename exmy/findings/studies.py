@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from exmy.costs import Comparison, compare, with_validation
@@ -124,12 +125,17 @@ class Part:
         """The runs as a cube, see `seed_grid`."""
         return seed_grid(self.runs)
 
-    @property
+    @cached_property
+    def names(self) -> npt.NDArray[np.str_]:
+        """Each run's recipe, [runs]."""
+        return self.runs["recipe"].values.astype(str)
+
+    @cached_property
     def recipes(self) -> list[str]:
         """In the order of their first runs."""
         return in_order(self.runs["recipe"])
 
-    @property
+    @cached_property
     def rates(self) -> list[float]:
         """Learning rates, rising."""
         return [float(rate) for rate in np.unique(self.runs["learning_rate"].values)]
@@ -139,7 +145,7 @@ class Part:
         """Any run: what all of them share."""
         return next(iter(self.of.values()))
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Of a model of this part."""
         return shape_of(self.sample.model).size
@@ -149,7 +155,7 @@ class Part:
         return numerics_of(self.of[recipe].recipe)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """A study that is there, with at least one finished run. runs: the finished ones, by identity."""
 

@@ -39,7 +39,7 @@ def came(studies: Available, study: str) -> str:
 
 def counts(part: Part, recipe: str, rate: float | None = None) -> tuple[int, int]:
     """Runs diverged, of how many; at one rate or at all."""
-    own = part.runs["recipe"].values.astype(str) == recipe
+    own = part.names == recipe
     if rate is not None:
         own &= part.runs["learning_rate"].values == rate
     return int(part.runs["diverged"].values[own].sum()), int(own.sum())

@@ -28,6 +28,7 @@ from exmy.findings.numbers import (
     spread,
     verdict_row,
 )
+from exmy.findings.once import once
 from exmy.findings.studies import Evidence, Part, departures, power, sizes_apart
 from train.proportions import clopper_pearson_interval
 from train.window import ALLOWED
@@ -91,6 +92,7 @@ def definitions(part: Part, recipe: str) -> str:
     return " · ".join(str(k) for k, _ in found.values()) + f" of {next(iter(found.values()))[1]}"
 
 
+@once
 def at_rate(part: Part, rate: float) -> Part:
     """The part's runs at one learning rate."""
     return Part(part.label, part.where, part.runs.isel(run=part.runs["learning_rate"].values == rate), part.of)
@@ -152,14 +154,14 @@ def seed_table(evidence: Evidence, part: Part, rate: float) -> Iterator[str]:
     )
     here = at_rate(part, rate)
     for recipe in in_table_order(evidence, here):
-        own = here.runs.isel(run=here.runs["recipe"].values.astype(str) == recipe)
+        own = here.runs["diverged"][here.names == recipe]
         row, base = verdict_row(of, recipe), recipe == evidence.baseline
         median = spread(losses(part, recipe, rate)).median
         alone = f"{int(row['only_recipe'])} / {int(row['only_baseline'])}" if row else NONE
         yield line(
             [
                 named(evidence, recipe),
-                share(int(own["diverged"].sum()), own.sizes["run"]),
+                share(int(own.sum()), own.sizes["run"]),
                 definitions(here, recipe),
                 "baseline" if base else alone,
                 "" if base else p_value(row.get("p_differ_holm", math.nan)),
