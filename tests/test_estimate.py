@@ -15,9 +15,10 @@ from exmy.sweep import _size
 from tests.small import make_program
 from train import plan as planning
 from train.estimate import Estimate, Rates, estimate, measured_rates, step_seconds, total
+from train.pack_file import PackFile
 from train.plan import PlannedPack, plan
 from train.program import Probe
-from train.store import read_packs
+from train.store import pack_files
 from train.study import Study, StudyError
 from train.study_file import read_study
 
@@ -41,11 +42,11 @@ def test_packs_on_an_h100_took_what_is_estimated(name: str, monkeypatch: pytest.
         frozenset(run.identity for run in p.runs): p for p in planned(read_study(folder / "study.toml"), monkeypatch)
     }
     compared = 0
-    for tree in read_packs(folder):
-        pack = packs.get(frozenset(map(str, tree["history"].to_dataset()["run"].values)))
+    for file in map(PackFile, pack_files(folder)):
+        pack = packs.get(frozenset(file.runs))
         if pack is not None:
-            took = tree.attrs["seconds"] - tree.attrs["seconds_first_step"]
-            assert 0.5 < estimate(pack, "cuda", H100).seconds / took < 2, tree.attrs["recipes"]
+            took = file.attrs["seconds"] - file.attrs["seconds_first_step"]
+            assert 0.5 < estimate(pack, "cuda", H100).seconds / took < 2, file.attrs["recipes"]
             compared += 1
     assert compared >= 4
 

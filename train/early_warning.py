@@ -62,10 +62,11 @@ def concordance(rows: Rows) -> Concordance:
 def informative(rows: Rows) -> Iterator[npt.NDArray[np.int64]]:
     """The rows of each stratum that has positive and negative ones."""
     order = np.argsort(rows.stratum, kind="stable")
-    edges = np.flatnonzero(np.diff(rows.stratum[order])) + 1
-    for of in np.split(order, edges):
-        if of.size and 0 < rows.positive[of].sum() < of.size:
-            yield of
+    edges = [0, *(np.flatnonzero(np.diff(rows.stratum[order])) + 1).tolist(), order.size]
+    positives = np.concatenate([[0], rows.positive[order].cumsum()])[edges]
+    for start, end, of in zip(edges[:-1], edges[1:], np.diff(positives).tolist(), strict=True):
+        if 0 < of < end - start:
+            yield order[start:end]
 
 
 def average_precision(rows: Rows, weights: npt.ArrayLike | None = None) -> Floats:
