@@ -48,12 +48,11 @@ survive: $(READY)
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_study -max_total_time=300 $(ARGS)
 
-# All FP32 inputs of six formats, then every test of verification, the longer proofs among them; then statistics on synthetic
-# studies, and test vectors of all FP16 inputs.
+# All FP32 inputs of six formats, then every test of verification, the longer proofs among them; then those of the other tests.
 verify: $(READY)
 	$(BIN)/python -m verification.every_input
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest verification -m "proof or not proof" -n $(JOBS) $(ARGS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_synthetic_studies.py tests/test_datasheets.py -m proof -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m proof -n $(JOBS) $(ARGS)
 
 verify-gpu: $(READY)
 	$(BIN)/python -m verification.on_gpu $(ARGS)

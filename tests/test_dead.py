@@ -35,7 +35,10 @@ RECIPES = {
     ),
     "switched": RecipeTable(base="e4m3", before="native-bf16", until=12),
 }  # fmt: skip
-NAMES = ["native-bf16", "e4m3", "nvfp4", "mxfp8", "ms-amp-o2", *RECIPES]
+NAMES = [
+    "native-bf16", "e4m3", "delayed", "switched",
+    *(pytest.param(name, marks=pytest.mark.proof) for name in ("nvfp4", "mxfp8", "ms-amp-o2", "narrow")),
+]  # fmt: skip
 
 
 def setting(
