@@ -85,5 +85,11 @@ def _program(function: Callable[..., Tensor], arguments: list[Tensor], how: How)
     module = make_fx(function)(*arguments)
     module.graph.eliminate_dead_code()
     module.recompile()
-    program: Callable[..., Tensor] = torch.compile(module, fullgraph=True) if how == "compiled" else module
+    if how != "compiled":
+        return module
+    # The compiler hears of PyTorch's switch by this call alone, and may not have been imported when it was turned.
+    torch.use_deterministic_algorithms(
+        torch.are_deterministic_algorithms_enabled(), warn_only=torch.is_deterministic_algorithms_warn_only_enabled()
+    )
+    program: Callable[..., Tensor] = torch.compile(module, fullgraph=True)
     return program

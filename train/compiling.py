@@ -28,6 +28,7 @@ from torch import Tensor
 from formats import quantize
 from train.cache import cache_folder
 from train.collection import no_collection
+from train.determinism import tell_compiler
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,12 @@ def compiles_steps(device_type: str) -> bool:
 
 
 def warm_up(device_type: str) -> None:
-    """Import what a first step would wait for: the compiler where steps are compiled; elsewhere what PyTorch asks for before it
-    is deterministic. The GPU's memory is left alone: how much is free decides the plan.
+    """Import what a first step would wait for: the compiler where steps are compiled, and elsewhere nothing. The GPU's memory is
+    left alone: how much is free decides the plan.
     """
-    with no_collection():  # what is imported stays
-        importlib.import_module("torch._inductor.compile_fx" if device_type == "cuda" else "torch._inductor.config")
+    if device_type == "cuda":
+        with no_collection():  # what is imported stays
+            importlib.import_module("torch._inductor.compile_fx")
 
 
 def compiler(dynamic: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -148,4 +150,5 @@ def compiled_quantizer(x: Tensor, parameters: Any, rounding: str) -> Tensor:
 @functools.cache
 def _program(rounding: str) -> Callable[..., Tensor]:
     """A program a rounding: its name must be a constant to the compiler, which an argument of the outermost function is not."""
+    tell_compiler()
     return torch.compile(lambda x, parameters: quantize(x, parameters, rounding), dynamic=True, fullgraph=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +39,7 @@ def deterministic(tf32: bool) -> Iterator[None]:
         matmul.allow_fp16_reduced_precision_reduction,
         torch.backends.cuda.cudnn_sdp_enabled(),
     )
-    torch.use_deterministic_algorithms(True)
+    _switch(on=True)
     _filling.fill_uninitialized_memory = False
     matmul.allow_tf32 = tf32
     matmul.allow_bf16_reduced_precision_reduction = False
@@ -47,9 +48,27 @@ def deterministic(tf32: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        _switch(*before[:2])
         _filling.fill_uninitialized_memory = before[2]
         matmul.allow_tf32 = before[3]
         matmul.allow_bf16_reduced_precision_reduction = before[4]
         matmul.allow_fp16_reduced_precision_reduction = before[5]
         torch.backends.cuda.enable_cudnn_sdp(before[6])
+
+
+def _switch(on: bool, warn_only: bool = False) -> None:
+    """`torch.use_deterministic_algorithms`, which imports the compiler to tell it too: 3 s of a process that may compile nothing.
+
+    Where the compiler is not there yet, `tell_compiler` tells it when it comes.
+    """
+    if torch.cuda.is_available() or "torch._inductor.config" in sys.modules:
+        torch.use_deterministic_algorithms(on, warn_only=warn_only)
+    else:
+        torch.set_deterministic_debug_mode(("warn" if warn_only else "error") if on else "default")
+
+
+def tell_compiler() -> None:
+    """What the switches said before the compiler was imported; for whoever is about to compile."""
+    torch.use_deterministic_algorithms(
+        torch.are_deterministic_algorithms_enabled(), warn_only=torch.is_deterministic_algorithms_warn_only_enabled()
+    )
