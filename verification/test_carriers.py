@@ -1,10 +1,13 @@
 """BF16 and FP16 tensors: all 65,536 inputs, and which dtypes are refused."""
 
+from fractions import Fraction
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from formats import ElementFormat, float_format, format_parameters, list_formats, quantize
+from formats import ElementFormat, GridFormat, float_format, format_parameters, list_formats, quantize
 from formats.rounding import DETERMINISTIC
 from verification import verify
 from verification.elements import find_wrong
@@ -81,6 +84,16 @@ def test_a_dtype_fits_exactly_if_casting_loses_nothing() -> None:
             else:
                 with pytest.raises(ValueError, match=f"{name}|{f.canonical_name} does not fit {str(dtype)[6:]}"):
                     quantize(torch.zeros(1, dtype=dtype), f)
+
+
+@pytest.mark.parametrize("name", ["e4m3fn", "e3m2-nosub", "e3m0f", "e8m0fnu", "binary6p3ue", "binary8p4sf"])
+def test_a_format_holds_a_list_exactly_if_it_has_every_number_of_it(name: str) -> None:
+    """Its own, those halfway between them, half the smallest, twice the largest, a negative one, a third of one, and 2^emin."""
+    f = float_format(name)
+    own = [Fraction(float(v)) for v in f.grid()]
+    others = [*((a + b) / 2 for a, b in pairwise(own)), min(map(abs, filter(None, own))) / 2, 2 * own[-1], -own[-1]]
+    for number in [*own, *others, own[-1] / 3, Fraction(2) ** f.emin]:  # which is no value of e3m2-nosub
+        assert f.holds(GridFormat("few", tuple(sorted({number, *own[-2:]})))) == (number in own), number
 
 
 @pytest.mark.parametrize(
