@@ -128,17 +128,15 @@ def test_pychops_ties_away_go_toward_zero_below_zero() -> None:
     assert one("pychop", "e5m2", -1.125, claimed="nearest_away") == -1.0
 
 
-@pytest.mark.parametrize("name", ["gfloat", pytest.param("qtorch", marks=pytest.mark.proof)])
-def test_qtorchs_ties_go_away_from_zero(name: str) -> None:
-    """It calls that "nearest"; a convention, and named, so that what is left is what it does below its smallest value.
+def test_gfloats_ties_go_away_from_zero_where_that_is_asked_for() -> None:
+    report = judged("gfloat", "e5m2", claimed="nearest_away")
+    assert report.rounding == report.conventions["rounding"] == "nearest_away"
+    assert report.passed
 
-    A proof, since it compiles itself for a minute where it is first imported; in CI gfloat, asked for the same, does it right.
-    """
-    if name == "gfloat":
-        right = judged(name, "e5m2", claimed="nearest_away")
-        assert right.rounding == right.conventions["rounding"] == "nearest_away"
-        assert right.passed
-        return
+
+@pytest.mark.proof  # it compiles itself for a minute where it is first imported
+def test_qtorchs_ties_go_away_from_zero() -> None:
+    """It calls that "nearest"; a convention, and named, so that what is left is what it does below its smallest value."""
     report = judged("qtorch", "e5m2f")
     assert report.rounding == report.conventions["rounding"] == "nearest_away"
     assert report.law("ties").verdict == "pass"

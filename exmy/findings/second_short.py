@@ -219,8 +219,7 @@ def _too_few_seeds(evidence: Evidence, rates: Rates) -> Iterator[str]:
     for rate, row in itertools.product(rates, rows):
         if math.isclose(row.learning_rate, rate):
             costs.setdefault(row.recipe, []).append(row.validation.difference.mean)
-            k, n = failed(evidence.parts[0], row.recipe, rate)
-            fails.setdefault(row.recipe, []).append(f"{k}/{n}")
+            fails.setdefault(row.recipe, []).append(f"{len(row.diverged)}/{len(row.runs)}")
     pairs = max(len(row.validation.differences) for row in rows)
     each = "; ".join(
         f"`{recipe}` {', '.join(map(signed, costs[recipe]))} ({', '.join(fails[recipe])} failed)"
